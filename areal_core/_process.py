@@ -1,0 +1,53 @@
+"""Which process this is, and what a forked child must leave alone.
+
+A child inherits the parent's event loops without the threads that ran them, and shares their epoll
+instance. Closing such a loop in the child, or letting the garbage collector close it, removes the
+parent's sockets from that epoll: the parent then hangs. So the child pins every loop that was
+shielded, for good, and whatever recorded `home()` before the fork can tell that it is abroad.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import weakref
+from collections.abc import Callable
+
+_home = object()
+_shielded: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
+def home() -> object:
+    """Return the token of this process; a forked child has another one, compared by identity."""
+    return _home
+
+
+def shield(loop: asyncio.AbstractEventLoop) -> None:
+    """Have forked children pin *loop*, and with it all that is reachable from it. Keeps it not alive."""
+    _shielded.add(loop)
+
+
+def call_in_child(callback: Callable[[], None]) -> None:
+    """Run *callback* in every forked child, where the platform can fork."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=callback)
+
+
+def _arrive_in_child() -> None:
+    global _home
+    _home = object()
+    inherited = list(_shielded)
+    if inherited:
+        _pin(inherited)
+    _shielded.clear()
+
+
+def _pin(inherited: object) -> None:
+    """Keep *inherited* alive to the very end of the process, interpreter finalization included."""
+    import ctypes  # 10 ms, and only in a child that has something to pin
+
+    # A reference held by a module would be dropped at finalization, and the loop closed after all.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+
+
+call_in_child(_arrive_in_child)
