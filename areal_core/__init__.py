@@ -1,0 +1,56 @@
+"""Run thousands of coroutines over HTTP from synchronous code.
+
+The names below are imported from their modules on first use, so that ``import areal_core`` costs
+nothing: no aiohttp, httpx or uvloop before something needs them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from areal_core.errors import (
+    ArealError,
+    RunnerDiedError,
+    RunnerStoppedError,
+    TaskQueueFullError,
+    UnknownTaskError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArealError",
+    "AsyncTaskRunner",
+    "RunnerDiedError",
+    "RunnerStoppedError",
+    "TaskQueueFullError",
+    "TimedResult",
+    "UnknownTaskError",
+    "register_loop_cleanup",
+    "unregister_loop_cleanup",
+    "workflow_context",
+]
+
+if TYPE_CHECKING:
+    from areal_core import workflow_context
+    from areal_core.async_task_runner import AsyncTaskRunner, TimedResult
+    from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
+else:  # a type checker that saw __getattr__ would let every misspelt name pass
+    _module_of = {
+        "AsyncTaskRunner": "async_task_runner",
+        "TimedResult": "async_task_runner",
+        "register_loop_cleanup": "loop_cleanup",
+        "unregister_loop_cleanup": "loop_cleanup",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name == "workflow_context":
+            return import_module("areal_core.workflow_context")
+        if name not in _module_of:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_module_of[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(globals() | dict.fromkeys(__all__))

@@ -1,0 +1,127 @@
+"""Fixtures for all tests. Each closes what it made; none imports the library before a test needs it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import pytest
+from children import Children, RunScript, StartScript
+from hypothesis import settings
+from logged import LogLines, LogLinesHandler
+
+if TYPE_CHECKING:
+    from areal_core.async_task_runner import AsyncTaskRunner
+
+LOOPS = ("asyncio", "uvloop")
+
+# The same examples in every run: a failure is a change in the code. New ones are searched for with
+# `pytest --hypothesis-profile=search`. No deadline per example: the machine may be busy.
+settings.register_profile("repeat", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("search", deadline=None, print_blob=True, max_examples=2_000)
+settings.load_profile("repeat")
+
+
+class MakeRunner(Protocol):
+    """The type of fixture ``make_runner``."""
+
+    def __call__(
+        self, max_queue_size: int = 100, *, logger: Any = None, leave: bool = False, **options: Any
+    ) -> AsyncTaskRunner[Any]: ...
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--loop", choices=[*LOOPS, "both"], default="both", help="the event loops to test on")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run each test that needs a loop once per chosen loop."""
+    if "loop_name" not in metafunc.fixturenames:
+        return
+    chosen = metafunc.config.getoption("loop")
+    loops = LOOPS if chosen == "both" else (chosen,)
+    if metafunc.definition.get_closest_marker("any_loop"):
+        loops = loops[:1]
+    metafunc.parametrize("loop_name", loops)
+
+
+@pytest.fixture
+def loop_factory(loop_name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes a new event loop: asyncio's, then uvloop's."""
+    module = importlib.import_module(loop_name)
+    return cast(Callable[[], asyncio.AbstractEventLoop], module.new_event_loop)
+
+
+@pytest.fixture
+def make_runner(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[MakeRunner]:
+    """Make initialized runners on *loop_factory*, destroy them all, and see that no thread is left.
+
+    ``leave=True`` is for a test whose runner cannot end its thread: nothing is looked for then.
+    """
+    before = set(threading.enumerate())
+    leaving = False
+    with ExitStack() as made:
+
+        def make(
+            max_queue_size: int = 100, *, logger: Any = None, leave: bool = False, **options: Any
+        ) -> AsyncTaskRunner[Any]:
+            from areal_core.async_task_runner import AsyncTaskRunner
+
+            nonlocal leaving
+            leaving = leaving or leave
+            runner = AsyncTaskRunner[Any](max_queue_size, **{"loop_factory": loop_factory, **options})
+            made.callback(runner.destroy, timeout=0.5 if leave else 10.0)
+            runner.initialize(logger)
+            return runner
+
+        yield make
+    if not leaving:
+        left = [thread for thread in threading.enumerate() if thread not in before]
+        if left:
+            pytest.fail("threads left alive:\n" + "\n".join(map(_where, left)))
+
+
+def _where(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    return f"{thread!r}\n{''.join(traceback.format_stack(frame)) if frame else ''}"
+
+
+@pytest.fixture
+def _children(tmp_path: Path, loop_name: str) -> Iterator[Children]:
+    children = Children(tmp_path, loop_name)
+    yield children
+    children.close()
+
+
+@pytest.fixture
+def run_script(_children: Children) -> RunScript:
+    """Run a script as a child process, under ``-X dev -W error``, to its end."""
+    return _children.run
+
+
+@pytest.fixture
+def start_script(_children: Children) -> StartScript:
+    """Start a script as a child process, to talk with while it runs."""
+    return _children.start
+
+
+@pytest.fixture
+def log_lines() -> Iterator[LogLines]:
+    """Collect what the library logs, debug lines included."""
+    logger = logging.getLogger("areal_core")
+    lines = LogLines()
+    handler = LogLinesHandler(lines)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    yield lines
+    logger.setLevel(level)
+    logger.removeHandler(handler)
