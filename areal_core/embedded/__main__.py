@@ -1,0 +1,37 @@
+"""The command ``python -m areal_core.embedded``."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from ._options import ServerOptions, parse
+from ._signals import StopSignals
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command with the arguments *argv* (None: this process's); return its exit status."""
+    signals = StopSignals()
+    options, parent = parse(argv)
+    try:
+        listener = _listen(options)
+    except OSError as error:
+        print(f"cannot listen on {options.host}, port {options.port}: {error}", file=sys.stderr)
+        return 1
+    with listener:
+        from ._serve import run  # aiohttp: only now, when the address is ours
+
+        run(options, listener, signals, parent)
+    signals.ignore()
+    return 0
+
+
+def _listen(options: ServerOptions) -> socket.socket:
+    """Return a socket bound to the first address the host has; port 0 would differ from one to the next."""
+    found = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = found[0]
+    return socket.create_server(address[:2], family=family)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

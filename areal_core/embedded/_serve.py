@@ -1,0 +1,82 @@
+"""Serve until told to stop: the part of the command that needs the event loop and aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import socket
+import sys
+from collections.abc import Callable
+
+from aiohttp import web
+
+from ._app import ServerApp
+from ._lifeline import watch_parent
+from ._options import ServerOptions
+from ._signals import StopSignals
+
+# As many as clients may want to open at once; the kernel takes less if it allows less.
+_BACKLOG = 4096
+# For a handler that reads a body which does not come; all else ends at once.
+_SHUTDOWN_S = 0.1
+
+
+def run(options: ServerOptions, listener: socket.socket, signals: StopSignals, parent: int | None) -> None:
+    """Serve on *listener* until a signal arrives, or the process *parent* ends (None: nobody's child)."""
+    _raise_descriptor_limit()
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(_serve(options, listener, signals, parent))
+
+
+async def _serve(
+    options: ServerOptions, listener: socket.socket, signals: StopSignals, parent: int | None
+) -> None:
+    stop = asyncio.Event()
+    app = ServerApp(options)
+    runner = web.AppRunner(
+        app.build(),
+        access_log=None,
+        handler_cancellation=True,
+        shutdown_timeout=_SHUTDOWN_S,
+    )
+    await runner.setup()
+    protocols = runner.server
+    assert protocols is not None
+
+    def accepted() -> asyncio.Protocol:
+        # Called once for every connection the loop accepts.
+        app.counters.add(connections=1)
+        return protocols()
+
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(accepted, sock=listener, backlog=_BACKLOG)
+    with signals.sent_to(loop, stop.set), watch_parent(parent, stop.set):
+        sys.stdout.write(json.dumps({"addr": _addr(listener), "pid": os.getpid()}) + "\n")
+        sys.stdout.flush()
+        await stop.wait()
+        server.close()
+        await runner.cleanup()
+
+
+def _addr(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many connections as this process may have; the usual soft limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError):
+        pass  # macOS refuses "unlimited", which the hard limit may say there

@@ -1,0 +1,191 @@
+"""`EmbeddedServer`: the embedded server as an object."""
+
+from __future__ import annotations
+
+import atexit
+import dataclasses
+import http.client
+import json
+import threading
+import warnings
+import weakref
+from types import TracebackType
+from typing import Any, Self
+
+from .._process import call_in_child
+from ._child import ServerProcess
+from ._options import ServerOptions
+from ._stats import ServerStats
+
+_servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
+
+
+class EmbeddedServer:
+    """Run an inference server without a GPU, in a process of its own, for as long as a ``with`` block.
+
+    ```python
+    with EmbeddedServer(ms_per_token=2, seed=7) as server:
+        print(server.url)  # http://127.0.0.1:40001
+    ```
+
+    The arguments are the options of ``python -m areal_core.embedded``: *host* and *port* (0 takes a free
+    one) to listen on; *ms_per_token*, the median time per token in milliseconds (0 answers at once);
+    *sigma* and *cap* of the lognormal that each request's pace is drawn from; *seed*, which decides
+    which requests are slow. *start_timeout* bounds the start, in seconds.
+
+    The server is stopped at the end of the block, by `stop`, when the interpreter exits, and with this
+    process, even one that is killed. Ctrl-C does not reach it. Constructing starts nothing. Any thread
+    may use it; `start` blocks for about half a second, so on an event loop call it through
+    ``asyncio.to_thread``. To a forked child, it is a server that was never started.
+
+    Raises ValueError or TypeError for an option no server could work with.
+    """
+
+    def __init__(
+        self,
+        host: str = ServerOptions.host,
+        port: int = ServerOptions.port,
+        ms_per_token: float = ServerOptions.ms_per_token,
+        sigma: float = ServerOptions.sigma,
+        cap: float = ServerOptions.cap,
+        seed: int = ServerOptions.seed,
+        *,
+        start_timeout: float = 30.0,
+    ) -> None:
+        self._process: ServerProcess | None = None
+        self._lock = threading.Lock()
+        self._addr: str | None = None
+        self._start_timeout = start_timeout
+        self.options = ServerOptions(host, port, ms_per_token, sigma, cap, seed)
+        _servers.add(self)
+
+    def start(self) -> None:
+        """Start the server and return when it listens; nothing happens if it runs already.
+
+        One that was stopped, or died, starts again on the port it had, with its counters at zero.
+
+        Raises RuntimeError, with the server's own words, if it cannot start (the port is in use), and
+        TimeoutError if it does not listen within *start_timeout* seconds.
+        """
+        with self._lock:
+            if self._process is not None:
+                if self._process.running:
+                    return
+                self._release()
+            options = self.options
+            if self._addr is not None:
+                options = dataclasses.replace(options, port=int(self._addr.rpartition(":")[2]))
+            self._process = ServerProcess(options, self._start_timeout)
+            self._addr = self._process.addr
+
+    def stop(self) -> None:
+        """Stop the server and wait for its end; nothing happens if it does not run.
+
+        Requests in flight are cut off. What the server wrote to its stderr, nothing as a rule, is
+        written to ours.
+        """
+        with self._lock:
+            if self._process is not None:
+                self._release()
+
+    def kill(self) -> None:
+        """End the server by SIGKILL, as a crash would, and wait for its end; `start` brings it back."""
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there."""
+        process = self._process
+        return process is not None and process.running
+
+    @property
+    def addr(self) -> str:
+        """``host:port``, known from the first start on and kept over a restart. RuntimeError before."""
+        if self._addr is None:
+            raise RuntimeError("the embedded server has no address yet; call start(), or use it in a `with`")
+        return self._addr
+
+    @property
+    def url(self) -> str:
+        """``http://host:port``, with no slash at the end."""
+        return f"http://{self.addr}"
+
+    @property
+    def pid(self) -> int:
+        """The id of the server process. RuntimeError when there is none."""
+        process = self._process
+        if process is None:
+            raise RuntimeError("the embedded server does not run; call start(), or use it in a `with`")
+        return process.pid
+
+    def stats(self, timeout: float = 10.0, **at_least: int) -> ServerStats:
+        """Return the server's counters, once those named have reached their values.
+
+        ``server.stats(in_flight=64)`` waits until 64 generations run at once, ``server.stats()`` for
+        nothing. Asking takes a connection and a request of its own, and both are counted.
+
+        Raises TimeoutError after *timeout* seconds, TypeError for a name that is no counter, and
+        RuntimeError when the server does not run.
+        """
+        known = [spec.name for spec in dataclasses.fields(ServerStats)]
+        for name in at_least:
+            if name not in known:
+                raise TypeError(f"{name} is not a counter; there are {', '.join(known)}")
+        if not self.running:
+            raise RuntimeError("the embedded server does not run; call start(), or use it in a `with`")
+        query = "&".join(f"{name}={value}" for name, value in at_least.items())
+        host, _, port = self.addr.rpartition(":")
+        connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
+        try:
+            connection.request("GET", f"/stats?{query}")
+            return ServerStats(**json.loads(connection.getresponse().read()))
+        except TimeoutError:
+            raise TimeoutError(f"no {query or 'answer'} from {self.addr} within {timeout} s") from None
+        finally:
+            connection.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        state = "running" if self.running else "stopped"
+        return f"<EmbeddedServer {self._addr or 'without address'} {state}>"
+
+    def __del__(self, _warn: Any = warnings.warn) -> None:
+        if getattr(self, "_process", None) is not None:
+            _warn(f"{self!r} was never stopped; use it in a `with`", ResourceWarning, source=self)
+            self.stop()
+
+    def _release(self) -> None:
+        process, self._process = self._process, None
+        assert process is not None
+        process.stop()
+
+    def _arrive_in_child(self) -> None:
+        # The lock may be held by a thread that does not exist here.
+        self._lock = threading.Lock()
+        process, self._process, self._addr = self._process, None, None
+        if process is not None:
+            process.abandon()
+
+
+def _stop_all() -> None:
+    for server in list(_servers):
+        server.stop()
+
+
+def _arrive_in_child() -> None:
+    for server in list(_servers):
+        server._arrive_in_child()
+
+
+atexit.register(_stop_all)
+call_in_child(_arrive_in_child)
