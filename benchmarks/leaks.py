@@ -9,91 +9,124 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 from _census import Census, complaints, cycle_twice
 from _children import MeasurementError, in_child
-from areal_core.async_task_runner import AsyncTaskRunner
-
 from areal_core import workflow_context
+from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.embedded import EmbeddedServer
 
 LARGEST = 10
 """How many of the commonest types are shown besides those whose number changed."""
 
+LOOPS = ("asyncio", "uvloop")
+
+MakeLoop = Callable[[], asyncio.AbstractEventLoop]
+
 
 def main() -> int:
     """Count what was asked for and return the exit status."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
         "--cycles", type=int, nargs=2, default=(100, 1_000), metavar="COUNT", help="after how many to count"
     )
-    first, second = options.parse_args().cycles
-    bad = [name for name, subject in SUBJECTS.items() if not _show(name, subject, first, second)]
+    parser.add_argument("--loop", choices=[*LOOPS, "both"], default="both", help="on which event loops")
+    options = parser.parse_args()
+    loops = LOOPS if options.loop == "both" else (options.loop,)
+    bad = [title for title, measure in _subjects(loops, *options.cycles) if not _show(title, measure)]
     print(f"FAILED: {', '.join(bad)}" if bad else "nothing grew by more than may be")
     return 1 if bad else 0
 
 
-Subject = Callable[[int, int], tuple[Census, Census]]
-"""Takes two numbers of cycles and returns the census after each."""
+def _subjects(loops: Iterable[str], first: int, second: int) -> Iterator[tuple[str, Measure]]:
+    for loop in loops:
+        make_loop = importlib.import_module(loop).new_event_loop
+        for title, cycles in SUBJECTS.items():
+            yield f"{title} ({loop})", partial(_count, cycles, make_loop, first, second)
 
 
-def runner_restarts(first: int, second: int) -> tuple[Census, Census]:
+Cycle = Callable[[], object]
+Measure = Callable[[], tuple[Census, Census]]
+
+
+@contextmanager
+def runner_restarts(make_loop: MakeLoop) -> Iterator[Cycle]:
     """Initialize and destroy one runner again and again in one thread, a task each time."""
-    runner = AsyncTaskRunner[None](max_queue_size=8)
+    runner = AsyncTaskRunner[None](max_queue_size=8, loop_factory=make_loop)
 
     def cycle() -> None:
         runner.initialize()
         runner.submit(asyncio.sleep, 0)
-        runner.wait(1)
+        runner.wait(1, timeout=60.0)
         runner.destroy()
 
-    return cycle_twice(cycle, first, second)
+    yield cycle
 
 
-def runner_restarts_with_clients(first: int, second: int) -> tuple[Census, Census]:
+@contextmanager
+def runner_restarts_with_clients(make_loop: MakeLoop) -> Iterator[Cycle]:
     """Have the tasks of such a runner use the clients, which go with its loop."""
-    with EmbeddedServer() as server:
-        runner = AsyncTaskRunner[None](max_queue_size=8)
-        url = f"http://{server.addr}/health"
+    runner = AsyncTaskRunner[None](max_queue_size=8, loop_factory=make_loop)
 
-        def cycle() -> None:
-            with runner:
-                runner.run(_use_clients, url)
+    def cycle() -> None:
+        with runner:
+            runner.run(_use_clients, url)
 
-        return cycle_twice(cycle, first, second)
-
-
-def loops_with_clients(first: int, second: int) -> tuple[Census, Census]:
-    """Call asyncio.run again and again in one thread and use the clients."""
-    with EmbeddedServer() as server:
-        url = f"http://{server.addr}/health"
-        return cycle_twice(lambda: asyncio.run(_use_clients(url)), first, second)
+    with _health_url() as url:
+        yield cycle
 
 
-def threads_with_clients(first: int, second: int) -> tuple[Census, Census]:
+@contextmanager
+def loops_with_clients(make_loop: MakeLoop) -> Iterator[Cycle]:
+    """Do what asyncio.run does again and again in one thread, and use the clients."""
+    with _health_url() as url:
+        yield lambda: _run_loop(make_loop, url)
+
+
+@contextmanager
+def threads_with_clients(make_loop: MakeLoop) -> Iterator[Cycle]:
     """Start thread after thread, each with a loop of its own that uses the clients."""
-    with EmbeddedServer() as server:
-        url = f"http://{server.addr}/health"
 
-        def cycle() -> None:
-            thread = threading.Thread(target=lambda: asyncio.run(_use_clients(url)))
-            thread.start()
-            thread.join()
+    def cycle() -> None:
+        thread = threading.Thread(target=_run_loop, args=(make_loop, url))
+        thread.start()
+        thread.join()
 
-        return cycle_twice(cycle, first, second)
+    with _health_url() as url:
+        yield cycle
 
 
-SUBJECTS: dict[str, Subject] = {
+SUBJECTS: dict[str, Callable[[MakeLoop], AbstractContextManager[Cycle]]] = {
     "destroy/initialize in one thread": runner_restarts,
     "destroy/initialize, tasks with the clients": runner_restarts_with_clients,
     "asyncio.run with the clients": loops_with_clients,
     "short threads with the clients": threads_with_clients,
 }
+
+
+def _count(
+    subject: Callable[[MakeLoop], AbstractContextManager[Cycle]], make_loop: MakeLoop, first: int, second: int
+) -> tuple[Census, Census]:
+    with subject(make_loop) as cycle:
+        return cycle_twice(cycle, first, second)
+
+
+@contextmanager
+def _health_url() -> Iterator[str]:
+    with EmbeddedServer() as server:
+        yield f"http://{server.addr}/health"
+
+
+def _run_loop(make_loop: MakeLoop, url: str) -> None:
+    with asyncio.Runner(loop_factory=make_loop) as loop:
+        loop.run(_use_clients(url))
 
 
 async def _use_clients(url: str) -> None:
@@ -104,16 +137,16 @@ async def _use_clients(url: str) -> None:
     (await client.get(url)).raise_for_status()
 
 
-def _show(name: str, subject: Subject, first: int, second: int) -> bool:
+def _show(title: str, measure: Measure) -> bool:
     """Count and print one subject; return whether all is well."""
     begin = time.perf_counter()
     try:
-        before, after = in_child(partial(subject, first, second))
+        before, after = in_child(measure)
     except MeasurementError as error:
-        print(f"{name}: not counted: {error}\n", flush=True)
+        print(f"{title}: not counted: {error}\n", flush=True)
         return False
-    print(f"{name}, {time.perf_counter() - begin:.1f} s")
-    print(_line("", f"after {first:,}", f"after {second:,}", "change"))
+    print(f"{title}, {time.perf_counter() - begin:.1f} s")
+    print(_line("", "before", "after", "change"))
     for what in ("objects", "descriptors", "threads"):
         print(_counted(what, getattr(before, what), getattr(after, what)))
     for kind in _shown(before, after):
