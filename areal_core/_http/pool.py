@@ -1,0 +1,118 @@
+"""The aiohttp sessions, and the connection pool under each."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+
+from areal_core._http.config import HttpConfig
+
+if TYPE_CHECKING:
+    from aiohttp.client_proto import ResponseHandler
+
+# A server that answers no control calls must not collect connections without end, nor delay calls to others.
+_CONTROL_CONNECTIONS_PER_SERVER = 16
+
+
+@dataclass
+class Traffic:
+    """What went through a loop's data pools, the ones that somebody closed included."""
+
+    opened: int = 0
+    requests: int = 0
+
+
+class ConnectionPool(aiohttp.TCPConnector):
+    """A pool that counts, and whose close waits for no peer."""
+
+    def __init__(self, config: HttpConfig, traffic: Traffic, *, limit_per_host: int = 0) -> None:
+        super().__init__(
+            limit=0,
+            limit_per_host=limit_per_host,
+            keepalive_timeout=config.keepalive_expiry,
+            ssl=config.ssl_context or True,
+            socket_factory=_open_socket,
+        )
+        self._traffic = traffic
+        # Until a connection is really gone. aiohttp forgets one whose request was cancelled at once, though
+        # it stays open for as long as the peer does not take the rest of the request.
+        self._transports: dict[asyncio.Future[None], asyncio.Transport] = {}
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open, in use or idle."""
+        return len(self._transports)
+
+    @property
+    def idle_connections(self) -> int:
+        """How many connections wait for a request."""
+        return sum(map(len, list(self._conns.values())))
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        """Count one more request, and give it a connection."""
+        self._traffic.requests += 1
+        return await super().connect(*args, **kwargs)
+
+    async def close(self, *, abort_ssl: bool = False) -> None:
+        """Hang up on everybody now: what a peer has not taken yet it will never get."""
+        for transport in self._transports.values():
+            transport.abort()
+        await super().close(abort_ssl=abort_ssl)
+        if self._transports:
+            await asyncio.wait(self._transports)
+
+    async def _create_connection(self, *args: Any, **kwargs: Any) -> ResponseHandler:
+        protocol = await super()._create_connection(*args, **kwargs)
+        self._traffic.opened += 1
+        if (lost := protocol.closed) is not None and protocol.transport is not None:
+            self._transports[lost] = protocol.transport
+            lost.add_done_callback(self._forget)
+        return protocol
+
+    def _forget(self, lost: asyncio.Future[None]) -> None:
+        del self._transports[lost]
+        lost.exception()  # or asyncio complains that nobody asked
+
+
+def open_session(config: HttpConfig, traffic: Traffic) -> aiohttp.ClientSession:
+    """Make the session for generations, on the running loop."""
+    return _open_session(config, ConnectionPool(config, traffic), config.connect)
+
+
+def open_control_session(config: HttpConfig) -> aiohttp.ClientSession:
+    """Make the session for control calls, on the running loop, with a small pool of its own."""
+    pool = ConnectionPool(config, Traffic(), limit_per_host=_CONTROL_CONNECTIONS_PER_SERVER)
+    return _open_session(config, pool, config.control_connect)
+
+
+def _open_session(config: HttpConfig, pool: ConnectionPool, connect_s: float) -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=pool,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(
+            total=config.total, connect=connect_s, sock_connect=connect_s, sock_read=config.sock_read
+        ),
+        trust_env=config.trust_env,
+    )
+
+
+def _open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
+    """Open a socket that probes a silent peer: one that vanished is noticed long before ``sock_read``.
+
+    The probes also keep the way open through routers that forget silent connections.
+    """
+    family, kind, protocol, *_ = address
+    opened = socket.socket(family, kind, protocol)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):  # the names differ between systems
+            opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return opened
+
+
+# After a minute of silence, then every 15 s; the fourth without an answer ends the connection.
+_PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}

@@ -1,0 +1,106 @@
+"""What a workflow finds around itself: its context, and the HTTP clients of its event loop.
+
+    async def arun_episode(self, engine, data):
+        context = workflow_context.get()                        # is_eval, task_id, sample_idx
+        session = await workflow_context.get_aiohttp_session()
+        async with session.post(url, json=data) as reply:
+            ...
+
+The clients are made on first use, one of each per event loop, shared by everybody on it, and closed when
+the loop is closed. Do not close them, nor keep them for another loop.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from areal_core._http import clients
+from areal_core._http.clients import HttpClientManager, configure_http
+from areal_core._http.config import HttpConfig
+from areal_core._http.descriptors import ensure_descriptors
+from areal_core._http.first_import import import_off_loop
+
+if TYPE_CHECKING:
+    import aiohttp
+    import httpx
+
+__all__ = [
+    "HttpClientManager",
+    "HttpConfig",
+    "WorkflowContext",
+    "configure_http",
+    "ensure_descriptors",
+    "get",
+    "get_aiohttp_session",
+    "get_control_session",
+    "get_httpx_client",
+    "set",
+    "stat_scope",
+]
+
+
+@dataclass(frozen=True)
+class WorkflowContext:
+    """Tell a workflow what it is run for."""
+
+    is_eval: bool = False
+    """Whether the rollout evaluates; it then serves no training."""
+
+    task_id: int | None = None
+    """The task it is part of; None outside of one."""
+
+    sample_idx: int | None = None
+    """Its place in its group; None where there is no group."""
+
+
+_context = ContextVar("areal_core.workflow_context", default=WorkflowContext())  # noqa: B039 - it is frozen
+
+
+def set(context: WorkflowContext) -> None:  # noqa: A001 - read as workflow_context.set
+    """Make *context* that of the current task, and of the tasks it starts from now on."""
+    if not isinstance(context, WorkflowContext):
+        raise TypeError(f"context={context!r} is not a WorkflowContext; pass WorkflowContext(...)")
+    _context.set(context)
+
+
+def get() -> WorkflowContext:
+    """Return the current task's context; ``WorkflowContext()`` where none was set."""
+    return _context.get()
+
+
+def stat_scope() -> str:
+    """Return the name under which statistics of the current task belong: training and evaluation apart."""
+    return "eval-rollout" if get().is_eval else "rollout"
+
+
+async def get_aiohttp_session() -> aiohttp.ClientSession:
+    """Return the running loop's aiohttp session.
+
+    It has no limit of connections and no total timeout, reuses connections, and keeps no cookies; see
+    `HttpConfig`. Raises RuntimeError while the loop is being closed, and on a loop of the parent process.
+    """
+    await import_off_loop("areal_core._http.pool")
+    return clients.aiohttp_session()
+
+
+async def get_control_session() -> aiohttp.ClientSession:
+    """Return the running loop's session for control calls: aborts, probes, pauses.
+
+    Its connections are its own, so that a call never queues behind generations. Raises like
+    `get_aiohttp_session`.
+    """
+    await import_off_loop("areal_core._http.pool")
+    return clients.control_session()
+
+
+async def get_httpx_client() -> httpx.AsyncClient:
+    """Return the running loop's httpx client, whose requests go through the aiohttp session.
+
+    It follows no redirects. A read timeout is that of the config unless the request has its own. Raises
+    like `get_aiohttp_session`.
+    """
+    await import_off_loop("areal_core._http.pool")
+    await import_off_loop("areal_core._http.transport")
+    return clients.httpx_client()
