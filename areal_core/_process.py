@@ -38,12 +38,12 @@ def _arrive_in_child() -> None:
     _home = object()
     inherited = list(_shielded)
     if inherited:
-        _pin(inherited)
+        pin(inherited)
     _shielded.clear()
 
 
-def _pin(inherited: object) -> None:
-    """Keep *inherited* alive to the very end of the process, interpreter finalization included."""
+def pin(inherited: object) -> None:
+    """Keep *inherited* and all it refers to alive to the end of the process, finalization included."""
     import ctypes  # 10 ms, and only in a child that has something to pin
 
     # A reference held by a module would be dropped at finalization, and the loop closed after all.

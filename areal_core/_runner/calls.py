@@ -1,0 +1,82 @@
+"""The sink behind ``run`` and ``arun``: coroutines with one caller each, in no ledger."""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from areal_core._runner.ending import Ending
+from areal_core._runner.job import Job
+from areal_core._runner.results import Status
+
+
+class Call(Job):
+    """One coroutine and the caller who waits for it. *arrived* is called once, from any thread."""
+
+    __slots__ = ("arrived",)
+
+    def __init__(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        arrived: Callable[[], None],
+    ) -> None:
+        super().__init__(0, fn, args, kwargs, contextvars.copy_context(), None)
+        self.arrived = arrived
+
+    def result(self) -> Any:
+        """Return the coroutine's value, or raise what it raised."""
+        if self.error is not None:
+            try:
+                raise self.error
+            finally:
+                self.error = None  # it refers to this frame by its traceback
+        return self.data
+
+
+class Calls:
+    """The calls under way. Every one of them arrives, at its coroutine's end or at the runner's."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._open: set[Call] = set()
+        self._ending: Ending | None = None
+
+    def add(self, call: Call) -> None:
+        """Answer for *call* from now on. Raises the ending."""
+        with self._lock:
+            if self._ending is not None:
+                raise self._ending.error()
+            self._open.add(call)
+
+    def decide(self, job: Job, decision: Status) -> bool:
+        """Refuse: a call has no deadline, and its caller hears what the coroutine really did."""
+        return False
+
+    def publish(self, jobs: Sequence[Job]) -> None:
+        """Let the callers of *jobs* go on."""
+        for job in jobs:
+            if isinstance(job, Call):
+                job.settle()
+                self._arrive(job)
+
+    def end(self, ending: Ending) -> None:
+        """Let all callers go on, with the error of *ending*."""
+        with self._lock:
+            self._ending = self._ending or ending
+            calls = list(self._open)
+        for call in calls:
+            self._arrive(call, ending)
+
+    def _arrive(self, call: Call, ending: Ending | None = None) -> None:
+        with self._lock:
+            if call not in self._open:
+                return
+            if ending is not None:
+                call.abandoned = True  # what the coroutine does from here on is not the outcome
+                call.error = ending.error()
+            self._open.discard(call)
+        call.arrived()

@@ -1,0 +1,64 @@
+"""End every life before the interpreter does.
+
+A daemon thread that runs Python while the interpreter is torn down may crash it, and a plain thread
+would keep the program from ending. So each life is ended from the hook that the interpreter calls before
+it joins its threads: after ours, because registered before it, comes that of `concurrent.futures`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures.thread  # noqa: F401  its own hook has to be registered before ours
+import threading
+import time
+from typing import Protocol
+
+from areal_core import _process
+
+_TASKS_GET_S = 1.0
+
+
+class Endable(Protocol):
+    """What the hook can end."""
+
+    def leave(self, deadline: float) -> None:
+        """Begin to end, silently, and be done at *deadline* (monotonic seconds)."""
+
+    def join(self, deadline: float) -> None:
+        """Wait for the end, until *deadline* at most."""
+
+
+_live: set[Endable] = set()
+_registered = False
+
+
+def add(life: Endable) -> None:
+    """Have *life* ended at interpreter exit. Raises RuntimeError when that has begun."""
+    global _registered
+    if not _registered:
+        threading._register_atexit(_end_all)  # type: ignore[attr-defined]
+        _registered = True
+    _live.add(life)
+
+
+def discard(life: Endable) -> None:
+    """Forget *life*, which has ended."""
+    _live.discard(life)
+
+
+def _end_all() -> None:
+    deadline = time.monotonic() + _TASKS_GET_S
+    lives = list(_live)
+    for life in lives:
+        life.leave(deadline)
+    for life in lives:
+        life.join(deadline)
+
+
+def _forget_all_in_child() -> None:
+    # The tasks of a thread that is not here would complain, on being collected, that they are pending.
+    if _live:
+        _process.pin(list(_live))
+    _live.clear()
+
+
+_process.call_in_child(_forget_all_in_child)

@@ -1,0 +1,90 @@
+"""One accepted call, from submit to its outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import Callable
+from typing import Any
+
+from areal_core._runner.results import Status, TimedResult
+
+
+class Job:
+    """One accepted call. Its sink's lock guards *decision*; all else belongs to the loop thread until
+    the outcome is published, and to whoever collects it afterwards."""
+
+    __slots__ = (
+        "abandoned",
+        "args",
+        "context",
+        "create_time",
+        "data",
+        "decision",
+        "error",
+        "finish_time",
+        "fn",
+        "kwargs",
+        "task",
+        "task_id",
+        "timeout",
+        "timer",
+    )
+
+    def __init__(
+        self,
+        task_id: int,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any] | None,
+        context: contextvars.Context,
+        timeout: float | None,
+    ) -> None:
+        self.task_id = task_id
+        self.fn = fn
+        self.args: tuple[Any, ...] | None = args
+        self.kwargs = kwargs
+        self.context: contextvars.Context | None = context
+        self.timeout = timeout
+        self.task: asyncio.Task[None] | None = None
+        self.timer: asyncio.TimerHandle | None = None
+        self.create_time = 0
+        self.finish_time = 0
+        self.data: Any = None
+        self.error: BaseException | None = None
+        # What was decided from outside, before the coroutine could: it stands, whatever that then does.
+        self.decision: Status | None = None
+        self.abandoned = False
+
+    @property
+    def status(self) -> Status:
+        if self.decision is not None:
+            return self.decision
+        if self.error is None:
+            return "completed"
+        return "cancelled" if isinstance(self.error, asyncio.CancelledError) else "failed"
+
+    @property
+    def label(self) -> str:
+        """Name the task for a log line: its id and its function."""
+        name = getattr(self.fn, "__qualname__", None) or type(self.fn).__qualname__
+        return f"{self.task_id} {name}"
+
+    def settle(self) -> None:
+        """Make the outcome final: a decision overrules what the coroutine did, which becomes context."""
+        if self.decision is not None:
+            self.data = None
+            if self.decision == "timed_out":
+                self._overrule(TimeoutError(f"task {self.task_id} exceeded its deadline of {self.timeout} s"))
+            elif not isinstance(self.error, asyncio.CancelledError):
+                self._overrule(asyncio.CancelledError(f"task {self.task_id} was cancelled"))
+        self.args = self.kwargs = self.context = self.task = self.timer = None
+
+    def _overrule(self, verdict: BaseException) -> None:
+        verdict.__context__ = self.error
+        self.error = verdict
+
+    def timed_result(self) -> TimedResult[Any]:
+        return TimedResult(
+            self.task_id, self.data, self.create_time, self.finish_time, self.status, self.error
+        )

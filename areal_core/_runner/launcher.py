@@ -1,0 +1,145 @@
+"""Start jobs on the loop, and hand each outcome to a sink, once per loop turn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from time import monotonic_ns
+from typing import Any, Protocol
+
+from areal_core._runner.events import Events
+from areal_core._runner.job import Job
+from areal_core._runner.loop_thread import LoopThread
+from areal_core._runner.results import Status
+
+
+class Sink(Protocol):
+    """Where outcomes go. The ledger behind ``wait`` is one."""
+
+    def decide(self, job: Job, decision: Status) -> bool:
+        """Let *decision* be the outcome of a job that runs; False if one was decided before."""
+
+    def publish(self, jobs: Sequence[Job]) -> None:
+        """Take the outcomes of *jobs*, in the order they finished."""
+
+
+class Launcher:
+    """Starts jobs, keeps their deadlines, cancels them, and publishes each exactly once.
+
+    Everything here happens on the loop thread, ``abandoned`` excepted. A job ends in one of three ways:
+    its coroutine ends; it was cancelled before its first step, so that it never ran; or its grace ends
+    before it does, and it is abandoned. *events* is None where somebody else tells of the outcomes.
+    """
+
+    def __init__(
+        self,
+        thread: LoopThread,
+        sink: Sink,
+        events: Events | None,
+        cancel_grace_s: float,
+        tracing: bool = False,
+    ) -> None:
+        self._thread = thread
+        self._sink = sink
+        self._events = events
+        self._cancel_grace_s = cancel_grace_s
+        self._tracing = tracing
+        self._ended: list[Job] = []
+        self.abandoned: set[asyncio.Task[None]] = set()
+        """Tasks that outlived their outcome and go on."""
+
+    def launch(self, jobs: Sequence[Job]) -> None:
+        """Start *jobs* in this order, each in its own context."""
+        start = _starter(self._thread.loop)
+        for job in jobs:
+            if job.decision is None:
+                assert job.context is not None
+                job.task = start(self._play(job), job.context)
+            else:
+                self._end(job)
+        # First steps run in the order of creation, so this comes after all of them.
+        self._thread.call_soon(self._end_unstarted, jobs)
+
+    def cancel(self, job: Job) -> None:
+        """Cancel a job whose outcome is decided, and publish that when the grace ends, at the latest."""
+        task = job.task
+        if task is not None and not task.done():
+            self._stop_timer(job)
+            job.timer = self._thread.call_later(self._cancel_grace_s, self._abandon, job)
+            task.cancel()
+
+    async def _play(self, job: Job) -> None:
+        assert job.args is not None
+        data = error = None
+        job.create_time = monotonic_ns()
+        if self._tracing and self._events is not None:
+            self._events.task_started(job)
+        try:
+            if job.timeout is not None:
+                job.timer = self._thread.call_later(job.timeout, self._expire, job)
+            if job.kwargs:
+                data = await job.fn(*job.args, **job.kwargs)
+            else:
+                data = await job.fn(*job.args)
+        except BaseException as raised:  # SystemExit and KeyboardInterrupt too: only this task fails
+            # Without our own frame the traceback is the task's alone, and keeps no job alive.
+            error = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+        if not job.abandoned:
+            job.data = data
+            job.error = error
+            self._end(job)
+
+    def _end(self, job: Job) -> None:
+        job.finish_time = monotonic_ns()
+        job.create_time = job.create_time or job.finish_time
+        if job.timer is not None:
+            job.timer.cancel()
+        if not self._ended:
+            self._thread.call_soon(self.flush)
+        self._ended.append(job)
+
+    def _end_unstarted(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            if not job.create_time:
+                job.error = asyncio.CancelledError(f"task {job.task_id} was cancelled before it started")
+                self._end(job)
+
+    def _expire(self, job: Job) -> None:
+        if self._sink.decide(job, "timed_out"):
+            self.cancel(job)
+
+    def _abandon(self, job: Job) -> None:
+        self.watch((job,))
+        job.abandoned = True
+        self._end(job)
+
+    def watch(self, jobs: Sequence[Job]) -> None:
+        """Count the tasks of *jobs* as abandoned until they end."""
+        for task in [job.task for job in jobs if job.task is not None]:
+            self.abandoned.add(task)
+            task.add_done_callback(self.abandoned.discard)
+
+    def flush(self) -> None:
+        """Publish what has ended since the last time."""
+        jobs, self._ended = self._ended, []
+        self._sink.publish(jobs)
+        if self._events is not None:
+            for job in jobs:
+                if job.error is not None:
+                    self._events.task_ended_badly(job)
+                elif self._tracing:
+                    self._events.task_completed(job)
+
+
+Starter = Callable[[Coroutine[Any, Any, None], contextvars.Context], "asyncio.Task[None]"]
+
+
+def _starter(loop: asyncio.AbstractEventLoop) -> Starter:
+    """Choose how tasks start: eagerly, which saves a loop turn for each, where nothing speaks against it."""
+    if sys.version_info >= (3, 12) and loop.get_task_factory() is None:
+        return lambda coroutine, context: asyncio.Task(
+            coroutine, loop=loop, context=context, eager_start=True
+        )
+    return lambda coroutine, context: loop.create_task(coroutine, context=context)

@@ -1,0 +1,212 @@
+"""One life of a runner, from ``initialize`` to the end of its thread: the parts, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from areal_core import _process
+from areal_core._runner import exit_hook, shutdown
+from areal_core._runner.calls import Call, Calls
+from areal_core._runner.ending import Ending
+from areal_core._runner.events import Events
+from areal_core._runner.job import Job
+from areal_core._runner.launcher import Launcher
+from areal_core._runner.ledger import Ledger
+from areal_core._runner.loop_thread import LoopFactory, LoopThread
+
+DESTROY_TIMEOUT_S = 30.0
+_JOIN_S = 1.0  # from the thread's last line to its end, which takes microseconds
+
+_STOPPED = Ending("the runner was destroyed; initialize() starts it again")
+
+
+class Life:
+    """One loop thread, with the ledger and the calls it serves. Knows nothing of the runner it is a life of."""
+
+    def __init__(
+        self,
+        *,
+        max_queue_size: int,
+        cancel_grace_s: float,
+        tracing: bool,
+        loop_factory: LoopFactory | None,
+        exiting: threading.Event,
+        logger: Any,
+    ) -> None:
+        self.home = _process.home()
+        self._cancel_grace_s = cancel_grace_s
+        self._exiting = exiting
+        self._events = Events(logger)
+        self._deadline: float | None = None
+        self._left_behind = False
+        self.thread = LoopThread(loop_factory, self._events, self._on_fault, self._on_end)
+        self.ledger = Ledger(max_queue_size, self._request_start, self._request_cancel)
+        self._calls = Calls()
+        self._task_launcher = Launcher(self.thread, self.ledger, self._events, cancel_grace_s, tracing)
+        self._call_launcher = Launcher(self.thread, self._calls, None, cancel_grace_s)
+        # Ours, because the loop's own cannot be waited for with a limit. Its threads start on first use.
+        self._executor = ThreadPoolExecutor(thread_name_prefix="areal-core")
+
+    @property
+    def ending(self) -> Ending | None:
+        """Why nothing more starts; None while the life goes on."""
+        return self.ledger.shelf.ending
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its thread has ended or was left behind."""
+        return self._left_behind or self.thread.finished.is_open
+
+    @property
+    def abandoned(self) -> int:
+        """How many tasks outlived their outcome and go on."""
+        return len(self._task_launcher.abandoned)
+
+    def start(self) -> None:
+        """Start the thread and its loop. Raises what failed there; then nothing is left of it."""
+        exit_hook.add(self)
+        try:
+            self.thread.start()
+            self.thread.loop.set_default_executor(self._executor)
+        except BaseException:
+            self.request_end()
+            exit_hook.discard(self)
+            raise
+
+    def succeed(self, predecessor: Life) -> None:
+        """Carry on the counters of *predecessor*, and drop, with a warning, what was never collected."""
+        dropped = self.ledger.succeed(predecessor.ledger)
+        if dropped:
+            self._events.results_discarded(dropped)
+
+    # -- work --------------------------------------------------------------------------------------
+
+    def cancel(self, task_id: int) -> bool:
+        """Decide that a task is cancelled; return whether that stands."""
+        stands, ended = self.ledger.cancel(task_id)
+        if ended is not None:
+            self._events.task_ended_badly(ended)
+        return stands
+
+    def call(
+        self,
+        fn: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        arrived: Callable[[], None],
+    ) -> Call:
+        """Run a coroutine outside the ledger. Raises the ending; one that comes later arrives."""
+        call = Call(fn, args, kwargs, arrived)
+        self._calls.add(call)
+        self._post(self._call_launcher.launch, [call])
+        return call
+
+    def cancel_call(self, call: Call) -> None:
+        """Cancel the coroutine of a call whose caller has gone."""
+        self._post(_cancel_task, call)
+
+    def _post(self, callback: Callable[..., None], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago: all calls have arrived
+            self.thread.post(callback, *args)
+
+    def _request_start(self) -> None:
+        self.thread.post(self._start_pending)
+
+    def _start_pending(self) -> None:
+        self._task_launcher.launch(self.ledger.take_pending())
+
+    def _request_cancel(self) -> None:
+        self.thread.post(self._cancel_decided)
+
+    def _cancel_decided(self) -> None:
+        for job in self.ledger.take_cancelled():
+            self._task_launcher.cancel(job)
+
+    # -- ending, from any thread -------------------------------------------------------------------
+
+    def end(self, timeout: float | None) -> None:
+        """Stop everything and wait for the thread, *timeout* seconds at most, then leave it behind."""
+        if timeout is not None and self._deadline is None:
+            self._deadline = time.monotonic() + timeout
+        self.request_end()
+        if self._left_behind:
+            return
+        if self.thread.finished.wait(timeout):
+            self.thread.thread.join(_JOIN_S)
+        else:
+            self._leave_behind()
+
+    def request_end(self) -> None:
+        """Begin to stop everything, without blocking."""
+        self._end_with(_STOPPED)
+        self.thread.request_stop()
+
+    def leave(self, deadline: float) -> None:
+        """Begin to stop everything, silently, and be done at *deadline*: the interpreter exits."""
+        self._events.silent = True
+        self._deadline = deadline
+        self.request_end()
+
+    def join(self, deadline: float) -> None:
+        """Wait for the thread until *deadline*, and then for nothing of its life any more."""
+        if not self.thread.finished.wait(max(0.0, deadline - time.monotonic())):
+            shutdown.shut_down_executor(self._executor, deadline)
+
+    def _end_with(self, ending: Ending) -> None:
+        self.ledger.end(ending)
+        self._calls.end(ending)
+
+    def _leave_behind(self) -> None:
+        self._events.thread_left_behind(self.thread.stack())
+        self._events.ending = True
+        self.ledger.decide_all()
+        stuck = self.ledger.still_running()
+        self._task_launcher.abandoned.update(job.task for job in stuck if job.task is not None)
+        self._post(self._task_launcher.watch, stuck)
+        self.ledger.abandon(stuck)
+        if stuck:
+            self._events.tasks_abandoned([job.label for job in stuck])
+        exit_hook.discard(self)
+        self._left_behind = True
+
+    # -- ending, on the loop thread ----------------------------------------------------------------
+
+    def _on_fault(self, fault: BaseException) -> None:
+        self._events.runner_died(fault)
+        self._end_with(Ending("the runner died", fault))
+
+    def _on_end(self) -> None:
+        self._exiting.set()
+        self._events.ending = True
+        deadline = self._deadline or time.monotonic() + DESTROY_TIMEOUT_S
+        loop = self.thread.loop
+        cancelled = self.ledger.decide_all()
+        patience_s = min(self._cancel_grace_s, (deadline - time.monotonic()) / 2)
+        shutdown.cancel_tasks(loop, patience_s, self._events)
+        self._call_launcher.flush()
+        self._task_launcher.flush()
+        self._abandon_the_rest(loop)
+        if cancelled:
+            self._events.tasks_cancelled(cancelled)
+        shutdown.close_loop(loop, self._executor, deadline, self._events)
+        exit_hook.discard(self)
+
+    def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:
+        stuck = self.ledger.still_running()
+        names = {job.task: job.label for job in stuck}
+        others = [task.get_name() for task in asyncio.all_tasks(loop) if task not in names]
+        self._task_launcher.watch(stuck)
+        self.ledger.abandon(stuck)
+        if names or others:
+            self._events.tasks_abandoned([*names.values(), *others])
+
+
+def _cancel_task(job: Job) -> None:
+    if job.task is not None:
+        job.task.cancel()

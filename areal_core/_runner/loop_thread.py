@@ -1,0 +1,160 @@
+"""One thread, the event loop it owns, and what may be posted to it. Knows nothing of tasks."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from areal_core import _process
+from areal_core._runner.events import Events
+from areal_core._runner.gate import Gate
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+_SPARE_DESCRIPTORS = 8  # libuv aborts the process when its first loop finds fewer than two
+
+
+class LoopThread:
+    """A daemon thread that runs one loop from ``start`` until ``request_stop`` or a fault of ours.
+
+    What *tasks* do cannot end it: SystemExit, KeyboardInterrupt and ``loop.stop()`` are contained, and
+    the loop goes on. A callback of the library itself that raises is a fault: *on_fault* is told, in the
+    thread. Either way *on_end* then runs in the thread with the loop stopped, and has to close it.
+    """
+
+    def __init__(
+        self,
+        loop_factory: LoopFactory | None,
+        events: Events,
+        on_fault: Callable[[BaseException], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._loop_factory = loop_factory
+        self._events = events
+        self._on_fault = on_fault
+        self._on_end = on_end
+        self._stopping = False
+        self._started = Gate()
+        self._start_error: BaseException | None = None
+        # What we schedule runs in a context of its own, not in that of whichever task caused it.
+        self._context = contextvars.Context()
+        self.finished = Gate()
+        """Opened on the thread's last line: `Thread.join` misses it after a Ctrl-C on 3.11."""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.thread = threading.Thread(target=self._main, name="areal-core-runner", daemon=True)
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop, from the moment ``start`` has returned."""
+        assert self._loop is not None
+        return self._loop
+
+    def start(self) -> None:
+        """Start the thread and return when the loop runs. Raises here what failed there."""
+        self.thread.start()
+        self._started.wait()
+        if self._start_error is not None:
+            raise self._start_error
+
+    def post(self, callback: Callable[..., None], *args: Any) -> None:
+        """Run *callback* on the loop; from any thread. Raises RuntimeError when the loop is closed."""
+        self.loop.call_soon_threadsafe(self._guard, callback, *args, context=self._context)
+
+    def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
+        """Run *callback* in the next turn; on the loop thread only."""
+        self.loop.call_soon(self._guard, callback, *args, context=self._context)
+
+    def call_later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
+        """Run *callback* after *delay_s* seconds; on the loop thread only."""
+        return self.loop.call_later(delay_s, self._guard, callback, *args, context=self._context)
+
+    def request_stop(self) -> None:
+        """Have the loop stop and the thread end; from any thread, any number of times."""
+        self._stopping = True  # first: a thread that has no loop yet looks at this once it has
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # closed: the thread is past needing it
+                self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def is_current(self) -> bool:
+        """Tell whether the caller is on this thread."""
+        return threading.get_ident() == self.thread.ident
+
+    def stack(self) -> str:
+        """Say where the thread is at this moment."""
+        frame = sys._current_frames().get(self.thread.ident or 0)
+        return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
+
+    def _main(self) -> None:
+        try:
+            self._run()
+        finally:
+            self._started.open()
+            self.finished.open()
+
+    def _run(self) -> None:
+        try:
+            _require_descriptors(_SPARE_DESCRIPTORS)
+            self._loop = self._new_loop()
+            _process.shield(self._loop)
+            self._loop.call_soon(self._started.open, context=self._context)
+            self._run_until_stopped(self._loop)
+        except BaseException as error:
+            if self._started.is_open:
+                self._on_fault(error)
+            else:
+                self._start_error = error
+        if self._loop is not None:
+            self._on_end()
+
+    def _run_until_stopped(self, loop: asyncio.AbstractEventLoop) -> None:
+        while not self._stopping:
+            try:
+                loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as raised:
+                self._events.contained(repr(raised))
+            else:
+                if not self._stopping:
+                    self._events.contained("loop.stop()")
+
+    def _guard(self, callback: Callable[..., None], *args: Any) -> None:
+        try:
+            callback(*args)
+        except BaseException as fault:
+            self._on_fault(fault)
+            self._stopping = True
+            self.loop.stop()
+
+    def _new_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop_factory is not None:
+            return self._loop_factory()
+        try:
+            import uvloop
+
+            return uvloop.new_event_loop()
+        except Exception as error:
+            self._events.fell_back_to_asyncio(error)
+            return asyncio.new_event_loop()
+
+
+def _require_descriptors(count: int) -> None:
+    """Raise OSError unless *count* descriptors can be opened."""
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"an event loop needs {count} spare file descriptors and only {len(opened)} are left; "
+            "close some, or raise the limit (ulimit -n)",
+        ) from error
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

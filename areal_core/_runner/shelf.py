@@ -1,0 +1,284 @@
+"""Results that wait to be collected, and the threads that wait for results.
+
+**Ctrl-C.** CPython takes a signal in the main thread at calls, at function entry and at backward
+jumps, never between two plain stores. So each method that a caller's thread runs first does whatever
+may call or fail, waking waiters included (they look again, and need the lock to do so), and then
+commits by adjacent stores: an interrupt sees all of them or none. What a waiter holds when it is
+interrupted comes back through ``returned.append``, one C call that no signal can split.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from itertools import islice
+
+from areal_core._runner.ending import Ending
+from areal_core._runner.gate import Gate
+from areal_core._runner.job import Job
+from areal_core.errors import UnknownTaskError
+
+
+class Holding:
+    """What one waiter has taken from the shelf or claimed on it, until it is its caller's."""
+
+    __slots__ = ("claim", "jobs")
+
+    def __init__(self) -> None:
+        self.jobs: Sequence[Job] = ()
+        self.claim: int | None = None
+
+
+class _Waiter:
+    """Somebody who waits for *count* unclaimed results, or, if *or_idle*, for the last to be gone."""
+
+    __slots__ = ("count", "gate", "or_idle")
+
+    def __init__(self, count: int, or_idle: bool) -> None:
+        self.count = count
+        self.or_idle = or_idle
+        self.gate = Gate()
+
+
+class Shelf:
+    """Finished jobs in the order of finishing, claims on jobs in any state, and who waits for them.
+
+    *lock* is the ledger's; *unfinished* counts the jobs that have no outcome yet, *is_unfinished* asks
+    for one by its id. ``shelve``, ``serve``, ``wake_all`` and ``end`` are called with the lock held.
+    """
+
+    def __init__(
+        self,
+        lock: threading.RLock,
+        unfinished: Callable[[], int],
+        is_unfinished: Callable[[int], bool],
+    ) -> None:
+        self._lock = lock
+        self._unfinished = unfinished
+        self._is_unfinished = is_unfinished
+        self.finished: OrderedDict[int, Job] = OrderedDict()
+        self._claims: dict[int, Gate] = {}
+        self._claimed_finished = 0
+        self._waiters: list[_Waiter] = []
+        self.collected = 0
+        self.discarded = 0
+        self.ending: Ending | None = None
+        self.returned: deque[Holding] = deque()
+
+    # -- filling -----------------------------------------------------------------------------------
+
+    def shelve(self, jobs: Sequence[Job], origin: dict[int, Job]) -> None:
+        """Make the outcomes of *jobs* final and move them here from *origin*. Waiters are not served yet."""
+        finished, claims = self.finished, self._claims
+        for job in jobs:
+            task_id = job.task_id
+            if task_id in origin:  # else it was shelved when its thread was left behind
+                job.settle()
+                claim = claims.get(task_id) if claims else None
+                if claim is not None:
+                    claim.open()
+                finished[task_id] = job
+                self._claimed_finished += claim is not None
+                del origin[task_id]
+
+    def serve(self) -> None:
+        """Open the gate of every waiter who can be served now; the first to come takes."""
+        if self._waiters:
+            available, idle = self._available(), not self._unclaimed()
+            for waiter in self._waiters:
+                if available >= waiter.count or (idle and waiter.or_idle):
+                    waiter.gate.open()
+
+    def wake_all(self) -> None:
+        """Have every waiter look again, once the lock is free."""
+        for waiter in self._waiters:
+            waiter.gate.open()
+
+    def end(self, ending: Ending) -> None:
+        """Wake everybody who is blocked, to raise *ending*. The first one stands."""
+        if self.ending is None:
+            self.ending = ending
+        self.wake_all()
+        for claim in self._claims.values():
+            claim.open()
+
+    def raise_if_ended(self) -> None:
+        if self.ending is not None:
+            raise self.ending.error()
+
+    # -- collecting --------------------------------------------------------------------------------
+
+    def take(self, count: int, deadline: float | None, holding: Holding) -> None:
+        """Move the *count* oldest unclaimed results into *holding*, once there are so many.
+
+        Raises TimeoutError at *deadline* (monotonic seconds), and the ending; then nothing was moved.
+        """
+        blocked = False
+        while True:
+            with self._lock:
+                waiter = self._take_or_wait(count, blocked, holding)
+            if waiter is None:
+                return
+            self._block(waiter, deadline)
+            blocked = True
+
+    def take_next(self, deadline: float | None, holding: Holding) -> bool:
+        """Move the oldest unclaimed result into *holding*; False when no unclaimed task is outstanding."""
+        blocked = False
+        while True:
+            with self._lock:
+                if self.returned:
+                    self.take_back()
+                if not self._unclaimed():
+                    return False
+                waiter = self._take_or_wait(1, blocked, holding, or_idle=True)
+            if waiter is None:
+                return True
+            self._block(waiter, deadline)
+            blocked = True
+
+    def _take_or_wait(
+        self, count: int, blocked: bool, holding: Holding, or_idle: bool = False
+    ) -> _Waiter | None:
+        if self.returned:
+            self.take_back()
+        # One who was blocked when the runner ended gets the ending, even if that made results.
+        if self._available() >= count and not (blocked and self.ending is not None):
+            self._move(count, holding)
+            return None
+        self.raise_if_ended()
+        waiter = _Waiter(count, or_idle)
+        self._waiters.append(waiter)
+        return waiter
+
+    def _block(self, waiter: _Waiter, deadline: float | None) -> None:
+        try:
+            opened = waiter.gate.wait(_left(deadline))
+        finally:
+            with self._lock:
+                received = self._available()
+                if waiter in self._waiters:
+                    self._waiters.remove(waiter)
+        if not opened and received < waiter.count:
+            raise TimeoutError(f"Timed out waiting for {waiter.count} results, only received {received}.")
+
+    def _move(self, count: int, holding: Holding) -> None:
+        self.wake_all()  # an iterator ends when the last unclaimed result is taken
+        try:
+            if count == len(self.finished):
+                nothing: OrderedDict[int, Job] = OrderedDict()
+                jobs = list(self.finished.values())
+                holding.jobs = jobs
+                self.finished = nothing
+                self.collected += count
+            else:
+                unclaimed = (job for job in self.finished.values() if job.task_id not in self._claims)
+                jobs = list(islice(unclaimed, count))
+                holding.jobs = jobs
+                self.collected += count
+                for job in jobs:
+                    del self.finished[job.task_id]
+        except BaseException:
+            self.returned.append(holding)
+            raise
+
+    def claim(self, task_id: int, holding: Holding) -> None:
+        """Reserve a task, in whatever state, for *holding*: nobody else sees its result.
+
+        Raises UnknownTaskError, and ValueError when another claimed it first.
+        """
+        with self._lock:
+            if self.returned:
+                self.take_back()
+            finished = task_id in self.finished
+            if not finished and not self._is_unfinished(task_id):
+                raise UnknownTaskError(
+                    f"task_id={task_id} is not outstanding: it was never accepted, or its result was delivered"
+                )
+            if task_id in self._claims:
+                raise ValueError(f"task_id={task_id} is already waited for by another wait_for_task()")
+            self.wake_all()  # an iterator ends when the last unclaimed task is claimed
+            gate = Gate()
+            self._claims[task_id] = gate
+            self._claimed_finished += finished
+            holding.claim = task_id
+
+    def take_claimed(self, task_id: int, deadline: float | None, holding: Holding) -> None:
+        """Move the result that *holding* has claimed into it, once it is there.
+
+        Raises TimeoutError at *deadline* (monotonic seconds), and the ending; the claim is kept then.
+        """
+        blocked = False
+        while True:
+            gate = Gate()
+            with self._lock:
+                if blocked:
+                    self.raise_if_ended()
+                if task_id in self.finished:
+                    jobs = (self.finished[task_id],)
+                    holding.jobs = jobs
+                    holding.claim = None
+                    del self.finished[task_id]
+                    del self._claims[task_id]
+                    self._claimed_finished -= 1
+                    self.collected += 1
+                    return
+                self.raise_if_ended()
+                self._claims[task_id] = gate
+            if not gate.wait(_left(deadline)):
+                raise TimeoutError(f"Timed out waiting for task_id={task_id}; its result keeps its place.")
+            blocked = True
+
+    def settle(self) -> None:
+        """Put back what is in ``returned``, each result in its place."""
+        with self._lock:
+            self.take_back()
+
+    def take_back(self) -> None:
+        """Do what ``settle`` does, with the lock held."""
+        while self.returned:
+            holding = self.returned[0]
+            held = {job.task_id: job for job in (*self.finished.values(), *holding.jobs)}
+            finished = OrderedDict(sorted(held.items(), key=_finish_time))
+            count, claim = len(holding.jobs), holding.claim
+            claimed = claim in self._claims
+            claimed_finished = claimed and claim in finished
+            self.wake_all()
+            if count:
+                self.finished = finished
+                self.collected -= count
+                holding.jobs = ()
+            if claimed and claim is not None:
+                del self._claims[claim]
+                self._claimed_finished -= claimed_finished
+                holding.claim = None
+            self.returned.popleft()
+
+    def discard_all(self) -> int:
+        """Drop what was never collected; return how many results that were."""
+        with self._lock:
+            if self.returned:
+                self.take_back()
+            count = len(self.finished)
+            nothing: OrderedDict[int, Job] = OrderedDict()
+            self.discarded += count
+            self.finished = nothing
+            self._claimed_finished = 0
+            self._claims = {}
+            return count
+
+    def _available(self) -> int:
+        return len(self.finished) - self._claimed_finished
+
+    def _unclaimed(self) -> int:
+        return self._unfinished() + len(self.finished) - len(self._claims)
+
+
+def _left(deadline: float | None) -> float | None:
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def _finish_time(item: tuple[int, Job]) -> int:
+    return item[1].finish_time

@@ -1,0 +1,453 @@
+"""Run coroutines from synchronous code, on an event loop in a thread of its own.
+
+::
+
+    with AsyncTaskRunner[str](max_queue_size=1024) as runner:
+        for url in urls:
+            runner.submit(fetch, url)
+        pages = runner.wait(count=len(urls))
+
+The trainer's thread submits and waits; the loop thread runs the tasks. Every accepted task ends in
+exactly one outcome, and at every moment ``submitted == pending + running + finished + collected +
+discarded``. A timeout, a Ctrl-C, ``pause`` or ``destroy`` discards nothing. See the package
+``_runner`` for how it works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import itertools
+import threading
+import warnings
+from collections.abc import Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeVar, overload
+
+from areal_core import _process
+from areal_core._runner import arguments
+from areal_core._runner.gate import Gate
+from areal_core._runner.job import Job
+from areal_core._runner.life import DESTROY_TIMEOUT_S, Life
+from areal_core._runner.loop_thread import LoopFactory
+from areal_core._runner.results import RunnerStats, Status, TimedResult
+from areal_core._runner.shelf import Holding, Shelf
+from areal_core.errors import RunnerStoppedError, TaskQueueFullError
+
+__all__ = ["AsyncTaskRunner", "RunnerStats", "Status", "TaskQueueFullError", "TimedResult"]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class AsyncTaskRunner(Generic[T]):
+    """Runs coroutines whose values are of type *T* on a background event loop.
+
+    Use it as a context manager, or call ``initialize`` and ``destroy``, as often as you like.
+
+    *max_queue_size* bounds the tasks it answers for: accepted and not yet collected. *task_timeout* is
+    the deadline of each task in seconds from its start (None: none). A task told to end may clean up
+    for *cancel_grace* seconds before its outcome is published without it. *loop_factory* makes the
+    loop (None: uvloop where it is installed and works, else asyncio with one log line); the loop's
+    default executor is the runner's own. *enable_tracing* logs a debug event at each start and end.
+    *poll_wait_time* and *poll_sleep_time* have no effect: nothing here polls.
+
+    Raises TypeError and ValueError for arguments that make no sense.
+    """
+
+    def __init__(
+        self,
+        max_queue_size: int,
+        poll_wait_time: float = 0.05,
+        poll_sleep_time: float = 0.5,
+        enable_tracing: bool = False,
+        *,
+        task_timeout: float | None = None,
+        cancel_grace: float = 5.0,
+        loop_factory: LoopFactory | None = None,
+    ) -> None:
+        self._life: Life | None = None
+        self._max_queue_size = arguments.check_count("max_queue_size", max_queue_size)
+        self._task_timeout_s = arguments.check_seconds("task_timeout", task_timeout, positive=True)
+        self._cancel_grace_s = arguments.check_grace(cancel_grace)
+        self._tracing = bool(enable_tracing)
+        if loop_factory is not None:
+            arguments.check_async_fn(loop_factory)
+        self._loop_factory = loop_factory
+        self._exiting = threading.Event()
+        self._lifecycle = threading.RLock()
+        self._own_ids = itertools.count(arguments.FIRST_OWN_ID)
+
+    # -- lifecycle ---------------------------------------------------------------------------------
+
+    def initialize(self, logger: Any = None) -> None:
+        """Start the loop thread and return when its loop runs.
+
+        *logger* is a structlog or a standard logger; None means the standard logger ``areal_core``.
+        After ``destroy`` or a death it starts clean and not paused; what was finished and never
+        collected is dropped with one warning and counted as ``discarded``.
+
+        Raises RuntimeError when it runs already, and whatever kept thread or loop from starting.
+        """
+        self._raise_if_abroad()
+        with self._lifecycle:
+            before = self._life
+            if before is not None:
+                if before.ending is None:
+                    raise RuntimeError("the runner is initialized already; destroy() it first")
+                self._raise_on_loop_thread(before, "initialize")
+                before.end(DESTROY_TIMEOUT_S)
+            life = Life(
+                max_queue_size=self._max_queue_size,
+                cancel_grace_s=self._cancel_grace_s,
+                tracing=self._tracing,
+                loop_factory=self._loop_factory,
+                exiting=self._exiting,
+                logger=logger,
+            )
+            self._exiting.clear()
+            life.start()
+            if before is not None:
+                life.succeed(before)
+            self._life = life
+
+    def destroy(self, timeout: float | None = DESTROY_TIMEOUT_S) -> None:
+        """Stop everything within *timeout* seconds (None: however long it takes).
+
+        Tasks are cancelled, loop cleanup runs, the loop is closed and the thread ends. What was finished
+        stays collectable, and so do the ``cancelled`` outcomes this makes. Tasks that refuse to end are
+        named in a log line and abandoned; if the thread itself is blocked, its stack is logged and it is
+        left behind. Does nothing before ``initialize``, a second time, or in a forked child.
+
+        Raises RuntimeError on the loop thread, which would wait for itself.
+        """
+        seconds = arguments.check_seconds("timeout", timeout)
+        life = self._life
+        if life is None or life.home is not _process.home():
+            return
+        self._raise_on_loop_thread(life, "destroy")
+        self._exiting.set()
+        life.end(seconds)
+
+    def __enter__(self) -> Self:
+        self.initialize()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.destroy()
+
+    def __del__(self) -> None:
+        life = getattr(self, "_life", None)
+        if life is None or life.home is not _process.home() or life.ending is not None:
+            return
+        try:
+            warnings.warn(f"unclosed runner {self!r}; destroy() it", ResourceWarning, source=self)
+        finally:
+            life.request_end()
+
+    # -- tasks -------------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        async_fn: Callable[..., Awaitable[T]],
+        /,
+        *args: Any,
+        task_id: int | None = None,
+        **kwargs: Any,
+    ) -> int:
+        """Have ``async_fn(*args, **kwargs)`` run on the loop and return the task's id. Never blocks.
+
+        Any thread may call this, the loop's too. Tasks start in the order of submit, each in its own
+        copy of the caller's context variables. *task_id* is an int in 0..2**48-1; None makes one up.
+
+        Raises TaskQueueFullError when ``max_queue_size`` tasks are uncollected, ValueError for an id
+        in use, TypeError for what is no function, RunnerStoppedError and RunnerDiedError.
+        """
+        return self._submit(async_fn, args, kwargs, task_id, self._task_timeout_s)
+
+    def with_options(
+        self, *, task_timeout: float | None = None, task_id: int | None = None
+    ) -> TaskOptions[T]:
+        """Give one submit options of its own: ``with_options(task_timeout=30.0).submit(fn, *args)``.
+
+        *task_timeout* is a deadline in seconds from the task's start, None lifts the runner's default.
+        Raises ValueError when it is NaN or not above 0, and for an id out of range.
+        """
+        timeout_s = arguments.check_seconds("task_timeout", task_timeout, positive=True)
+        return TaskOptions(self, task_id, timeout_s)
+
+    def _submit(
+        self,
+        fn: Callable[..., Awaitable[T]],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        task_id: int | None,
+        timeout_s: float | None,
+    ) -> int:
+        life = self._life
+        if life is None or life.home is not _process.home():
+            life = self._here()
+        if not callable(fn):
+            arguments.check_async_fn(fn)
+        if task_id is None:
+            task_id = next(self._own_ids)
+        else:
+            task_id = arguments.check_task_id(task_id)
+        life.ledger.accept(Job(task_id, fn, args, kwargs, contextvars.copy_context(), timeout_s))
+        return task_id
+
+    def cancel(self, task_id: int) -> bool:
+        """Decide that a task's outcome is ``cancelled``; return whether it is.
+
+        True also when it was decided before; False for an id that is unknown, past its deadline, or
+        finished otherwise. A running task may clean up for ``cancel_grace`` seconds.
+        Raises RunnerStoppedError, RunnerDiedError.
+        """
+        return self._here().cancel(task_id)
+
+    def pause(self) -> None:
+        """Stop starting tasks. Those that run go on, and their results are delivered.
+
+        Raises RunnerStoppedError, RunnerDiedError.
+        """
+        self._here().ledger.pause()
+
+    def resume(self) -> None:
+        """Start what is pending, at once. Raises RunnerStoppedError, RunnerDiedError."""
+        self._here().ledger.resume()
+
+    # -- results -----------------------------------------------------------------------------------
+
+    @overload
+    def wait(
+        self, count: int, timeout: float | None = None, with_timing: Literal[False] = False
+    ) -> list[T | None]: ...
+
+    @overload
+    def wait(
+        self, count: int, timeout: float | None = None, *, with_timing: Literal[True]
+    ) -> list[TimedResult[T]]: ...
+
+    @overload
+    def wait(self, count: int, timeout: float | None, with_timing: Literal[True]) -> list[TimedResult[T]]: ...
+
+    def wait(
+        self, count: int, timeout: float | None = None, with_timing: bool = False
+    ) -> list[T | None] | list[TimedResult[T]]:
+        """Wait until *count* tasks have finished, and return their values in the order they finished.
+
+        A task that failed, timed out or was cancelled gives None and is logged; with *with_timing* the
+        list is of TimedResult objects, which tell. *timeout* is in seconds, None waits for ever, 0 polls.
+
+        Raises TimeoutError, which consumes nothing; ValueError when *count* exceeds ``max_queue_size``;
+        RunnerStoppedError and RunnerDiedError, RuntimeError on the loop thread.
+        """
+        if arguments.check_count("count", count) > self._max_queue_size:
+            raise ValueError(
+                f"count={count} exceeds max_queue_size={self._max_queue_size}, so that many are never there; "
+                "wait for fewer, or raise max_queue_size"
+            )
+        deadline = arguments.deadline_after(timeout)
+        shelf = self._shelf("wait")
+        holding = Holding()
+        try:
+            shelf.take(count, deadline, holding)
+            if with_timing:
+                return [job.timed_result() for job in holding.jobs]
+            return [job.data for job in holding.jobs]
+        except BaseException:
+            shelf.returned.append(holding)  # in this frame: a second Ctrl-C cannot come before it
+            shelf.settle()
+            raise
+
+    def wait_for_task(self, task_id: int, timeout: float | None = None) -> TimedResult[T]:
+        """Wait for one task and return its outcome.
+
+        The task is claimed at the call: ``wait`` and ``as_completed`` do not see it. A timeout or a Ctrl-C
+        releases the claim, and the result keeps its place. *timeout* is in seconds, None waits for ever.
+
+        Raises UnknownTaskError for an id never accepted or already delivered; ValueError when another
+        claimed it; TimeoutError; RunnerStoppedError and RunnerDiedError, RuntimeError on the loop thread.
+        """
+        deadline = arguments.deadline_after(timeout)
+        shelf = self._shelf("wait_for_task")
+        holding = Holding()
+        try:
+            shelf.claim(task_id, holding)
+            shelf.take_claimed(task_id, deadline, holding)
+            return holding.jobs[0].timed_result()
+        except BaseException:
+            shelf.returned.append(holding)
+            shelf.settle()
+            raise
+
+    def as_completed(self, timeout: float | None = None) -> Iterator[TimedResult[T]]:
+        """Iterate over outcomes as tasks finish, until no unclaimed task is outstanding.
+
+        Tasks submitted meanwhile are included. A result is collected when it is yielded; leaving the loop
+        early leaves the rest. *timeout* is in seconds from this call, for the whole iteration.
+
+        Raises TimeoutError; RunnerStoppedError and RunnerDiedError, RuntimeError on the loop thread.
+        """
+        return _iterate(self._shelf("as_completed"), arguments.deadline_after(timeout))
+
+    # -- calls -------------------------------------------------------------------------------------
+
+    def run(self, async_fn: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any) -> R:
+        """Run one coroutine on the loop, and return its value or raise its exception.
+
+        It counts against nothing, has no deadline, and works while paused. A Ctrl-C cancels it.
+        Raises RunnerStoppedError when the runner ends first; RuntimeError on the loop thread, where
+        ``arun`` does the same without waiting for itself.
+        """
+        arguments.check_async_fn(async_fn)
+        life = self._here()
+        self._raise_on_loop_thread(life, "run")
+        gate = Gate()
+        call = life.call(async_fn, args, kwargs, gate.open)
+        try:
+            gate.wait()
+        except BaseException:
+            life.cancel_call(call)
+            raise
+        result: R = call.result()
+        return result
+
+    async def arun(self, async_fn: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any) -> R:
+        """Do what ``run`` does, from a coroutine on any loop; cancelling this cancels the coroutine."""
+        arguments.check_async_fn(async_fn)
+        life = self._here()
+        if life.thread.is_current():
+            return await async_fn(*args, **kwargs)
+        loop = asyncio.get_running_loop()
+        arrival = loop.create_future()
+
+        def arrived() -> None:
+            with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
+                loop.call_soon_threadsafe(lambda: arrival.done() or arrival.set_result(None))
+
+        call = life.call(async_fn, args, kwargs, arrived)
+        try:
+            await arrival
+        except BaseException:
+            life.cancel_call(call)
+            raise
+        result: R = call.result()
+        return result
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    @property
+    def paused(self) -> bool:
+        """Whether tasks are kept from starting."""
+        return self._life is not None and self._here().ledger.paused
+
+    @property
+    def exiting(self) -> threading.Event:
+        """Set from the beginning of ``destroy`` or a death until the next ``initialize``. Do not set it."""
+        self._raise_if_abroad()
+        return self._exiting
+
+    @property
+    def thread(self) -> threading.Thread | None:
+        """The loop thread; None before the first ``initialize``."""
+        return None if self._life is None else self._here().thread.thread
+
+    def get_queue_sizes(self) -> tuple[int, int]:
+        """Return how many tasks are pending and how many are finished and not collected."""
+        self._raise_if_abroad()
+        stats = self.stats()
+        return stats.pending, stats.finished
+
+    def get_input_queue_size(self) -> int:
+        """Return how many tasks are pending."""
+        return self.get_queue_sizes()[0]
+
+    def get_output_queue_size(self) -> int:
+        """Return how many tasks are finished and not collected."""
+        return self.get_queue_sizes()[1]
+
+    def stats(self) -> RunnerStats:
+        """Take a snapshot in which every task is counted once. In a forked child it says so, with zeros."""
+        life = self._life
+        if life is None:
+            return RunnerStats()
+        if life.home is not _process.home():
+            return RunnerStats(state=_ABROAD)
+        return life.ledger.stats(life.abandoned, _state(life))
+
+    def __repr__(self) -> str:
+        stats = self.stats()
+        return (
+            f"<{type(self).__name__} {stats.state} pending={stats.pending} running={stats.running} "
+            f"finished={stats.finished} max_queue_size={self._max_queue_size}>"
+        )
+
+    def _shelf(self, caller: str) -> Shelf:
+        life = self._here()
+        self._raise_on_loop_thread(life, caller)
+        return life.ledger.shelf
+
+    def _here(self) -> Life:
+        self._raise_if_abroad()
+        if self._life is None:
+            raise RunnerStoppedError("the runner was never initialized; call initialize(), or use `with`")
+        return self._life
+
+    def _raise_if_abroad(self) -> None:
+        if self._life is not None and self._life.home is not _process.home():
+            raise RunnerStoppedError(
+                f"{_ABROAD}: its thread did not survive the fork; make a new runner here"
+            )
+
+    @staticmethod
+    def _raise_on_loop_thread(life: Life, caller: str) -> None:
+        if life.thread.is_current():
+            raise RuntimeError(
+                f"{caller}() on the runner's own loop thread would wait for itself for ever; "
+                "call it from another thread, or await arun()"
+            )
+
+
+class TaskOptions(Generic[T]):
+    """Submits with options of its own, so that a task's keyword arguments may have any name."""
+
+    __slots__ = ("_runner", "_task_id", "_timeout_s")
+
+    def __init__(self, runner: AsyncTaskRunner[T], task_id: int | None, timeout_s: float | None) -> None:
+        self._runner = runner
+        self._task_id = task_id
+        self._timeout_s = timeout_s
+
+    def submit(self, async_fn: Callable[..., Awaitable[T]], /, *args: Any, **kwargs: Any) -> int:
+        """Do what the runner's ``submit`` does, with these options."""
+        return self._runner._submit(async_fn, args, kwargs, self._task_id, self._timeout_s)
+
+
+_ABROAD = "runner of another process"
+
+
+def _state(life: Life) -> str:
+    if life.ending is None:
+        return "paused" if life.ledger.paused else "running"
+    return "stopped" if life.ending.cause is None else "died"
+
+
+def _iterate(shelf: Shelf, deadline: float | None) -> Iterator[TimedResult[Any]]:
+    while True:
+        holding = Holding()
+        try:
+            if not shelf.take_next(deadline, holding):
+                return
+            result = holding.jobs[0].timed_result()
+        except BaseException:
+            shelf.returned.append(holding)
+            shelf.settle()
+            raise
+        yield result
