@@ -147,7 +147,9 @@ class AsyncTaskRunner(Generic[T]):
         if life is None or life.home is not _process.home() or life.ending is not None:
             return
         try:
-            warnings.warn(f"unclosed runner {self!r}; destroy() it", ResourceWarning, source=self)
+            warnings.warn(
+                f"unclosed runner {self!r}; destroy() it", ResourceWarning, stacklevel=2, source=self
+            )
         finally:
             life.request_end()
 
@@ -193,12 +195,8 @@ class AsyncTaskRunner(Generic[T]):
         life = self._life
         if life is None or life.home is not _process.home():
             life = self._here()
-        if not callable(fn):
-            arguments.check_async_fn(fn)
-        if task_id is None:
-            task_id = next(self._own_ids)
-        else:
-            task_id = arguments.check_task_id(task_id)
+        arguments.check_async_fn(fn)
+        task_id = next(self._own_ids) if task_id is None else arguments.check_task_id(task_id)
         life.ledger.accept(Job(task_id, fn, args, kwargs, contextvars.copy_context(), timeout_s))
         return task_id
 
@@ -326,11 +324,11 @@ class AsyncTaskRunner(Generic[T]):
         if life.thread.is_current():
             return await async_fn(*args, **kwargs)
         loop = asyncio.get_running_loop()
-        arrival = loop.create_future()
+        arrival: asyncio.Future[None] = loop.create_future()
 
         def arrived() -> None:
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
-                loop.call_soon_threadsafe(lambda: arrival.done() or arrival.set_result(None))
+                loop.call_soon_threadsafe(_set_done, arrival)
 
         call = life.call(async_fn, args, kwargs, arrived)
         try:
@@ -437,6 +435,11 @@ def _state(life: Life) -> str:
     if life.ending is None:
         return "paused" if life.ledger.paused else "running"
     return "stopped" if life.ending.cause is None else "died"
+
+
+def _set_done(arrival: asyncio.Future[None]) -> None:
+    if not arrival.done():
+        arrival.set_result(None)
 
 
 def _iterate(shelf: Shelf, deadline: float | None) -> Iterator[TimedResult[Any]]:

@@ -27,13 +27,12 @@ def check_seconds(name: str, value: Any, *, positive: bool = False) -> float | N
     """
     if value is None:
         return None
-    if not isinstance(value, Real) or isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} has to be seconds or None, not {value!r}")
     seconds = float(value)
     if math.isnan(seconds) or seconds < 0 or (positive and seconds == 0):
-        raise ValueError(
-            f"{name}={value!r} has to be {'above' if positive else 'at least'} 0 seconds, or None"
-        )
+        bound = "above 0" if positive else "at least 0"
+        raise ValueError(f"{name}={value!r} has to be {bound} seconds, or None")
     return None if math.isinf(seconds) else seconds
 
 
@@ -60,7 +59,7 @@ def check_task_id(value: object) -> int:
     return value
 
 
-def check_async_fn(value: object) -> None:
+def check_async_fn(value: Any) -> None:
     """Raise TypeError if *value* cannot be called."""
     if not callable(value):
         raise TypeError(

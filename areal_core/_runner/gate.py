@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 
 
@@ -22,7 +23,7 @@ class Gate:
     def open(self) -> None:
         """Let everybody through, now and later. Never blocks; may be called again."""
         self.is_open = True
-        self._unlock()
+        self._let_next_through()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the gate is open, *timeout* seconds at most (None: no limit); return whether it is."""
@@ -30,12 +31,10 @@ class Gate:
             try:
                 self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
             finally:
-                if self.is_open:
-                    self._unlock()  # for the next waiter, also when this one is interrupted
+                self._let_next_through()  # also when this one is interrupted
         return self.is_open
 
-    def _unlock(self) -> None:
-        try:
-            self._lock.release()
-        except RuntimeError:
-            pass  # somebody else unlocked it first, which is as good
+    def _let_next_through(self) -> None:
+        if self.is_open:
+            with contextlib.suppress(RuntimeError):  # another was faster, which is as good
+                self._lock.release()

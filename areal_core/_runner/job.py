@@ -11,8 +11,11 @@ from areal_core._runner.results import Status, TimedResult
 
 
 class Job:
-    """One accepted call. Its sink's lock guards *decision*; all else belongs to the loop thread until
-    the outcome is published, and to whoever collects it afterwards."""
+    """One accepted call, until its outcome is delivered.
+
+    Its sink's lock guards *decision*; all else belongs to the loop thread until the outcome is
+    published, and to whoever collects it afterwards.
+    """
 
     __slots__ = (
         "abandoned",

@@ -66,7 +66,8 @@ class Launcher:
         """Cancel a job whose outcome is decided, and publish that when the grace ends, at the latest."""
         task = job.task
         if task is not None and not task.done():
-            self._stop_timer(job)
+            if job.timer is not None:
+                job.timer.cancel()
             job.timer = self._thread.call_later(self._cancel_grace_s, self._abandon, job)
             task.cancel()
 

@@ -25,7 +25,8 @@ from areal_core.errors import TaskQueueFullError
 class Ledger:
     """The bookkeeping of one life of a runner; the sink of its launcher. Any thread may call it.
 
-    *request_start* and *request_cancel* are called under the lock, and must only post to the loop."""
+    *request_start* and *request_cancel* are called under the lock, and must only post to the loop.
+    """
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Ledger:
     # -- what callers do ---------------------------------------------------------------------------
 
     def accept(self, job: Job) -> None:
-        """Answer for *job* from now on. Raises TaskQueueFullError, ValueError for an id in use, the ending."""
+        """Answer for *job*. Raises TaskQueueFullError, ValueError for an id in use, and the ending."""
         task_id = job.task_id
         shelf = self.shelf
         with self._lock:
@@ -70,9 +71,9 @@ class Ledger:
 
     def _full_message(self) -> str:
         return (
-            f"Input queue full: {self._max_queue_size} tasks are not collected ({len(self._pending)} pending, "
-            f"{len(self._running)} running, {len(self.shelf.finished)} finished); "
-            "collect results with wait(), or raise max_queue_size"
+            f"Input queue full: {self._max_queue_size} tasks are not collected "
+            f"({len(self._pending)} pending, {len(self._running)} running, "
+            f"{len(self.shelf.finished)} finished); collect results with wait(), or raise max_queue_size"
         )
 
     def pause(self) -> None:

@@ -27,7 +27,7 @@ _STOPPED = Ending("the runner was destroyed; initialize() starts it again")
 
 
 class Life:
-    """One loop thread, with the ledger and the calls it serves. Knows nothing of the runner it is a life of."""
+    """One loop thread, with the ledger and the calls it serves. It does not know its runner."""
 
     def __init__(
         self,
@@ -191,13 +191,13 @@ class Life:
         shutdown.cancel_tasks(loop, patience_s, self._events)
         self._call_launcher.flush()
         self._task_launcher.flush()
-        self._abandon_the_rest(loop)
-        if cancelled:
-            self._events.tasks_cancelled(cancelled)
+        ended = cancelled - self._abandon_the_rest(loop)
+        if ended > 0:
+            self._events.tasks_cancelled(ended)
         shutdown.close_loop(loop, self._executor, deadline, self._events)
         exit_hook.discard(self)
 
-    def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> int:
         stuck = self.ledger.still_running()
         names = {job.task: job.label for job in stuck}
         others = [task.get_name() for task in asyncio.all_tasks(loop) if task not in names]
@@ -205,6 +205,7 @@ class Life:
         self.ledger.abandon(stuck)
         if names or others:
             self._events.tasks_abandoned([*names.values(), *others])
+        return len(stuck)
 
 
 def _cancel_task(job: Job) -> None:

@@ -147,7 +147,7 @@ def _require_descriptors(count: int) -> None:
     """Raise OSError unless *count* descriptors can be opened."""
     opened: list[int] = []
     try:
-        for _ in range(count):
+        while len(opened) < count:
             opened.append(os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
         raise OSError(

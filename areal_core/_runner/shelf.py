@@ -195,7 +195,7 @@ class Shelf:
             finished = task_id in self.finished
             if not finished and not self._is_unfinished(task_id):
                 raise UnknownTaskError(
-                    f"task_id={task_id} is not outstanding: it was never accepted, or its result was delivered"
+                    f"task_id={task_id} is not outstanding: never accepted, or delivered already"
                 )
             if task_id in self._claims:
                 raise ValueError(f"task_id={task_id} is already waited for by another wait_for_task()")
