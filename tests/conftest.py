@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import pytest
-from children import Children, RunScript, StartScript
 from hypothesis import settings
+
+from children import Children, RunScript, StartScript
 from logged import LogLines, LogLinesHandler
 
 if TYPE_CHECKING:

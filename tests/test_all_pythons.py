@@ -6,8 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import all_pythons
 import pytest
+
+import all_pythons
 
 VERSION = f"{sys.version_info.major}.{sys.version_info.minor}"
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from importlib.metadata import version
 
 import pytest
-from children import RunScript
 
 import areal_core
+from children import RunScript
 
 pytestmark = pytest.mark.any_loop
 
