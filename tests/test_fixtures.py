@@ -8,11 +8,13 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
 import areal_core
 from children import RunScript, StartScript, without_slow_callbacks
+from conftest import MakeRunner
 from logged import LogLine, LogLines
 
 
@@ -102,3 +104,52 @@ def test_log_lines_of_another_thread_can_be_waited_for(log_lines: LogLines) -> N
     assert (level, message, repr(error)) == ("error", "failed", "ValueError('three')")
     assert log_lines[0] == LogLine("debug", "begun n=1", None)
     assert log_lines.of("error") == ["failed"]
+
+
+def test_a_made_runner_runs_on_the_chosen_loop(make_runner: MakeRunner, loop_name: str) -> None:
+    async def kind_of_loop() -> str:
+        return type(asyncio.get_running_loop()).__module__.split(".")[0]
+
+    assert make_runner().run(kind_of_loop) == loop_name
+
+
+@pytest.mark.any_loop
+def test_a_made_runner_is_destroyed_and_a_thread_left_behind_fails_its_test(
+    run_script: RunScript, tmp_path: Path
+) -> None:
+    (tmp_path / "test_threads.py").write_text(
+        dedent("""
+            import threading
+
+            made = []
+
+            def leave_one() -> None:
+                threading.Thread(target=threading.Event().wait, daemon=True).start()
+
+            def test_that_leaves_one(make_runner):
+                made.append(make_runner())
+                leave_one()
+
+            def test_that_says_so(make_runner):
+                made.append(make_runner(leave=True))
+                leave_one()
+
+            def test_that_both_were_destroyed():
+                assert made.pop().exiting.is_set()
+                assert made.pop().exiting.is_set()
+        """)
+    )
+    here = Path(__file__).parent
+    script = run_script(f"""
+        import sys, pytest
+        sys.path.insert(0, {str(here)!r})
+        sys.exit(pytest.main([
+            "-c", {str(here.parent / "pyproject.toml")!r}, "--rootdir=.", "-p", "conftest",
+            "-p", "no:cacheprovider", "--loop=asyncio", "test_threads.py",
+        ]))
+    """)
+    assert (script.returncode, script.stderr) == (1, "")
+    assert "ERROR at teardown of test_that_leaves_one[asyncio]" in script.stdout
+    assert "Failed: threads left alive:" in script.stdout
+    assert ", in wait\n" in script.stdout  # the stack that says where it hangs
+    assert "= 3 passed, 1 error in" in script.stdout
