@@ -43,7 +43,7 @@ QUICK = Scale(pairs=3, divisor=5, idle_s=1.0)
 
 
 def all_rows(runners: Runners, scale: Scale) -> Iterator[Row]:
-    yield _burst(runners, scale.of(10_000))
+    yield _burst(runners, 10_000)  # takes no time, and its ratio to areal depends on the number
     yield _sleeping_cpu(runners, scale.of(10_000))
     yield _trip(runners, scale.of(2_000))
     yield _trip_in_flight(runners, scale.of(2_000), scale.of(10_000))
