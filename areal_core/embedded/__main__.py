@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     options, parent = parse(argv)
     try:
         listener = _listen(options)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         print(f"cannot listen on {options.host}, port {options.port}: {error}", file=sys.stderr)
         return 1
     with listener:

@@ -28,19 +28,11 @@ class ServerProcess:
         neither in *timeout* seconds.
         """
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process, by _close()
-        command = [sys.executable, "-P", "-m", "areal_core.embedded", *options.arguments()]
-        self._popen = subprocess.Popen(
-            [*command, f"--parent={os.getpid()}"],
-            bufsize=0,
-            # The lifeline: nothing is ever written to it. Popen keeps our end from other programs.
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={**os.environ, "PYTHONPATH": _import_path()},
-            # Ctrl-C in a terminal goes to all of its foreground processes; the server is to outlast
-            # what this process still has to do with it.
-            start_new_session=True,
-        )
+        try:
+            self._popen = self._launch(options)
+        except BaseException:
+            self._stderr.close()
+            raise
         try:
             self.addr = self._read_addr(timeout)
         except BaseException:
@@ -82,12 +74,29 @@ class ServerProcess:
         # It cannot be waited for from here, and need not be complained of.
         self._popen.returncode = 0
 
+    def _launch(self, options: ServerOptions) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-P", "-m", "areal_core.embedded", *options.arguments()]
+        return subprocess.Popen(
+            [*command, f"--parent={os.getpid()}"],
+            bufsize=0,
+            # The lifeline: nothing is ever written to it. Popen keeps our end from other programs.
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env={**os.environ, "PYTHONPATH": _import_path()},
+            # Ctrl-C in a terminal goes to all of its foreground processes; the server is to outlast
+            # what this process still has to do with it.
+            start_new_session=True,
+        )
+
     def _read_addr(self, timeout: float) -> str:
         line = self._read_line(timeout)
         if line.endswith(b"\n"):
             return str(json.loads(line)["addr"])
         status = self._popen.wait()
-        raise RuntimeError(f"the embedded server ended with status {status} and said: {self._read_stderr()}")
+        raise RuntimeError(
+            f"the embedded server ended with status {status} and said: {self._read_stderr().strip()}"
+        )
 
     def _read_line(self, timeout: float) -> bytes:
         """Return the first line of stdout, without a newline if the process ended first."""
@@ -100,7 +109,7 @@ class ServerProcess:
                 if not selector.select(max(0.0, deadline - time.monotonic())):
                     raise TimeoutError(
                         f"the embedded server did not listen within {timeout} s; "
-                        f"raise start_timeout, or see what it said: {self._read_stderr()}"
+                        f"raise start_timeout, or see what it said: {self._read_stderr().strip()}"
                     )
                 piece = self._popen.stdout.read(4096)
                 if not piece:
@@ -110,7 +119,7 @@ class ServerProcess:
 
     def _read_stderr(self) -> str:
         # By position: the offset is shared with the child, which may still write.
-        return os.pread(self._stderr.fileno(), _STDERR_BYTES, 0).decode("utf-8", "replace").strip()
+        return os.pread(self._stderr.fileno(), _STDERR_BYTES, 0).decode("utf-8", "replace")
 
     def _collect(self) -> str:
         """Wait for the end, release everything, return what the process wrote to stderr."""

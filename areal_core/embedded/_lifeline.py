@@ -30,13 +30,13 @@ def watch_parent(pid: int | None, ended: Callable[[], object]) -> Iterator[None]
         if sys.platform == "linux":
             try:
                 parent = os.pidfd_open(pid)
+            except ProcessLookupError:
+                ended()
             except OSError:
-                pass  # an old kernel, a sandbox that forbids it, or no such process any more: see below
+                pass  # an old kernel, or a sandbox that forbids it
             else:
                 stack.callback(os.close, parent)
                 _watch(parent, ended, stack)
-        if os.getppid() != pid:
-            ended()
         yield
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
+
+# Far from any use, and far enough from infinity that no product of two overflows.
+_MOST = 1e9
 
 
 def _option(default: Any, text: str) -> Any:
@@ -34,11 +36,11 @@ class ServerOptions:
             raise ValueError("host='' names no address; the default is 127.0.0.1")
         if self.port not in range(65536):
             raise ValueError(f"port={self.port} is not in 0..65535; 0 takes a free one")
-        for name in ("ms_per_token", "sigma"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name}={getattr(self, name)} is not a finite number from 0 up")
-        if not 0 < self.cap < math.inf:
-            raise ValueError(f"cap={self.cap} is not a finite number above 0")
+        for name in ("ms_per_token", "sigma", "cap"):
+            if not 0 <= getattr(self, name) <= _MOST:
+                raise ValueError(f"{name}={getattr(self, name)} is not in 0..{_MOST:g}")
+        if self.cap == 0:
+            raise ValueError("cap=0.0 leaves no pace; ms_per_token=0 answers at once")
 
     def arguments(self) -> list[str]:
         """Return the command-line arguments that `parse` turns back into equal options."""

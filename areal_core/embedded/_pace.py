@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from statistics import NormalDist
 
 from ._options import ServerOptions
 
 _NORMAL = NormalDist()
+_LARGEST_EXPONENT = math.log(sys.float_info.max)
 
 
 def ms_per_token(rid: str, options: ServerOptions) -> float:
@@ -22,5 +24,5 @@ def ms_per_token(rid: str, options: ServerOptions) -> float:
     draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
     # 52 bits and a half: never 0 and never 1, where the normal distribution has no quantile.
     deviation = _NORMAL.inv_cdf(((draw >> 12) + 0.5) / 2**52)
-    # The cap is taken before exp(), which a large sigma would overflow.
-    return options.ms_per_token * math.exp(min(options.sigma * deviation, math.log(options.cap)))
+    factor = math.exp(min(options.sigma * deviation, _LARGEST_EXPONENT))
+    return options.ms_per_token * min(factor, options.cap)

@@ -55,6 +55,8 @@ class EmbeddedServer:
         self._process: ServerProcess | None = None
         self._lock = threading.Lock()
         self._addr: str | None = None
+        if not start_timeout > 0:
+            raise ValueError(f"start_timeout={start_timeout} is not a number of seconds above 0")
         self._start_timeout = start_timeout
         self.options = ServerOptions(host, port, ms_per_token, sigma, cap, seed)
         _servers.add(self)
@@ -115,10 +117,7 @@ class EmbeddedServer:
     @property
     def pid(self) -> int:
         """The id of the server process. RuntimeError when there is none."""
-        process = self._process
-        if process is None:
-            raise RuntimeError("the embedded server does not run; call start(), or use it in a `with`")
-        return process.pid
+        return self._running_process().pid
 
     def stats(self, timeout: float = 10.0, **at_least: int) -> ServerStats:
         """Return the server's counters, once those named have reached their values.
@@ -133,8 +132,7 @@ class EmbeddedServer:
         for name in at_least:
             if name not in known:
                 raise TypeError(f"{name} is not a counter; there are {', '.join(known)}")
-        if not self.running:
-            raise RuntimeError("the embedded server does not run; call start(), or use it in a `with`")
+        self._running_process()
         query = "&".join(f"{name}={value}" for name, value in at_least.items())
         host, _, port = self.addr.rpartition(":")
         connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
@@ -161,8 +159,16 @@ class EmbeddedServer:
 
     def __del__(self, _warn: Any = warnings.warn) -> None:
         if getattr(self, "_process", None) is not None:
-            _warn(f"{self!r} was never stopped; use it in a `with`", ResourceWarning, source=self)
-            self.stop()
+            try:
+                _warn(f"{self!r} was never stopped; use it in a `with`", ResourceWarning, source=self)
+            finally:  # the warning may be an error
+                self.stop()
+
+    def _running_process(self) -> ServerProcess:
+        process = self._process
+        if process is None or not process.running:
+            raise RuntimeError("the embedded server does not run; call start(), or use it in a `with`")
+        return process
 
     def _release(self) -> None:
         process, self._process = self._process, None

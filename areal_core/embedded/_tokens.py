@@ -51,9 +51,8 @@ def encode(text: str) -> list[int]:
 
 
 def decode(tokens: Sequence[int]) -> str:
-    """Return the text of *tokens*; ids that are no byte become U+FFFD."""
-    text = b"".join(bytes((token,)) if token < 256 else b"\xef\xbf\xbd" for token in tokens)
-    return text.decode("utf-8", "replace")
+    """Return the text of *tokens* that `complete` made."""
+    return bytes(tokens).decode("ascii")
 
 
 def complete(prompt: Sequence[int], sampling: Sampling) -> Completion:
