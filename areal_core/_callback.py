@@ -40,17 +40,18 @@ class Callback:
 
         Raises what the function and its awaitable raise. That it ran out of time is only logged.
         """
-        if inspect.iscoroutinefunction(self._function):
-            result: object = self._function()  # which makes a coroutine, and needs no watching
-        else:
-            with _named_if_it_blocks(self.name, self._timeout_s):
-                result = self._function()
+        others = asyncio.all_tasks()
+        # A coroutine function does nothing yet: not worth a thread.
+        watched = not inspect.iscoroutinefunction(self._function)
+        with _named_if_it_blocks(self.name, self._timeout_s) if watched else contextlib.nullcontext():
+            result = self._function()
         if inspect.isawaitable(result):
-            await self._finish(asyncio.ensure_future(result), deadline)
+            await self._finish(asyncio.ensure_future(result), others, deadline)
 
-    async def _finish(self, task: asyncio.Future[object], deadline: float) -> None:
+    async def _finish(
+        self, task: asyncio.Future[object], others: set[asyncio.Task[object]], deadline: float
+    ) -> None:
         limit_s = min(self._timeout_s, _left(deadline))
-        others = asyncio.all_tasks() - {task}
         # A coroutine that only awaits is given up well before: then it is the thread that is blocked.
         with _named_if_it_blocks(self.name, limit_s + 2 * _CANCEL_GRACE_S):
             # Not asyncio.wait_for: that waits on for a task that swallows its cancellation.
@@ -65,7 +66,7 @@ class Callback:
         seconds = round(limit_s, 3)
         _log.error("loop_cleanup_timed_out", callback=self.name, seconds=seconds, ended=ended, exc_info=error)
         if not ended:
-            _abandon(asyncio.all_tasks() - others)
+            _abandon(asyncio.all_tasks() - (others - {task}))
 
 
 def _left(deadline: float) -> float:
@@ -76,8 +77,9 @@ def _left(deadline: float) -> float:
 def _abandon(tasks: set[asyncio.Task[object]]) -> None:
     """Give up *tasks*: one that refused its cancellation, and the children it waits for."""
     for task in tasks:
+        asyncio.tasks._unregister_task(task)  # or who waits for all tasks would wait for it
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-        asyncio.tasks._unregister_task(task)  # whoever waits for all tasks should not wait for it
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nor is that logged
 
 
 @contextlib.contextmanager

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
+import threading
+import types
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
@@ -45,6 +48,31 @@ def drive(
                 if on_contained is not None:
                     on_contained(exc)
         return task.result()
+
+
+@contextlib.contextmanager
+def ctrl_c_held(on_held: Callable[[BaseException], object]) -> Iterator[None]:
+    """Hand the first Ctrl-C to *on_held* instead of raising it anywhere; the next ones raise at once.
+
+    A KeyboardInterrupt raised inside the loop's own code can lose the very wake-up it is about to
+    make, and `drive` would wait for ever. This is what ``asyncio.Runner`` does while it runs, under the
+    same conditions: in the main thread, and when nobody else has set a handler.
+    """
+    default = signal.default_int_handler
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not default:
+        yield
+        return
+
+    def hold(_signum: int, _frame: types.FrameType | None) -> None:
+        signal.signal(signal.SIGINT, default)
+        on_held(KeyboardInterrupt())
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, default)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,14 @@
 The first registration puts a `_Cleanup` on the loop object and replaces ``close`` of that one instance.
 It takes a loop through these states:
 
-                 close()                   no callback left              the loop's own close()
-    OPEN ----------------------> CLEANING -----------------> SEALED -----------------------> CLOSED
-    |  ^  run_loop_cleanup()     |     ^ |                     |
-    |  |                         '-----' |                     | that close failed
-    '--+- a registration       a registration (a bounded       |
-       |  will run             number) will run too            |  in SEALED and CLOSED a registration
-       '------------ run_loop_cleanup() done ------------------'  raises and close() does nothing
+             close(), run_loop_cleanup()       no callback left        the loop's own close()
+    OPEN ----------------------------> CLEANING ------------> SEALED ----------------------> CLOSED
+    ^  ^                                |                     |
+    |  '---- run_loop_cleanup() done ---'                     |
+    '----------- the loop's own close() raised ---------------'
+
+    registering   OPEN: will run    CLEANING: will run too, a bounded number    SEALED, CLOSED: raises
+    close()       OPEN: as drawn; raises while the loop runs                    else: does nothing
 
 The callbacks run in the thread that closes the loop and with the loop running, so they can close what
 lives on it. They should begin nothing: when ``asyncio.run`` closes a loop its other tasks are cancelled
@@ -26,6 +27,7 @@ callbacks, and its ``close()`` leaves an inherited loop as it is: it shares the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import enum
 import sys
 import threading
@@ -35,7 +37,7 @@ import weakref
 from collections.abc import Callable
 
 from areal_core._callback import Callback
-from areal_core._drive import drive
+from areal_core._drive import ctrl_c_held, drive
 from areal_core._log import get_logger
 from areal_core._process import home, shield
 
@@ -72,7 +74,7 @@ def register_loop_cleanup(
     if not timeout > 0:
         raise ValueError(f"timeout={timeout!r} is not positive; pass seconds")
     loop = _running_if_none(loop)
-    cleanup: _Cleanup = vars(loop).setdefault(_ATTRIBUTE, _Cleanup(loop))
+    cleanup = _cleanup_of(loop) or vars(loop).setdefault(_ATTRIBUTE, _Cleanup(loop))
     return cleanup.add(Callback(callback, timeout))
 
 
@@ -188,9 +190,11 @@ class _Cleanup:
 
     def run(self, budget_s: float) -> BaseException | None:
         """Run the callbacks and be open again; return the first interrupt."""
-        if self._home is not home() or not self._begin():
-            return None
-        return self._run_all(budget_s, then=_State.OPEN)
+        interrupts: list[BaseException] = []
+        if self._home is home() and self._begin():
+            with ctrl_c_held(interrupts.append):
+                self._run_all(budget_s, _State.OPEN, interrupts)
+        return interrupts[0] if interrupts else None
 
     def close(self) -> None:
         """Run the callbacks, then close the loop: what ``loop.close()`` is from now on."""
@@ -198,13 +202,16 @@ class _Cleanup:
             return
         if sys._getframe(1).f_code is asyncio.BaseEventLoop.__del__.__code__:
             self._really_close()
-        elif self._begin():
-            try:
-                interrupt = self._run_all(_BUDGET_S, then=_State.SEALED)
-            finally:
-                self._end()
-            if interrupt is not None:
-                raise interrupt
+            return
+        interrupts: list[BaseException] = []
+        if self._begin():
+            with ctrl_c_held(interrupts.append):
+                try:
+                    self._run_all(_BUDGET_S, _State.SEALED, interrupts)
+                finally:
+                    self._end()
+        if interrupts:
+            raise interrupts[0]
 
     def _begin(self) -> bool:
         """Start cleaning; return False when that was done, or is under way: then it is not for us."""
@@ -226,29 +233,24 @@ class _Cleanup:
         self._state = _State.CLOSED
         del self._loop, self._really_close
 
-    def _run_all(self, budget_s: float, *, then: _State) -> BaseException | None:
+    def _run_all(self, budget_s: float, then: _State, interrupts: list[BaseException]) -> None:
         deadline = time.monotonic() + budget_s
-        raised: list[BaseException] = []
         while (callback := self._next(then)) is not None:
             try:
-                self._run_one(callback, deadline, raised)
-            except BaseException as exc:  # a log handler raised, or Ctrl-C came while it wrote
-                raised.append(exc)
-        return next((exc for exc in raised if isinstance(exc, KeyboardInterrupt | SystemExit)), None)
+                drive(self._loop, callback.call(deadline), on_contained=interrupts.append)
+            except BaseException as exc:
+                if isinstance(exc, KeyboardInterrupt | SystemExit):
+                    interrupts.append(exc)
+                with contextlib.suppress(Exception):  # a handler's filter may raise, here above all
+                    _log.error("loop_cleanup_failed", callback=callback.name, exc_info=exc)
 
     def _next(self, then: _State) -> Callback | None:
+        """Take the newest callback; when there is none go on to state *then*."""
         with self._lock:
             if self._callbacks:
                 return self._callbacks.popitem()[1]
             self._state = then
             return None
-
-    def _run_one(self, callback: Callback, deadline: float, raised: list[BaseException]) -> None:
-        try:
-            drive(self._loop, callback.call(deadline), on_contained=raised.append)
-        except BaseException as exc:
-            raised.append(exc)
-            _log.error("loop_cleanup_failed", callback=callback.name, exc_info=exc)
 
 
 def _is_being_closed(loop: asyncio.AbstractEventLoop) -> bool:
