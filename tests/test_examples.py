@@ -1,0 +1,139 @@
+"""The examples run as a reader runs them, and say what they promise."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from children import STRICT, RunScript, StartScript
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+# An example takes the default loop; it gets asyncio's when uvloop cannot be imported.
+ON_THE_LOOP = """
+    import os, runpy, sys
+
+    if os.environ["AREAL_TEST_LOOP"] == "asyncio":
+        sys.modules["uvloop"] = None
+    del sys.argv[0]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+FELL_BACK = re.compile(r"uvloop_not_used error=.* instead=asyncio\n")
+
+# What is written to its stdin is typed at the example's terminal.
+IN_A_TERMINAL = """
+    import os, pty, sys
+
+    sys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))
+"""
+
+RunExample = Callable[[str], str]
+
+
+@pytest.fixture
+def run_example(run_script: RunScript, loop_name: str) -> RunExample:
+    """Run an example in its quick form; see that it succeeds and complains of nothing; return its output."""
+
+    def run(name: str) -> str:
+        done = run_script(ON_THE_LOOP, str(EXAMPLES / name), "--quick")
+        said = FELL_BACK.sub("", done.stderr) if loop_name == "asyncio" else done.stderr
+        assert said == ""
+        assert done.returncode == 0
+        return done.stdout
+
+    return run
+
+
+def test_the_main_job_finds_every_rollout_in_its_table(run_example: RunExample) -> None:
+    output = run_example("drive_rollouts.py")
+
+    assert re.findall(r"^epoch (\d)  (\d+) rollouts in ", output, re.MULTILINE) == [
+        ("1", "120"),
+        ("2", "120"),
+    ]
+    outcomes = _table(output)
+    assert outcomes.pop("all") == sum(outcomes.values()) == 240
+    # On a busy machine more of them time out, the refused ones too.
+    assert 1 <= outcomes["failed"] <= 6
+    assert 1 <= outcomes["cancelled"] <= 16
+    assert outcomes["completed"] >= 1
+    assert "240 submitted = 0 pending + 0 running\n" in output
+    assert "+ 0 finished + 240 collected + 0 discarded\n" in output
+    assert re.search(r"^latency      p50 \d+\.\d+ s, p90 \d+\.\d+ s, p99 \d+\.\d+ s, ", output, re.MULTILINE)
+    opened = re.search(r"^connections  (\d+) opened for (\d+) requests", output, re.MULTILINE)
+    assert opened
+    cut_short = outcomes["timed_out"] + outcomes["cancelled"]
+    assert int(opened[1]) <= 64 + cut_short
+    assert 240 - cut_short <= int(opened[2]) <= 240
+    assert output.endswith(" were lost.\n")
+    assert " 0 were lost." in output
+
+
+@pytest.mark.any_loop
+def test_the_main_job_in_a_terminal_shows_its_progress_and_accounts_for_all_after_ctrl_c(
+    start_script: StartScript,
+) -> None:
+    script = start_script(IN_A_TERMINAL, sys.executable, *STRICT, str(EXAMPLES / "drive_rollouts.py"))
+    assert script.stdin
+    assert script.stdout
+    for line in script.stdout:  # a carriage return ends one too
+        if re.match(r"\x1b\[Kepoch 1  \[#+\.+\]  \d+ ended, \d+ run", line):
+            break
+    output, stderr = script.communicate("\x03", timeout=20.0)
+
+    assert stderr == ""
+    assert script.returncode == 130
+    assert "Traceback" not in output
+    assert "interrupted; this is what there was until then:" in output
+    outcomes = _table(output)
+    assert outcomes.pop("all") == sum(outcomes.values())
+    assert outcomes["cancelled"] >= 1
+
+
+def test_each_restarted_runner_has_clients_of_its_own(run_example: RunExample) -> None:
+    output = run_example("restart_runners.py")
+
+    lives = re.findall(r"^ +(\d+) +(\d+) +(\d+) +(\d+) +(\w+) +(\d+)$", output, re.MULTILINE)
+    assert [life[:5] for life in lives] == [(str(n), "80", "1", "1", "yes") for n in range(1, 5)]
+    assert all(1 <= int(life[5]) <= 8 for life in lives)
+    assert "4 runners in one thread were given 4 sessions, each its own: 320 answers came over " in output
+    assert output.endswith("Threads that run now: 1.\n")
+
+
+def test_async_work_from_sync_code_shows_each_outcome_with_its_error(run_example: RunExample) -> None:
+    output = run_example("async_from_sync.py")
+
+    shown = [line for line in output.splitlines() if line and not line.startswith("#")]
+    # On a busy machine the quick task, too, may come after the wait.
+    assert re.fullmatch(
+        r"wait raises TimeoutError\('Timed out waiting for 2 results, only received [01]\.'\)", shown.pop(2)
+    )
+    assert shown.pop().startswith("RunnerStats(submitted=9, pending=0, running=0, finished=0, collected=9, ")
+    assert shown == [
+        "run gives 6",
+        "run raises ValueError('there is no text')",
+        "wait gives [1, 3]",
+        "task 1 completed: 3",
+        "task 2 failed: ValueError('there is no text')",
+        "task 3 timed_out: TimeoutError('task 3 exceeded its deadline of 0.1 s')",
+        "task 4 cancelled: CancelledError('task 4 was cancelled')",
+        "as_completed gives 4",
+        "as_completed gives 2",
+        "as_completed gives 1",
+    ]
+
+
+@pytest.mark.any_loop
+def test_every_example_is_tested_here() -> None:
+    tested = re.findall(r'"(\w+\.py)"', Path(__file__).read_text())
+    assert {path.name for path in EXAMPLES.glob("*.py")} == set(tested)
+
+
+def _table(output: str) -> dict[str, int]:
+    """Return the number of rollouts per outcome."""
+    row = re.compile(r"^(completed|failed|timed_out|cancelled|all) +([\d,]+)(?:  .*)?\r?$", re.MULTILINE)
+    return {outcome: int(number.replace(",", "")) for outcome, number in row.findall(output)}
