@@ -72,7 +72,7 @@ def _burst(runners: Runners, tasks: int) -> Row:
             ratio("threadsafe", "raw"),
             ratio("areal", "ours", Aim(5, at_most=False, must=3.5)),
         ),
-        more=3,
+        more=2,
     )
 
 
@@ -182,6 +182,7 @@ def _throughput(runners: Runners, tasks: int, parked: int) -> Row:
             "areal among parked": partial(figures.burst, runners.areal, tasks, parked, figures.short),
         },
         (_falls("ours", "ours among parked", Aim(5)), _falls("areal", "areal among parked")),
+        more=2,
     )
 
 

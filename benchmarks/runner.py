@@ -17,12 +17,11 @@ from importlib.metadata import version
 
 from _children import MeasurementError, in_child
 from _contenders import BOUND, RunnerContender
+from _figures import HOUR_S
 from _published import RELEASE, WheelError, published_runner
 from _rows import FULL, QUICK, Runners, Scale, all_rows
 from _table import Line, Row, lines, measure, medians, number
 from areal_core.async_task_runner import AsyncTaskRunner
-
-HOUR_S = 3_600.0
 
 
 def main() -> int:
@@ -69,6 +68,7 @@ def _run(rows: list[Row], scale: Scale) -> int:
 def _show(row: Row, pairs: int) -> Iterator[str]:
     """Measure and print one row; yield what failed in it."""
     print(f"\n{row.name}: {row.title}", flush=True)
+    begin = time.perf_counter()
     try:
         results = measure(row, pairs, in_child)
     except MeasurementError as error:
@@ -79,7 +79,7 @@ def _show(row: Row, pairs: int) -> Iterator[str]:
         print(_formatted(line))
         if line.verdict == "FAILED":
             yield f"{row.name}: {line.reading.label} is {number(line.spread.median)}, {line.reading.aim}"
-    print(f"  medians: {medians(row, results)}", flush=True)
+    print(f"  medians: {medians(row, results)}; took {time.perf_counter() - begin:.0f} s", flush=True)
 
 
 COLUMNS = "  {:<26}{:>8}   {:<17}{:<17}{:<22}{}"
