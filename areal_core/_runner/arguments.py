@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 FIRST_OWN_ID = 2**48
 """Ids below are the callers', ids from here on are made by the runner, so that they never meet."""
@@ -52,6 +52,8 @@ def deadline_after(timeout: Any) -> float | None:
 
 def check_task_id(value: object) -> int:
     """Return *value* if a caller may choose it as an id. Raises TypeError, ValueError."""
+    if type(value) is int and 0 <= value < FIRST_OWN_ID:
+        return value
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"task_id has to be an int, not {value!r}")
     if not 0 <= value < FIRST_OWN_ID:
@@ -59,10 +61,9 @@ def check_task_id(value: object) -> int:
     return value
 
 
-def check_async_fn(value: Any) -> None:
-    """Raise TypeError if *value* cannot be called."""
-    if not callable(value):
-        raise TypeError(
-            f"expected an async function and its arguments, not {value!r}; "
-            "pass fn, *args rather than the coroutine fn(*args)"
-        )
+def refuse_fn(value: object) -> NoReturn:
+    """Raise the TypeError for what was passed instead of an async function."""
+    raise TypeError(
+        f"expected an async function and its arguments, not {value!r}; "
+        "pass fn, *args rather than the coroutine fn(*args)"
+    )

@@ -9,6 +9,8 @@ from typing import Any
 
 from areal_core._runner.results import Status, TimedResult
 
+NO_CONTEXT = contextvars.Context()
+
 
 class Job:
     """One accepted call, until its outcome is delivered.
@@ -39,15 +41,15 @@ class Job:
         task_id: int,
         fn: Callable[..., Any],
         args: tuple[Any, ...],
-        kwargs: dict[str, Any] | None,
+        kwargs: dict[str, Any],
         context: contextvars.Context,
         timeout: float | None,
     ) -> None:
         self.task_id = task_id
         self.fn = fn
-        self.args: tuple[Any, ...] | None = args
-        self.kwargs = kwargs
-        self.context: contextvars.Context | None = context
+        self.args = args
+        self.kwargs = kwargs or None
+        self.context = context
         self.timeout = timeout
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
@@ -73,15 +75,13 @@ class Job:
         name = getattr(self.fn, "__qualname__", None) or type(self.fn).__qualname__
         return f"{self.task_id} {name}"
 
-    def settle(self) -> None:
-        """Make the outcome final: a decision overrules what the coroutine did, which becomes context."""
-        if self.decision is not None:
-            self.data = None
-            if self.decision == "timed_out":
-                self._overrule(TimeoutError(f"task {self.task_id} exceeded its deadline of {self.timeout} s"))
-            elif not isinstance(self.error, asyncio.CancelledError):
-                self._overrule(asyncio.CancelledError(f"task {self.task_id} was cancelled"))
-        self.args = self.kwargs = self.context = self.task = self.timer = None
+    def obey_decision(self) -> None:
+        """Make the decision the outcome; what the coroutine raised becomes its context."""
+        self.data = None
+        if self.decision == "timed_out":
+            self._overrule(TimeoutError(f"task {self.task_id} exceeded its deadline of {self.timeout} s"))
+        elif not isinstance(self.error, asyncio.CancelledError):
+            self._overrule(asyncio.CancelledError(f"task {self.task_id} was cancelled"))
 
     def _overrule(self, verdict: BaseException) -> None:
         verdict.__context__ = self.error
