@@ -61,6 +61,7 @@ def test_the_main_job_finds_every_rollout_in_its_table(run_example: RunExample) 
     assert 1 <= outcomes["failed"] <= 6
     assert 1 <= outcomes["cancelled"] <= 16
     assert outcomes["completed"] >= 1
+    assert "  refused: text='' is not a string" in output
     assert "240 submitted = 0 pending + 0 running\n" in output
     assert "+ 0 finished + 240 collected + 0 discarded\n" in output
     assert re.search(r"^latency      p50 \d+\.\d+ s, p90 \d+\.\d+ s, p99 \d+\.\d+ s, ", output, re.MULTILINE)
