@@ -27,7 +27,8 @@ from typing import Any, Generic, Literal, Self, TypeVar, overload
 
 from areal_core import _process
 from areal_core._runner import arguments
-from areal_core._runner.gate import Gate
+from areal_core._runner.calls import Call
+from areal_core._runner.gate import Gate, GateEvent
 from areal_core._runner.job import Job
 from areal_core._runner.life import DESTROY_TIMEOUT_S, Life
 from areal_core._runner.loop_thread import LoopFactory
@@ -72,10 +73,10 @@ class AsyncTaskRunner(Generic[T]):
         self._task_timeout_s = arguments.check_seconds("task_timeout", task_timeout, positive=True)
         self._cancel_grace_s = arguments.check_grace(cancel_grace)
         self._tracing = bool(enable_tracing)
-        if loop_factory is not None:
-            arguments.check_async_fn(loop_factory)
+        if loop_factory is not None and not callable(loop_factory):
+            raise TypeError(f"loop_factory={loop_factory!r} cannot be called; pass a function, or None")
         self._loop_factory = loop_factory
-        self._exiting = threading.Event()
+        self._exiting = GateEvent()
         self._lifecycle = threading.RLock()
         self._own_ids = itertools.count(arguments.FIRST_OWN_ID)
 
@@ -107,10 +108,14 @@ class AsyncTaskRunner(Generic[T]):
                 logger=logger,
             )
             self._exiting.clear()
-            life.start()
-            if before is not None:
-                life.succeed(before)
-            self._life = life
+            try:
+                life.start()
+                if before is not None:
+                    life.succeed(before)
+                self._life = life
+            except BaseException:
+                life.request_end()  # also when a Ctrl-C came after it had started
+                raise
 
     def destroy(self, timeout: float | None = DESTROY_TIMEOUT_S) -> None:
         """Stop everything within *timeout* seconds (None: however long it takes).
@@ -192,10 +197,9 @@ class AsyncTaskRunner(Generic[T]):
         task_id: int | None,
         timeout_s: float | None,
     ) -> int:
-        life = self._life
-        if life is None or life.home is not _process.home():
-            life = self._here()
-        arguments.check_async_fn(fn)
+        life = self._here()
+        if not callable(fn):
+            arguments.refuse_fn(fn)
         task_id = next(self._own_ids) if task_id is None else arguments.check_task_id(task_id)
         life.ledger.accept(Job(task_id, fn, args, kwargs, contextvars.copy_context(), timeout_s))
         return task_id
@@ -304,12 +308,14 @@ class AsyncTaskRunner(Generic[T]):
         Raises RunnerStoppedError when the runner ends first; RuntimeError on the loop thread, where
         ``arun`` does the same without waiting for itself.
         """
-        arguments.check_async_fn(async_fn)
+        if not callable(async_fn):
+            arguments.refuse_fn(async_fn)
         life = self._here()
         self._raise_on_loop_thread(life, "run")
         gate = Gate()
-        call = life.call(async_fn, args, kwargs, gate.open)
+        call = Call(async_fn, args, kwargs, gate.open)
         try:
+            life.call(call)
             gate.wait()
         except BaseException:
             life.cancel_call(call)
@@ -319,7 +325,8 @@ class AsyncTaskRunner(Generic[T]):
 
     async def arun(self, async_fn: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any) -> R:
         """Do what ``run`` does, from a coroutine on any loop; cancelling this cancels the coroutine."""
-        arguments.check_async_fn(async_fn)
+        if not callable(async_fn):
+            arguments.refuse_fn(async_fn)
         life = self._here()
         if life.thread.is_current():
             return await async_fn(*args, **kwargs)
@@ -330,8 +337,9 @@ class AsyncTaskRunner(Generic[T]):
             with contextlib.suppress(RuntimeError):  # the caller's loop is closed: nobody waits
                 loop.call_soon_threadsafe(_set_done, arrival)
 
-        call = life.call(async_fn, args, kwargs, arrived)
+        call = Call(async_fn, args, kwargs, arrived)
         try:
+            life.call(call)
             await arrival
         except BaseException:
             life.cancel_call(call)
@@ -393,10 +401,12 @@ class AsyncTaskRunner(Generic[T]):
         return life.ledger.shelf
 
     def _here(self) -> Life:
-        self._raise_if_abroad()
-        if self._life is None:
+        life = self._life
+        if life is None:
             raise RunnerStoppedError("the runner was never initialized; call initialize(), or use `with`")
-        return self._life
+        if life.home is not _process.home():
+            self._raise_if_abroad()
+        return life
 
     def _raise_if_abroad(self) -> None:
         if self._life is not None and self._life.home is not _process.home():

@@ -52,6 +52,11 @@ class Calls:
                 raise self._ending.error()
             self._open.add(call)
 
+    def forget(self, call: Call) -> None:
+        """Answer for *call* no longer: its caller has gone."""
+        with self._lock:
+            self._open.discard(call)
+
     def decide(self, job: Job, decision: Status) -> bool:
         """Refuse: a call has no deadline, and its caller hears what the coroutine really did."""
         return False
@@ -60,7 +65,8 @@ class Calls:
         """Let the callers of *jobs* go on."""
         for job in jobs:
             if isinstance(job, Call):
-                job.settle()
+                # Freed in the caller's thread, its weak references would call back there: into a Ctrl-C.
+                job.task = None
                 self._arrive(job)
 
     def end(self, ending: Ending) -> None:

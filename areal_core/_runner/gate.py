@@ -1,17 +1,18 @@
-"""The one thing a thread blocks on."""
+"""What a thread blocks on. A Ctrl-C, wherever it comes, leaves no lock held.
+
+`threading.Event` and `threading.Condition` take their lock in Python code: a KeyboardInterrupt right
+after the acquire leaves it held for good, and the loop thread then blocks on it. Here each lock is
+taken and released by one call of C code, with nothing between it and the line above that a signal
+could come after.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import threading
 
 
 class Gate:
-    """A door that opens once, lets every waiter through, and survives a Ctrl-C in any of them.
-
-    `threading.Event` and `threading.Condition` take their lock in Python code: a KeyboardInterrupt
-    right after the acquire leaves it held for good, and the loop thread then blocks on it.
-    """
+    """A door that opens once, lets every waiter through, and survives a Ctrl-C in any of them."""
 
     __slots__ = ("_lock", "is_open")
 
@@ -23,18 +24,46 @@ class Gate:
     def open(self) -> None:
         """Let everybody through, now and later. Never blocks; may be called again."""
         self.is_open = True
-        self._let_next_through()
+        try:
+            self._lock.release()
+        except RuntimeError:  # it was open
+            pass
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block until the gate is open, *timeout* seconds at most (None: no limit); return whether it is."""
-        if not self.is_open:
+        was_open = self.is_open
+        if not was_open:
+            seconds = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
             try:
-                self._lock.acquire(timeout=-1 if timeout is None else min(timeout, threading.TIMEOUT_MAX))
-            finally:
-                self._let_next_through()  # also when this one is interrupted
+                self._lock.acquire(timeout=seconds)
+            finally:  # let the next one through, also when this one is interrupted
+                if self.is_open:
+                    try:
+                        self._lock.release()
+                    except RuntimeError:  # another was faster, which is as good
+                        pass
         return self.is_open
 
-    def _let_next_through(self) -> None:
-        if self.is_open:
-            with contextlib.suppress(RuntimeError):  # another was faster, which is as good
-                self._lock.release()
+
+class GateEvent(threading.Event):
+    """A `threading.Event` made of gates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gate = Gate()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {'set' if self.is_set() else 'unset'}>"
+
+    def is_set(self) -> bool:
+        return self._gate.is_open
+
+    def set(self) -> None:
+        self._gate.open()
+
+    def clear(self) -> None:
+        if self._gate.is_open:
+            self._gate = Gate()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        return self._gate.wait(timeout)

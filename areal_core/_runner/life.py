@@ -70,8 +70,8 @@ class Life:
 
     def start(self) -> None:
         """Start the thread and its loop. Raises what failed there; then nothing is left of it."""
-        exit_hook.add(self)
         try:
+            exit_hook.add(self)
             self.thread.start()
             self.thread.loop.set_default_executor(self._executor)
         except BaseException:
@@ -83,7 +83,7 @@ class Life:
         """Carry on the counters of *predecessor*, and drop, with a warning, what was never collected."""
         dropped = self.ledger.succeed(predecessor.ledger)
         if dropped:
-            self._events.results_discarded(dropped)
+            self._tell(self._events.results_discarded, dropped)
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -91,25 +91,22 @@ class Life:
         """Decide that a task is cancelled; return whether that stands."""
         stands, ended = self.ledger.cancel(task_id)
         if ended is not None:
-            self._events.task_ended_badly(ended)
+            self._tell(self._events.task_ended_badly, ended)
         return stands
 
-    def call(
-        self,
-        fn: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        arrived: Callable[[], None],
-    ) -> Call:
+    def call(self, call: Call) -> None:
         """Run a coroutine outside the ledger. Raises the ending; one that comes later arrives."""
-        call = Call(fn, args, kwargs, arrived)
         self._calls.add(call)
         self._post(self._call_launcher.launch, [call])
-        return call
 
     def cancel_call(self, call: Call) -> None:
-        """Cancel the coroutine of a call whose caller has gone."""
+        """Cancel the coroutine of a call whose caller has gone, if it came so far as to be started."""
+        self._calls.forget(call)
         self._post(_cancel_task, call)
+
+    def _tell(self, log: Callable[..., None], *args: Any) -> None:
+        # On the loop thread: a Ctrl-C in a log handler would leave the handler's lock held for good.
+        self._post(log, *args)
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago: all calls have arrived

@@ -24,11 +24,12 @@ from areal_core.errors import UnknownTaskError
 class Holding:
     """What one waiter has taken from the shelf or claimed on it, until it is its caller's."""
 
-    __slots__ = ("claim", "jobs")
+    __slots__ = ("claim", "jobs", "waiter")
 
     def __init__(self) -> None:
         self.jobs: Sequence[Job] = ()
         self.claim: int | None = None
+        self.waiter: _Waiter | None = None
 
 
 class _Waiter:
@@ -74,14 +75,16 @@ class Shelf:
         finished, claims = self.finished, self._claims
         for job in jobs:
             task_id = job.task_id
-            if task_id in origin:  # else it was shelved when its thread was left behind
-                job.settle()
-                claim = claims.get(task_id) if claims else None
-                if claim is not None:
-                    claim.open()
-                finished[task_id] = job
-                self._claimed_finished += claim is not None
-                del origin[task_id]
+            if task_id not in origin:
+                continue  # shelved when its thread was left behind
+            if job.decision is not None:
+                job.obey_decision()
+            job.task = None
+            if task_id in claims:
+                claims[task_id].open()
+                self._claimed_finished += 1
+            finished[task_id] = job
+            del origin[task_id]
 
     def serve(self) -> None:
         """Open the gate of every waiter who can be served now; the first to come takes."""
@@ -150,17 +153,15 @@ class Shelf:
             return None
         self.raise_if_ended()
         waiter = _Waiter(count, or_idle)
+        holding.waiter = waiter
         self._waiters.append(waiter)
         return waiter
 
     def _block(self, waiter: _Waiter, deadline: float | None) -> None:
-        try:
-            opened = waiter.gate.wait(_left(deadline))
-        finally:
-            with self._lock:
-                received = self._available()
-                if waiter in self._waiters:
-                    self._waiters.remove(waiter)
+        opened = waiter.gate.wait(_left(deadline))
+        with self._lock:
+            received = self._available()
+            self._waiters.remove(waiter)
         if not opened and received < waiter.count:
             raise TimeoutError(f"Timed out waiting for {waiter.count} results, only received {received}.")
 
@@ -240,6 +241,8 @@ class Shelf:
         """Do what ``settle`` does, with the lock held."""
         while self.returned:
             holding = self.returned[0]
+            if holding.waiter in self._waiters:
+                self._waiters.remove(holding.waiter)
             held = {job.task_id: job for job in (*self.finished.values(), *holding.jobs)}
             finished = OrderedDict(sorted(held.items(), key=_finish_time))
             count, claim = len(holding.jobs), holding.claim
