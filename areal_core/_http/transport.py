@@ -122,8 +122,9 @@ def _url(url: httpx.URL) -> URL:
 
 def _headers(request: httpx.Request) -> list[tuple[str, str]]:
     encoding = request.headers.encoding
+    spelt: dict[bytes, str] = {}  # aiohttp drops one of two that are spelt differently
     return [
-        (name.decode("ascii"), value.decode(encoding))
+        (spelt.setdefault(name.lower(), name.decode("ascii")), value.decode(encoding))
         for name, value in request.headers.raw
         if name.lower() != b"transfer-encoding"  # aiohttp adds it, and refuses to find it
     ]
