@@ -41,6 +41,7 @@ def drive(
         task = asyncio.Task(coroutine, loop=loop)
         asyncio.tasks._unregister_task(task)
         task.add_done_callback(lambda _: loop.stop())
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # only if the loop itself fails
         while not task.done():
             try:
                 loop.run_forever()

@@ -45,6 +45,7 @@ __all__ = ["register_loop_cleanup", "unregister_loop_cleanup"]
 
 _ATTRIBUTE = "_areal_core_cleanup"
 _BUDGET_S = 10.0  # for the async callbacks of one close, together
+_KEPT_S = 0.1  # of it, for each callback still to come: plenty for one that does not hang
 _MOST_LATE = 100  # registrations during one cleanup: generous to who opens something in order to close
 
 _log = get_logger()
@@ -62,7 +63,8 @@ def register_loop_cleanup(
     return an awaitable. An awaitable is cancelled after *timeout* seconds; those of one close have 10 s
     in all. A sync callback cannot be interrupted: one that takes longer than *timeout* is named in a log
     line while it blocks. What a callback raises is logged, and keeps neither the others from running nor
-    the loop from closing; KeyboardInterrupt and SystemExit are raised again once it is closed.
+    the loop from closing; KeyboardInterrupt and SystemExit are raised again once it is closed. So is the
+    first Ctrl-C; a second one is raised at once.
 
     Raises RuntimeError where no loop runs, and for a loop that is closed, past its cleanup, or inherited
     from a parent process; TypeError and ValueError for a callback or timeout that cannot be one.
@@ -191,8 +193,8 @@ class _Cleanup:
     def run(self, budget_s: float) -> BaseException | None:
         """Run the callbacks and be open again; return the first interrupt."""
         interrupts: list[BaseException] = []
-        if self._home is home() and self._begin():
-            with ctrl_c_held(interrupts.append):
+        with ctrl_c_held(interrupts.append):
+            if self._home is home() and self._begin():
                 self._run_all(budget_s, _State.OPEN, interrupts)
         return interrupts[0] if interrupts else None
 
@@ -204,8 +206,8 @@ class _Cleanup:
             self._really_close()
             return
         interrupts: list[BaseException] = []
-        if self._begin():
-            with ctrl_c_held(interrupts.append):
+        with ctrl_c_held(interrupts.append):
+            if self._begin():
                 try:
                     self._run_all(_BUDGET_S, _State.SEALED, interrupts)
                 finally:
@@ -236,8 +238,11 @@ class _Cleanup:
     def _run_all(self, budget_s: float, then: _State, interrupts: list[BaseException]) -> None:
         deadline = time.monotonic() + budget_s
         while (callback := self._next(then)) is not None:
+            still_to_come = len(self._callbacks)
+            share_s = max(0.0, deadline - time.monotonic()) / (1 + still_to_come)
+            kept_s = still_to_come * min(_KEPT_S, share_s)
             try:
-                drive(self._loop, callback.call(deadline), on_contained=interrupts.append)
+                drive(self._loop, callback.call(deadline - kept_s), on_contained=interrupts.append)
             except BaseException as exc:
                 if isinstance(exc, KeyboardInterrupt | SystemExit):
                     interrupts.append(exc)
@@ -247,10 +252,11 @@ class _Cleanup:
     def _next(self, then: _State) -> Callback | None:
         """Take the newest callback; when there is none go on to state *then*."""
         with self._lock:
-            if self._callbacks:
+            try:
                 return self._callbacks.popitem()[1]
-            self._state = then
-            return None
+            except KeyError:
+                self._state = then
+                return None
 
 
 def _is_being_closed(loop: asyncio.AbstractEventLoop) -> bool:
