@@ -10,6 +10,7 @@ import gc
 import math
 import os
 import random
+import statistics
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ from _census import cycle_twice
 from _contenders import Contender, Work
 
 WARM_CALLS = 64
+TRIP_BLOCK = 100
 
 HOUR_S = 3_600.0
 
@@ -61,15 +63,26 @@ class Parking:
         await asyncio.sleep(HOUR_S)
 
 
-def burst(contender: Contender, tasks: int, parked: int = 0, work: Work = nothing) -> float:
-    """Return the seconds from the first submit of *tasks* tasks to the last value."""
+def burst(contender: Contender, tasks: int) -> float:
+    """Return the seconds from the first submit of *tasks* no-op tasks to the last value."""
     contender.start()
-    _park(contender, parked)
-    _run(contender, work, tasks)  # the heap has its size then, and the code is specialized
+    _run(contender, nothing, tasks)  # the heap has its size then, and the code is specialized
     gc.collect()
     begin = time.perf_counter()
-    _run(contender, work, tasks)
+    _run(contender, nothing, tasks)
     return time.perf_counter() - begin
+
+
+def throughput(contender: Contender, batches: int, tasks: int, parked: int = 0) -> float:
+    """Return how many tasks that yield once end per second, handed over and collected in batches."""
+    contender.start()
+    _park(contender, parked)
+    _run(contender, short, tasks)
+    gc.collect()
+    begin = time.perf_counter()
+    for _ in range(batches):
+        _run(contender, short, tasks)
+    return batches * tasks / (time.perf_counter() - begin)
 
 
 def sleeping_cpu(contender: Contender, tasks: int) -> float:
@@ -83,12 +96,19 @@ def sleeping_cpu(contender: Contender, tasks: int) -> float:
 
 
 def trip(contender: Contender, trips: int, parked: int = 0) -> float:
-    """Return the mean seconds from submit to value of one task at a time, *parked* others in flight."""
+    """Return the seconds from submit to value of one task at a time, *parked* others in flight.
+
+    The median of the means of `TRIP_BLOCK` trips each: one that lost the processor is a thousand others long.
+    """
     contender.start()
     _park(contender, parked)
-    for _ in range(max(2, trips // 10)):
-        contender.value(nothing)
+    block = min(trips, TRIP_BLOCK)
+    _mean_trip(contender, max(2, block // 4))
     gc.collect()
+    return statistics.median(_mean_trip(contender, block) for _ in range(trips // block))
+
+
+def _mean_trip(contender: Contender, trips: int) -> float:
     begin = time.perf_counter()
     for _ in range(trips):
         contender.value(nothing)

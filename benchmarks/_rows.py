@@ -10,7 +10,7 @@ from functools import partial
 import _figures as figures
 from _census import OBJECTS_AT_MOST
 from _contenders import BareThread, Contender, RawLoop
-from _table import Aim, Reading, Row, ratio
+from _table import Aim, Figure, Reading, Row, ratio
 
 RAW = RawLoop()
 BARE_THREAD = BareThread()
@@ -50,7 +50,7 @@ def all_rows(runners: Runners, scale: Scale) -> Iterator[Row]:
     yield _trip_against_areal(runners, scale.of(2_000))
     yield _idle_cpu(runners, scale.of(10_000), scale.idle_s)
     yield _wakeup_lag(runners, scale.of(8_000))
-    yield _throughput(runners, scale.of(10_000), scale.of(4_000))
+    yield _throughput(runners, scale.of(10), scale.of(4_000))
     yield _memory(runners, scale.of(100_000))
     yield _lifetime(runners, scale.of(200))
     yield _growth(runners, scale.of(1_000))
@@ -171,24 +171,28 @@ def _wakeup_lag(runners: Runners, tasks: int) -> Row:
     )
 
 
-def _throughput(runners: Runners, tasks: int, parked: int) -> Row:
+def _throughput(runners: Runners, batches: int, parked: int) -> Row:
+    def of(contender: Contender, parked: int = 0) -> Figure:
+        return partial(figures.throughput, contender, batches, 2_000, parked)
+
     return Row(
         "throughput",
-        f"short-task throughput with {parked:,} parked, against with none",
+        f"short-task throughput, batches of 2,000, with {parked:,} parked, against with none",
         {
-            "ours": partial(figures.burst, runners.ours, tasks, work=figures.short),
-            "ours among parked": partial(figures.burst, runners.ours, tasks, parked, figures.short),
-            "areal": partial(figures.burst, runners.areal, tasks, work=figures.short),
-            "areal among parked": partial(figures.burst, runners.areal, tasks, parked, figures.short),
+            "ours": of(runners.ours),
+            "ours among parked": of(runners.ours, parked),
+            "areal": of(runners.areal),
+            "areal among parked": of(runners.areal, parked),
         },
         (_falls("ours", "ours among parked", Aim(5)), _falls("areal", "areal among parked")),
+        unit="tasks/s",
+        per_unit=1,
         more=2,
     )
 
 
 def _falls(alone: str, among: str, aim: Aim | None = None) -> Reading:
-    """Read off by how many percent the throughput falls; the figures are seconds for the same work."""
-    return Reading(f"{alone} falls by, %", lambda values: 100 * (1 - values[alone] / values[among]), aim)
+    return Reading(f"{alone} falls by, %", lambda values: 100 * (1 - values[among] / values[alone]), aim)
 
 
 def _memory(runners: Runners, tasks: int) -> Row:
