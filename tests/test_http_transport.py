@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gzip
 import ssl
 import zlib
@@ -685,6 +686,9 @@ def test_a_header_cannot_be_sent(use: Callable[[Use], None]) -> None:
     [
         (aiohttp.ServerTimeoutError(), httpx.ReadTimeout),
         (aiohttp.ClientConnectionResetError("Cannot write to closing transport"), httpx.WriteError),
+        (aiohttp.ClientOSError(None, "Can not write request body"), httpx.WriteError),
+        (aiohttp.ClientOSError(errno.EPIPE, "Broken pipe"), httpx.WriteError),
+        (aiohttp.ClientOSError(errno.ETIMEDOUT, "Connection timed out"), httpx.ReadError),
         (aiohttp.ClientConnectionError("Connector is closed."), httpx.NetworkError),
         (KeyError("ours"), KeyError),
     ],

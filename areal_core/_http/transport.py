@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from contextlib import nullcontext
 from http.cookiejar import CookieJar
@@ -35,6 +36,10 @@ _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     (TimeoutError, httpx.TimeoutException),  # the total one, which httpx has no name for
     (ValueError, httpx.LocalProtocolError),  # a header that cannot be sent
 )
+
+# None: aiohttp found the connection closing before it could write, as when the server ended an idle
+# connection while the request was leaving.
+_WHILE_WRITING = (None, errno.EPIPE)
 
 
 def open_client(config: HttpConfig, session: Callable[[], aiohttp.ClientSession]) -> httpx.AsyncClient:
@@ -153,5 +158,7 @@ def _extensions(reply: aiohttp.ClientResponse) -> dict[str, Any]:
 def _raise_as_httpx(error: Exception) -> NoReturn:
     for raised, translated in _ERRORS:
         if isinstance(error, raised):
-            raise translated(str(error) or type(error).__name__) from error
+            writing = translated is httpx.ReadError and getattr(error, "errno", None) in _WHILE_WRITING
+            kind = httpx.WriteError if writing else translated
+            raise kind(str(error) or type(error).__name__) from error
     raise error
