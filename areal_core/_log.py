@@ -13,6 +13,9 @@ from typing import Any
 
 import structlog
 
+# Got here once: a Ctrl-C inside getLogger leaves the lock of all logging held for good, up to 3.12.
+_standard = logging.getLogger("areal_core")
+
 _pairs = structlog.processors.KeyValueRenderer(repr_native_str=False)
 
 
@@ -22,7 +25,7 @@ def get_logger(logger: Any = None) -> Any:
     None means the standard logger ``areal_core``. Raises TypeError for what cannot log.
     """
     if logger is None:
-        logger = logging.getLogger("areal_core")
+        logger = _standard
     if isinstance(logger, logging.Logger | logging.LoggerAdapter):
         return structlog.wrap_logger(
             logger,

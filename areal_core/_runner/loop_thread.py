@@ -14,7 +14,7 @@ from typing import Any
 
 from areal_core import _process
 from areal_core._runner.events import Events
-from areal_core._runner.gate import Gate
+from areal_core._runner.gate import Gate, GateEvent
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -49,6 +49,8 @@ class LoopThread:
         """Opened on the thread's last line: `Thread.join` misses it after a Ctrl-C on 3.11."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self.thread = threading.Thread(target=self._main, name="areal-core-runner", daemon=True)
+        # Thread.start waits for it, and a Ctrl-C would leave its own one locked: the thread hangs on that.
+        self.thread._started = GateEvent()  # type: ignore[attr-defined]
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
