@@ -86,7 +86,8 @@ class LoopThread:
 
     def is_current(self) -> bool:
         """Tell whether the caller is on this thread."""
-        return threading.get_ident() == self.thread.ident
+        # Once it has ended, the next thread may get its number.
+        return threading.get_ident() == self.thread.ident and not self.finished.is_open
 
     def stack(self) -> str:
         """Say where the thread is at this moment."""
