@@ -132,7 +132,6 @@ class AsyncTaskRunner(Generic[T]):
         if life is None or life.home is not _process.home():
             return
         self._raise_on_loop_thread(life, "destroy")
-        self._exiting.set()
         life.end(seconds)
 
     def __enter__(self) -> Self:

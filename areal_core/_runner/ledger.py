@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from areal_core._runner.ending import Ending
+from areal_core._runner.gate import GateEvent
 from areal_core._runner.job import Job
 from areal_core._runner.results import RunnerStats, Status
 from areal_core._runner.shelf import Shelf
@@ -147,9 +148,11 @@ class Ledger:
 
     # -- ending ------------------------------------------------------------------------------------
 
-    def end(self, ending: Ending) -> None:
-        """Accept and start nothing more, and wake everybody who is blocked."""
+    def end(self, ending: Ending, exiting: GateEvent) -> None:
+        """Accept and start nothing more, wake everybody who is blocked, and set *exiting* the first time."""
         with self._lock:
+            if self.shelf.ending is None:
+                exiting.set()
             self.shelf.end(ending)
 
     def decide_all(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from areal_core._runner import exit_hook, shutdown
 from areal_core._runner.calls import Call, Calls
 from areal_core._runner.ending import Ending
 from areal_core._runner.events import Events
+from areal_core._runner.gate import GateEvent
 from areal_core._runner.job import Job
 from areal_core._runner.launcher import Launcher
 from areal_core._runner.ledger import Ledger
@@ -36,7 +36,7 @@ class Life:
         cancel_grace_s: float,
         tracing: bool,
         loop_factory: LoopFactory | None,
-        exiting: threading.Event,
+        exiting: GateEvent,
         logger: Any,
     ) -> None:
         self.home = _process.home()
@@ -156,7 +156,7 @@ class Life:
             shutdown.shut_down_executor(self._executor, deadline)
 
     def _end_with(self, ending: Ending) -> None:
-        self.ledger.end(ending)
+        self.ledger.end(ending, self._exiting)
         self._calls.end(ending)
 
     def _leave_behind(self) -> None:
@@ -179,7 +179,6 @@ class Life:
         self._end_with(Ending("the runner died", fault))
 
     def _on_end(self) -> None:
-        self._exiting.set()
         self._events.ending = True
         deadline = self._deadline or time.monotonic() + DESTROY_TIMEOUT_S
         loop = self.thread.loop
