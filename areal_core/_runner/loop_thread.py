@@ -104,7 +104,13 @@ class LoopThread:
     def _run(self) -> None:
         try:
             _require_descriptors(_SPARE_DESCRIPTORS)
-            self._loop = self._new_loop()
+            loop = self._new_loop()
+            if loop.is_running() or loop.is_closed():  # it is somebody else's, or was
+                state = "closed" if loop.is_closed() else "running"
+                raise RuntimeError(
+                    f"loop_factory gave {loop!r}, which is {state}; make a new loop at each call"
+                )
+            self._loop = loop
             _process.shield(self._loop)
             self._loop.call_soon(self._started.open, context=self._context)
             self._run_until_stopped(self._loop)
