@@ -97,7 +97,7 @@ class AsyncTaskRunner(Generic[T]):
             if before is not None:
                 if before.ending is None:
                     raise RuntimeError("the runner is initialized already; destroy() it first")
-                self._raise_on_loop_thread(before, "initialize")
+                _raise_on_loop_thread(before, "initialize")
                 before.end(DESTROY_TIMEOUT_S)
             life = Life(
                 max_queue_size=self._max_queue_size,
@@ -131,7 +131,7 @@ class AsyncTaskRunner(Generic[T]):
         life = self._life
         if life is None or life.home is not _process.home():
             return
-        self._raise_on_loop_thread(life, "destroy")
+        _raise_on_loop_thread(life, "destroy")
         life.end(seconds)
 
     def __enter__(self) -> Self:
@@ -296,7 +296,10 @@ class AsyncTaskRunner(Generic[T]):
 
         Raises TimeoutError; RunnerStoppedError and RunnerDiedError, RuntimeError on the loop thread.
         """
-        return _iterate(self._shelf("as_completed"), arguments.deadline_after(timeout))
+        deadline = arguments.deadline_after(timeout)
+        life = self._here()
+        _raise_on_loop_thread(life, "as_completed")
+        return _iterate(life, deadline)
 
     # -- calls -------------------------------------------------------------------------------------
 
@@ -310,7 +313,7 @@ class AsyncTaskRunner(Generic[T]):
         if not callable(async_fn):
             arguments.refuse_fn(async_fn)
         life = self._here()
-        self._raise_on_loop_thread(life, "run")
+        _raise_on_loop_thread(life, "run")
         gate = Gate()
         call = Call(async_fn, args, kwargs, gate.open)
         try:
@@ -396,7 +399,7 @@ class AsyncTaskRunner(Generic[T]):
 
     def _shelf(self, caller: str) -> Shelf:
         life = self._here()
-        self._raise_on_loop_thread(life, caller)
+        _raise_on_loop_thread(life, caller)
         return life.ledger.shelf
 
     def _here(self) -> Life:
@@ -411,14 +414,6 @@ class AsyncTaskRunner(Generic[T]):
         if self._life is not None and self._life.home is not _process.home():
             raise RunnerStoppedError(
                 f"{_ABROAD}: its thread did not survive the fork; make a new runner here"
-            )
-
-    @staticmethod
-    def _raise_on_loop_thread(life: Life, caller: str) -> None:
-        if life.thread.is_current():
-            raise RuntimeError(
-                f"{caller}() on the runner's own loop thread would wait for itself for ever; "
-                "call it from another thread, or await arun()"
             )
 
 
@@ -451,8 +446,18 @@ def _set_done(arrival: asyncio.Future[None]) -> None:
         arrival.set_result(None)
 
 
-def _iterate(shelf: Shelf, deadline: float | None) -> Iterator[TimedResult[Any]]:
+def _raise_on_loop_thread(life: Life, caller: str) -> None:
+    if life.thread.is_current():
+        raise RuntimeError(
+            f"{caller}() on the runner's own loop thread would wait for itself for ever; "
+            "call it from another thread, or await arun()"
+        )
+
+
+def _iterate(life: Life, deadline: float | None) -> Iterator[TimedResult[Any]]:
+    shelf = life.ledger.shelf
     while True:
+        _raise_on_loop_thread(life, "as_completed")  # it may have been made on another
         holding = Holding()
         try:
             if not shelf.take_next(deadline, holding):
