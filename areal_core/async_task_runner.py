@@ -178,14 +178,20 @@ class AsyncTaskRunner(Generic[T]):
         return self._submit(async_fn, args, kwargs, task_id, self._task_timeout_s)
 
     def with_options(
-        self, *, task_timeout: float | None = None, task_id: int | None = None
+        self,
+        *,
+        task_timeout: float | arguments.Unset | None = arguments.Unset.UNSET,
+        task_id: int | None = None,
     ) -> TaskOptions[T]:
         """Give one submit options of its own: ``with_options(task_timeout=30.0).submit(fn, *args)``.
 
         *task_timeout* is a deadline in seconds from the task's start, None lifts the runner's default.
-        Raises ValueError when it is NaN or not above 0, and for an id out of range.
+        Raises ValueError when it is NaN or not above 0.
         """
-        timeout_s = arguments.check_seconds("task_timeout", task_timeout, positive=True)
+        if isinstance(task_timeout, arguments.Unset):
+            timeout_s = self._task_timeout_s
+        else:
+            timeout_s = arguments.check_seconds("task_timeout", task_timeout, positive=True)
         return TaskOptions(self, task_id, timeout_s)
 
     def _submit(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 import time
 from numbers import Real
@@ -9,6 +10,12 @@ from typing import Any, NoReturn
 
 FIRST_OWN_ID = 2**48
 """Ids below are the callers', ids from here on are made by the runner, so that they never meet."""
+
+
+class Unset(enum.Enum):
+    """Stands for an argument that was not given, where None means something."""
+
+    UNSET = enum.auto()
 
 
 def check_count(name: str, value: object) -> int:
