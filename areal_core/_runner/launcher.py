@@ -74,6 +74,8 @@ class Launcher:
             task.cancel()
 
     async def _play(self, job: Job) -> None:
+        if job.decision is not None:
+            return  # before its first step, by a task of the same burst; see _end_unstarted
         error = data = None
         args, kwargs = job.args, job.kwargs
         job.args, job.kwargs, job.context = (), None, NO_CONTEXT  # or the outcome would keep them alive
