@@ -70,8 +70,9 @@ class Launcher:
         if task is not None and not task.done():
             if job.timer is not None:
                 job.timer.cancel()
-            job.timer = self._thread.call_later(self._cancel_grace_s, self._abandon, job)
             task.cancel()
+            # After it: uvloop turns a delay of 0 into call_soon, and the task's turn has to come first.
+            job.timer = self._thread.call_later(self._cancel_grace_s, self._abandon, job)
 
     async def _play(self, job: Job) -> None:
         if job.decision is not None:
