@@ -155,8 +155,8 @@ class Ledger:
                 exiting.set()
             self.shelf.end(ending)
 
-    def decide_all(self) -> int:
-        """Let all that has no outcome be cancelled, finish what never started, and count both."""
+    def decide_all(self) -> list[Job]:
+        """Let all that has no outcome be cancelled, finish what never started, and return both."""
         with self._lock:
             pending, self._pending = self._pending, {}
             self._running.update(pending)
@@ -164,7 +164,7 @@ class Ledger:
             for job in undecided:
                 job.decision = "cancelled"
             self._finish(list(pending.values()))
-            return len(undecided)
+            return undecided
 
     def still_running(self) -> list[Job]:
         """Return the jobs that have started and have no outcome."""

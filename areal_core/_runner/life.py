@@ -182,18 +182,19 @@ class Life:
         self._events.ending = True
         deadline = self._deadline or time.monotonic() + DESTROY_TIMEOUT_S
         loop = self.thread.loop
-        cancelled = self.ledger.decide_all()
+        decided = self.ledger.decide_all()
         patience_s = min(self._cancel_grace_s, (deadline - time.monotonic()) / 2)
         shutdown.cancel_tasks(loop, patience_s, self._events)
         self._call_launcher.flush()
         self._task_launcher.flush()
-        ended = cancelled - self._abandon_the_rest(loop)
-        if ended > 0:
+        self._abandon_the_rest(loop)
+        ended = sum(not job.abandoned for job in decided)
+        if ended:
             self._events.tasks_cancelled(ended)
         shutdown.close_loop(loop, self._executor, deadline, self._events)
         exit_hook.discard(self)
 
-    def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> int:
+    def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:
         stuck = self.ledger.still_running()
         names = {job.task: job.label for job in stuck}
         others = [task.get_name() for task in asyncio.all_tasks(loop) if task not in names]
@@ -201,7 +202,6 @@ class Life:
         self.ledger.abandon(stuck)
         if names or others:
             self._events.tasks_abandoned([*names.values(), *others])
-        return len(stuck)
 
 
 def _cancel_task(job: Job) -> None:
