@@ -116,14 +116,15 @@ class Launcher:
             self.cancel(job)
 
     def _abandon(self, job: Job) -> None:
-        self.watch((job,))
+        assert job.task is not None
+        self.watch([job.task])
         job.abandoned = True
         self._end(job)
 
-    def watch(self, jobs: Sequence[Job]) -> None:
-        """Count the tasks of *jobs* as abandoned until they end."""
-        for task in [job.task for job in jobs if job.task is not None]:
-            self.abandoned.add(task)
+    def watch(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Count *tasks* as abandoned until they end."""
+        self.abandoned.update(tasks)
+        for task in tasks:
             task.add_done_callback(self.abandoned.discard)
 
     def flush(self) -> None:

@@ -164,8 +164,9 @@ class Life:
         self._events.ending = True
         self.ledger.decide_all()
         stuck = self.ledger.still_running()
-        self._task_launcher.abandoned.update(job.task for job in stuck if job.task is not None)
-        self._post(self._task_launcher.watch, stuck)
+        tasks = [job.task for job in stuck if job.task is not None]
+        self._task_launcher.abandoned.update(tasks)
+        self._post(self._task_launcher.watch, tasks)
         self.ledger.abandon(stuck)
         if stuck:
             self._events.tasks_abandoned([job.label for job in stuck])
@@ -198,7 +199,7 @@ class Life:
         stuck = self.ledger.still_running()
         names = {job.task: job.label for job in stuck}
         others = [task.get_name() for task in asyncio.all_tasks(loop) if task not in names]
-        self._task_launcher.watch(stuck)
+        self._task_launcher.watch([job.task for job in stuck if job.task is not None])
         self.ledger.abandon(stuck)
         if names or others:
             self._events.tasks_abandoned([*names.values(), *others])
