@@ -78,6 +78,8 @@ async def _within(coroutine: Coroutine[Any, Any, None], timeout_s: float) -> boo
     if not done:
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         task.cancel()
+        # What it waits for may end yet, and would complain of a result that nobody fetched.
+        await asyncio.wait({task}, timeout=_SHORTEST_ROUND_S)
         return False
     task.result()
     return True
