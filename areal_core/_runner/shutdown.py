@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures.thread
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -45,12 +45,21 @@ def _silence_tasks(loop: asyncio.AbstractEventLoop) -> None:
     """Take care that the tasks left on a closed loop say nothing when they are collected."""
     for task in asyncio.all_tasks(loop):
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-        coroutine = task.get_coro()
+        coroutines = list(_awaiting(task.get_coro()))
         try:
-            if coroutine is not None:
-                coroutine.close()
+            if coroutines:
+                coroutines[0].close()
         except BaseException:
             _immortal.append(task)
+        # Ours catches what the task's own raises, and ends all the same.
+        _immortal.extend(part for part in coroutines if getattr(part, "cr_frame", None) is not None)
+
+
+def _awaiting(coroutine: Any) -> Iterator[Any]:
+    """Yield *coroutine*, the one that it awaits, and so on."""
+    while coroutine is not None:
+        yield coroutine
+        coroutine = getattr(coroutine, "cr_await", None)
 
 
 def close_loop(
