@@ -58,8 +58,14 @@ class Launcher:
         start = _starter(self._thread.loop)
         for job in jobs:
             if job.decision is None:
-                job.task = start(self._play(job), job.context)
-            else:
+                playing = self._play(job)
+                try:
+                    job.task = start(playing, job.context)
+                except BaseException as error:  # by a task factory that somebody set on the loop
+                    playing.close()
+                    job.error = error
+                    self._end(job)
+            elif not job.abandoned:
                 self._end(job)
         # First steps run in the order of creation, so this comes after all of them.
         self._thread.call_soon(self._end_unstarted, jobs)
