@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -101,7 +102,7 @@ def test_the_command_ends_on_a_signal_and_cuts_off_what_runs(
 
 @pytest.mark.any_loop
 def test_a_signal_at_any_moment_ends_the_command_quietly(run_script: RunScript) -> None:
-    # While aiohttp is imported, and when all is over.
+    # While aiohttp is imported, when all is over, and while the interpreter is finalized.
     script = """
         import os, signal, sys
         from areal_core.embedded.__main__ import main
@@ -111,6 +112,11 @@ def test_a_signal_at_any_moment_ends_the_command_quietly(run_script: RunScript) 
                 if name == "aiohttp":
                     os.kill(os.getpid(), signal.SIGINT)
 
+        class Late:
+            def __del__(self, kill=os.kill, pid=os.getpid(), signum=signal.SIGTERM):
+                kill(pid, signum)
+
+        late = Late()
         sys.meta_path.insert(0, Finder())
         status = main(["--port=0"])
         os.kill(os.getpid(), signal.SIGINT)
@@ -309,6 +315,20 @@ def test_what_the_server_says_on_stderr_is_passed_on_when_it_stops(
 
 
 @pytest.mark.any_loop
+def test_the_server_imports_from_where_its_parent_does(run_script: RunScript, tmp_path: Path) -> None:
+    # A directory that only the parent has on its path, because its script is there.
+    (tmp_path / "uvloop.py").write_text("import sys; sys.stderr.write('found'); raise ImportError")
+    done = run_script(
+        """
+        from areal_core.embedded import EmbeddedServer
+        with EmbeddedServer():
+            pass
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "found")
+
+
+@pytest.mark.any_loop
 def test_more_connections_than_the_soft_limit_of_descriptors_are_accepted(start_script: StartScript) -> None:
     parent = start_script(
         """
@@ -415,9 +435,10 @@ def test_ctrl_c_leaves_the_server_to_its_parent(
 ) -> None:
     child = start_script(
         """
-        import sys
+        import signal, sys
         from areal_core.embedded import EmbeddedServer
 
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         with EmbeddedServer(ms_per_token=0) as server:
             try:
                 print("ready", flush=True)

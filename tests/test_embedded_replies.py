@@ -106,6 +106,7 @@ def test_a_text_prompt_is_its_bytes(server: EmbeddedServer) -> None:
         ({"stop": ["zz", "xm"]}, KPX[:4], {"type": "stop", "matched": "xm"}, "kp"),
         ({"stop": "xm", "no_stop_trim": True}, KPX[:4], {"type": "stop", "matched": "xm"}, "kpxm"),
         ({"stop_token_ids": [107], "min_new_tokens": 2}, None, None, None),
+        ({"min_new_tokens": 11}, KPX, {"type": "stop", "matched": END_TOKEN}, "kpxmrntalg"),
         ({"no_stop_trim": True}, KPX, {"type": "stop", "matched": END_TOKEN}, "kpxmrntalg"),
         (
             {"no_stop_trim": True, "skip_special_tokens": False},
@@ -202,10 +203,15 @@ def test_a_malformed_request_is_told_the_field_and_its_value(
 @pytest.mark.parametrize(
     ("name", "value", "problem"),
     [
-        ("max_new_tokens", -1, "is not an integer in 0..131071"),
-        ("max_new_tokens", 131072, "is not an integer in 0..131071"),
-        ("max_new_tokens", 1.0, "is not an integer in 0..131071"),
-        ("max_new_tokens", True, "is not an integer in 0..131071"),
+        ("max_new_tokens", -1, "is not an integer in 0..131072"),
+        ("max_new_tokens", 131073, "is not an integer in 0..131072"),
+        (
+            "max_new_tokens",
+            131072,
+            "after a prompt of 1 tokens is more than the 131072 there is room for",
+        ),
+        ("max_new_tokens", 1.0, "is not an integer in 0..131072"),
+        ("max_new_tokens", True, "is not an integer in 0..131072"),
         ("min_new_tokens", 129, "is not an integer in 0..128"),
         ("max_tokens", 7, "is not a sampling parameter of this server"),
         ("temperature", "hot", "is not a number"),
@@ -228,10 +234,15 @@ def test_an_error_does_not_repeat_a_long_value(server: EmbeddedServer) -> None:
     for body in (
         deep,
         {"input_ids": "7" * 100_000},
-        {"text": "x", "sampling_params": {"stop": [[1] * 9999]}},
+        {"text": "x", "sampling_params": {"stop": [[[[["7" * 60] * 9] * 9] * 9] * 9]}},
     ):
         status, reply = call(server, "POST", "/generate", body)
-        assert (status, len(reply["error"]["message"]) < 300) == (400, True)
+        assert (status, len(reply["error"]["message"]) < 600) == (400, True)
+
+
+def test_long_prompts_and_lone_surrogates_are_answered(server: EmbeddedServer) -> None:
+    assert len(generate(server, text=["x" * 100_000] * 20, sampling_params={"max_new_tokens": 1})) == 20
+    assert generate(server, text="\ud800", rid="\ud800")["meta_info"]["id"] == "\ud800"
 
 
 def test_other_paths_and_methods_are_errors_in_json(server: EmbeddedServer) -> None:

@@ -39,7 +39,6 @@ class ServerApp:
                 web.get("/stats", self._stats),
             ]
         )
-        app.on_shutdown.append(self._close)
         return app
 
     @web.middleware
@@ -78,10 +77,6 @@ class ServerApp:
                 raise BadRequestError(name, value, "is not a number to wait for")
             wanted[name] = int(value)
         return web.json_response(asdict(await self.counters.reach(wanted)))
-
-    async def _close(self, _app: web.Application) -> None:
-        self._generations.close()
-        self.counters.close()
 
 
 async def _body(request: web.Request) -> Any:

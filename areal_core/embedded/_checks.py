@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 _short = reprlib.Repr()
-_short.maxlevel = 2
+_short.maxlevel = 1
 _short.maxstring = _short.maxother = 60
 
 

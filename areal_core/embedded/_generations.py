@@ -67,11 +67,6 @@ class Generations:
             ids.add(ask.rid)
         return await asyncio.gather(*[self._start(ask) for ask in asks])
 
-    def close(self) -> None:
-        """Cancel what runs."""
-        for end in list(self._ends.values()):
-            end.cancel()
-
     def _start(self, ask: Ask) -> asyncio.Future[Generated]:
         loop = asyncio.get_running_loop()
         completion = complete(ask.prompt, ask.sampling)

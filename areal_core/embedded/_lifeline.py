@@ -21,7 +21,10 @@ _STDIN = 0
 
 @contextmanager
 def watch_parent(pid: int | None, ended: Callable[[], object]) -> Iterator[None]:
-    """Call *ended* on the running loop when the parent process *pid* is gone. None watches nothing."""
+    """Call *ended* on the running loop, once or more, when the parent process *pid* is gone.
+
+    None watches nothing.
+    """
     if pid is None:
         yield
         return
@@ -42,10 +45,5 @@ def watch_parent(pid: int | None, ended: Callable[[], object]) -> Iterator[None]
 
 def _watch(descriptor: int, ended: Callable[[], object], stack: ExitStack) -> None:
     loop = asyncio.get_running_loop()
-
-    def readable() -> None:
-        loop.remove_reader(descriptor)  # it stays readable
-        ended()
-
-    loop.add_reader(descriptor, readable)
+    loop.add_reader(descriptor, ended)
     stack.callback(loop.remove_reader, descriptor)

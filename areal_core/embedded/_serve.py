@@ -19,8 +19,8 @@ from ._signals import StopSignals
 
 # As many as clients may want to open at once; the kernel takes less if it allows less.
 _BACKLOG = 4096
-# For a handler that reads a body which does not come; all else ends at once.
-_SHUTDOWN_S = 0.1
+# Who still waits for a reply when the server stops is cut off; aiohttp takes 0 for "no limit".
+_SHUTDOWN_S = 0.01
 
 
 def run(options: ServerOptions, listener: socket.socket, signals: StopSignals, parent: int | None) -> None:
@@ -56,8 +56,8 @@ async def _serve(
         sys.stdout.write(json.dumps({"addr": _addr(listener), "pid": os.getpid()}) + "\n")
         sys.stdout.flush()
         await stop.wait()
-        server.close()
-        await runner.cleanup()
+    server.close()
+    await runner.cleanup()
 
 
 def _addr(listener: socket.socket) -> str:

@@ -203,9 +203,13 @@ def _sampling(where: str, values: Mapping[str, Any], prompt_tokens: int) -> Samp
             raise BadRequestError(f"{where}.{name}", value, "is not a sampling parameter of this server")
     if values.get("n") not in (None, 1):
         raise BadRequestError(f"{where}.n", values["n"], "is not 1; send a batch of prompts")
-    room = max(0, CONTEXT_TOKENS - prompt_tokens)
-    default = Sampling.max_new_tokens
-    longest = integer(f"{where}.max_new_tokens", _given(values, "max_new_tokens", default), 0, room)
+    most = _given(values, "max_new_tokens", Sampling.max_new_tokens)
+    longest = integer(f"{where}.max_new_tokens", most, 0, CONTEXT_TOKENS)
+    if prompt_tokens + longest > CONTEXT_TOKENS:
+        problem = (
+            f"after a prompt of {prompt_tokens} tokens is more than the {CONTEXT_TOKENS} there is room for"
+        )
+        raise BadRequestError(f"{where}.max_new_tokens", longest, problem)
     return Sampling(
         max_new_tokens=longest,
         min_new_tokens=integer(f"{where}.min_new_tokens", _given(values, "min_new_tokens", 0), 0, longest),

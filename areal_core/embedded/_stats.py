@@ -56,10 +56,5 @@ class Counters:
             self._waiters.remove(waiter)
         return self.stats
 
-    def close(self) -> None:
-        """Cancel whoever waits."""
-        for _, reached in self._waiters:
-            reached.cancel()
-
     def _have(self, wanted: Mapping[str, int]) -> bool:
         return all(getattr(self.stats, name) >= value for name, value in wanted.items())
