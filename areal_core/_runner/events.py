@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ class Events:
         try:
             getattr(self._logger, level)(event, **fields)
         except Exception as error:
-            get_logger().error("logger_raised", lost_event=event, error=_describe(error))
+            with contextlib.suppress(Exception):  # a handler may fail for our own logger too
+                get_logger().error("logger_raised", lost_event=event, error=_describe(error))
 
 
 def _describe(error: BaseException | None) -> str:
