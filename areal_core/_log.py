@@ -29,13 +29,22 @@ def get_logger(logger: Any = None) -> Any:
     if isinstance(logger, logging.Logger | logging.LoggerAdapter):
         return structlog.wrap_logger(
             logger,
-            processors=[structlog.stdlib.filter_by_level, _to_standard_call],
+            processors=[_drop_below_level, _to_standard_call],
             wrapper_class=structlog.stdlib.BoundLogger,
             context_class=dict,
         )
     if not callable(getattr(logger, "warning", None)):
         raise TypeError(f"logger={logger!r} cannot log; pass a structlog or a standard logger, or None")
     return logger
+
+
+def _drop_below_level(
+    logger: Any, method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Do what structlog's `filter_by_level` does, which asks for more than a LoggerAdapter has."""
+    if not logger.isEnabledFor(structlog.stdlib.NAME_TO_LEVEL[method]):
+        raise structlog.DropEvent
+    return event
 
 
 def _to_standard_call(
