@@ -100,6 +100,7 @@ class Launcher:
             job.data = data
             job.error = error
             self._end(job)
+        del job, error  # from 3.12 on the error's traceback leads back to this frame
 
     def _end(self, job: Job) -> None:
         job.finish_time = monotonic_ns()
