@@ -83,6 +83,8 @@ class Launcher:
     async def _play(self, job: Job) -> None:
         if job.decision is not None:
             return  # before its first step, by a task of the same burst; see _end_unstarted
+        if job.task is None:
+            job.task = asyncio.current_task()  # started eagerly: launch() does not have it yet
         error = data = None
         args, kwargs = job.args, job.kwargs
         job.args, job.kwargs, job.context = (), None, NO_CONTEXT  # or the outcome would keep them alive
