@@ -417,10 +417,8 @@ class AsyncTaskRunner(Generic[T]):
         return life
 
     def _raise_if_abroad(self) -> None:
-        if self._life is not None and self._life.home is not _process.home():
-            raise RunnerStoppedError(
-                f"{_ABROAD}: its thread did not survive the fork; make a new runner here"
-            )
+        if self._life is not None:
+            _raise_if_abroad(self._life)
 
 
 class TaskOptions(Generic[T]):
@@ -439,6 +437,11 @@ class TaskOptions(Generic[T]):
 
 
 _ABROAD = "runner of another process"
+
+
+def _raise_if_abroad(life: Life) -> None:
+    if life.home is not _process.home():
+        raise RunnerStoppedError(f"{_ABROAD}: its thread did not survive the fork; make a new runner here")
 
 
 def _state(life: Life) -> str:
@@ -463,7 +466,8 @@ def _raise_on_loop_thread(life: Life, caller: str) -> None:
 def _iterate(life: Life, deadline: float | None) -> Iterator[TimedResult[Any]]:
     shelf = life.ledger.shelf
     while True:
-        _raise_on_loop_thread(life, "as_completed")  # it may have been made on another
+        _raise_if_abroad(life)  # it may have been made in another process
+        _raise_on_loop_thread(life, "as_completed")  # or on another thread
         holding = Holding()
         try:
             if not shelf.take_next(deadline, holding):
