@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import math
 import re
 import statistics
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from typing import Any
@@ -17,10 +19,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core.embedded import EmbeddedServer, ServerOptions, ServerStats
-from areal_core.embedded._generations import Generations
+from areal_core.embedded._generations import Ask, Generated, Generations
 from areal_core.embedded._options import parse
 from areal_core.embedded._pace import ms_per_token
 from areal_core.embedded._stats import Counters
+from areal_core.embedded._tokens import Sampling
 from calls import call, generate
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -128,6 +131,64 @@ def test_a_client_that_disconnects_cancels_its_generations(loop_factory: LoopFac
 
     with EmbeddedServer(ms_per_token=1e6) as server, asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(talk(server))
+
+
+def test_a_cancelled_generation_leaves_no_timer_behind(loop_factory: LoopFactory) -> None:
+    async def cancel_one() -> None:
+        generations = Generations(ServerOptions(ms_per_token=1e6), Counters())
+        running = asyncio.create_task(generations.generate([Ask("r", [21], Sampling())]))
+        await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait([running])
+        gc.collect()
+        # What the timer would have delivered.
+        assert not [one for one in gc.get_objects() if isinstance(one, Generated)]
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(cancel_one())
+
+
+def test_a_generation_may_be_cancelled_in_the_moment_it_ends() -> None:
+    complaints: list[dict[str, Any]] = []
+
+    async def cancel_one() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
+        counters = Counters()
+        generations = Generations(ServerOptions(ms_per_token=0), counters)
+        running = asyncio.create_task(generations.generate([Ask("r", [21], Sampling())]))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        # It is started, and its timer is due: it will be called next after this step.
+        running.cancel()
+        await asyncio.wait([running])
+        assert counters.stats == ServerStats(generations=1, cancelled=1, peak=1)
+
+    asyncio.run(cancel_one())
+    assert complaints == []
+
+
+def test_who_waits_for_a_counter_is_woken_once_and_forgotten() -> None:
+    class Wanted(dict[str, int]):
+        """A dict that can be referred to weakly."""
+
+    async def wait_for_counters() -> None:
+        counters = Counters()
+        waiting = asyncio.create_task(counters.reach(Wanted(in_flight=2)))
+        wanted = Wanted(in_flight=9)
+        forgotten = weakref.ref(wanted)
+        giving_up = asyncio.create_task(counters.reach(wanted))
+        del wanted
+        await asyncio.sleep(0)
+        giving_up.cancel()
+        await asyncio.wait([giving_up])
+        for _ in range(3):
+            counters.add(in_flight=1)
+        assert (await waiting).in_flight == 3
+        del giving_up
+        gc.collect()
+        assert forgotten() is None
+
+    asyncio.run(wait_for_counters())
 
 
 @pytest.mark.any_loop
