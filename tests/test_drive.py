@@ -188,6 +188,7 @@ def test_it_works_in_a_callback_of_another_loop(
     loop.run_forever()
     inside.close()
     assert values == [2]
+    assert loop.run_until_complete(_turns(1)) == 1  # no task, and not None either, is being executed
 
 
 def test_a_running_loop_is_refused(loop: asyncio.AbstractEventLoop) -> None:
