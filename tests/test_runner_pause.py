@@ -1,0 +1,177 @@
+"""pause and resume."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import Any
+
+import pytest
+
+from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
+from areal_core.errors import RunnerDiedError, RunnerStoppedError
+from conftest import MakeRunner
+from doors import Blockade, Door, break_down, fail, give, start_blocked, turn_loop
+
+
+def test_nothing_starts_while_paused(make_runner: MakeRunner) -> None:
+    runner, ran = make_runner(), list[int]()
+
+    async def run(number: int) -> None:
+        ran.append(number)
+
+    seen = [runner.paused]
+    runner.pause()
+    seen.append(runner.paused)
+    for number in range(5):
+        runner.submit(run, number)
+    turn_loop(runner)
+    assert ran == []
+    assert runner.stats() == RunnerStats(submitted=5, pending=5, state="paused")
+    runner.resume()
+    seen.append(runner.paused)
+    assert seen == [False, True, False]
+    runner.wait(5, timeout=10)
+    assert ran == [0, 1, 2, 3, 4]
+
+
+def test_results_of_running_tasks_are_delivered_while_paused(make_runner: MakeRunner) -> None:
+    runner, door = make_runner(), Door()
+    for task_id in (1, 2, 3):
+        runner.submit(door.walk_through, task_id, task_id=task_id)
+    door.wait_for(3)
+    claimant = start_blocked(runner.wait_for_task, 2)
+    waiter = start_blocked(runner.wait, 2)
+    runner.pause()
+    runner.submit(give, "pending")
+    door.open()
+    assert waiter.result() == [1, 3]
+    assert claimant.result().data == 2
+    assert runner.paused
+    assert runner.stats() == RunnerStats(submitted=4, pending=1, collected=3, state="paused")
+
+
+def test_tasks_go_on_while_paused(make_runner: MakeRunner) -> None:
+    runner, first, second = make_runner(), Door(), Door()
+
+    async def walk() -> None:
+        await first.walk_through()
+        await second.walk_through()
+
+    runner.submit(walk)
+    first.wait_for()
+    runner.pause()
+    first.open()
+    second.wait_for()
+    second.open()
+    assert runner.wait(1, timeout=10) == [None]
+
+
+def test_what_was_submitted_and_has_not_started_waits_too(make_runner: MakeRunner) -> None:
+    runner, blockade = make_runner(), Blockade()
+    runner.submit(blockade.block, "running")
+    blockade.wait_until_entered()
+    runner.submit(give, "pending")
+    runner.pause()
+    blockade.lift()
+    assert runner.wait(1, timeout=10) == ["running"]
+    turn_loop(runner)
+    assert runner.stats() == RunnerStats(submitted=2, pending=1, collected=1, state="paused")
+    runner.submit(give, "too")
+    runner.resume()
+    assert runner.wait(2, timeout=10) == ["pending", "too"]
+
+
+@pytest.mark.any_loop
+def test_pausing_and_resuming_twice_is_pausing_and_resuming(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    runner.resume()
+    runner.pause()
+    runner.pause()
+    runner.submit(give, 1)
+    runner.resume()
+    runner.resume()
+    assert runner.wait(1, timeout=10) == [1]
+    for number in range(10):
+        runner.pause()
+        runner.submit(give, number)
+        runner.resume()
+        runner.submit(give, number)
+    assert len(runner.wait(20, timeout=10)) == 20
+
+
+@pytest.mark.any_loop
+def test_a_waiter_blocked_while_paused_is_served_after_resume(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    runner.pause()
+    runner.submit(give, 1)
+    waiter = start_blocked(runner.wait, 1)
+    runner.resume()
+    assert waiter.result() == [1]
+
+
+def test_resume_starts_work_at_once(make_runner: MakeRunner) -> None:
+    runner, door, latencies = make_runner(), Door(), []
+    runner.submit(door.walk_through)
+    for _ in range(21):
+        runner.pause()
+        task_id = runner.submit(give)
+        turn_loop(runner)
+        before = time.monotonic_ns()
+        runner.resume()
+        latencies.append(runner.wait_for_task(task_id, timeout=10).create_time - before)
+    door.open()
+    assert min(latencies) > 0
+    assert statistics.median(latencies) < 10e6
+
+
+def test_a_task_may_pause_and_resume(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+
+    async def pause() -> None:
+        runner.pause()
+
+    async def resume() -> None:
+        runner.resume()
+
+    runner.submit(pause)
+    assert runner.wait(1, timeout=10) == [None]
+    runner.submit(give, "pending")
+    turn_loop(runner)
+    assert runner.stats().pending == 1
+    runner.run(resume)
+    assert runner.wait(1, timeout=10) == ["pending"]
+
+
+@pytest.mark.any_loop
+def test_a_paused_runner_is_not_paused_when_it_starts_again(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    runner.pause()
+    runner.destroy()
+    runner.initialize()
+    assert runner.paused is False
+    runner.submit(give, 1)
+    assert runner.wait(1, timeout=10) == [1]
+
+
+@pytest.mark.any_loop
+def test_pausing_needs_a_running_runner(make_runner: MakeRunner) -> None:
+    runner = AsyncTaskRunner[Any](1)
+    assert runner.paused is False
+    for call in (runner.pause, runner.resume):
+        with pytest.raises(RunnerStoppedError, match=r"^the runner was never initialized"):
+            call()
+    runner = make_runner()
+    runner.submit(fail, ValueError())
+    runner.destroy()
+    for call in (runner.pause, runner.resume):
+        with pytest.raises(
+            RunnerStoppedError, match=r"^the runner was destroyed; initialize\(\) starts it again$"
+        ):
+            call()
+    assert runner.paused is False
+    runner = make_runner()
+    break_down(runner, OSError("broken"))
+    for call in (runner.pause, runner.resume):
+        with pytest.raises(RunnerDiedError, match=r"^the runner died: OSError\('broken'\); "):
+            call()
