@@ -359,6 +359,44 @@ def test_an_exception_in_the_block_stops_the_server() -> None:
     assert not server.running
 
 
+def test_a_server_that_does_not_end_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("areal_core.embedded._child._STOP_GRACE_S", 0.01)
+    with EmbeddedServer(ms_per_token=0) as server:
+        pid = server.pid
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.any_loop
+def test_a_stop_that_is_interrupted_leaves_nothing(run_script: RunScript) -> None:
+    done = run_script(
+        """
+        import os, signal
+        from areal_core.embedded import EmbeddedServer
+
+        before = os.listdir("/dev/fd")
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        server = EmbeddedServer(ms_per_token=0)
+        server.start()
+        pid = server.pid
+        os.kill(pid, signal.SIGSTOP)  # so that the alarm finds stop() waiting
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        try:
+            server.stop()
+        except KeyboardInterrupt:
+            print("interrupted")
+        server.stop()
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            print("gone")
+        assert os.listdir("/dev/fd") == before
+        """
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "interrupted\ngone\n", "")
+
+
 @pytest.mark.any_loop
 def test_a_server_nobody_stopped_is_stopped_when_collected_with_a_warning(run_script: RunScript) -> None:
     # The warning is an error here, which must not keep the server from being stopped.

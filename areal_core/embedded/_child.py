@@ -51,7 +51,7 @@ class ServerProcess:
         return self._popen.poll() is None
 
     def stop(self) -> None:
-        """End the process, killing it if it takes too long, and pass on what it wrote to stderr."""
+        """End the process, by force if it takes too long, and pass on what it wrote to stderr."""
         try:
             self._popen.terminate()
             self._popen.wait(_STOP_GRACE_S)
@@ -122,9 +122,9 @@ class ServerProcess:
         return os.pread(self._stderr.fileno(), _STDERR_BYTES, 0).decode("utf-8", "replace")
 
     def _collect(self) -> str:
-        """Wait for the end, release everything, return what the process wrote to stderr."""
+        """Wait for the end, release everything, return what the process wrote to stderr, but once."""
         self._popen.wait()
-        text = self._read_stderr()
+        text = "" if self._stderr.closed else self._read_stderr()
         self._close()
         return text
 

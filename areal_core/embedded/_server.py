@@ -171,9 +171,10 @@ class EmbeddedServer:
         return process
 
     def _release(self) -> None:
-        process, self._process = self._process, None
-        assert process is not None
-        process.stop()
+        assert self._process is not None
+        self._process.stop()
+        # Only now: a stop that Ctrl-C interrupts is completed by the next.
+        self._process = None
 
     def _arrive_in_child(self) -> None:
         # The lock may be held by a thread that does not exist here.
