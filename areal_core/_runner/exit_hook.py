@@ -29,11 +29,14 @@ class Endable(Protocol):
 
 _live: set[Endable] = set()
 _registered = False
+_over = False
 
 
 def add(life: Endable) -> None:
     """Have *life* ended at interpreter exit. Raises RuntimeError when that has begun."""
     global _registered
+    if _over:
+        raise RuntimeError("the interpreter is exiting; no runner can start any more")
     if not _registered:
         threading._register_atexit(_end_all)  # type: ignore[attr-defined]
         _registered = True
@@ -46,6 +49,8 @@ def discard(life: Endable) -> None:
 
 
 def _end_all() -> None:
+    global _over
+    _over = True
     deadline = time.monotonic() + _TASKS_GET_S
     lives = list(_live)
     for life in lives:
