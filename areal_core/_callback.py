@@ -19,6 +19,9 @@ from areal_core._log import get_logger
 
 _CANCEL_GRACE_S = 0.5  # to end after a cancellation; closing a connection takes a few milliseconds
 
+# Coroutines that refuse even to be closed, and would complain when they are collected: they never are.
+_immortal: list[object] = []
+
 _log = get_logger()
 
 
@@ -75,11 +78,17 @@ def _left(deadline: float) -> float:
 
 
 def _abandon(tasks: set[asyncio.Task[object]]) -> None:
-    """Give up *tasks*: one that refused its cancellation, and the children it waits for."""
+    """Give up *tasks*, one that refused its cancellation and its children, so that none is heard of again."""
     for task in tasks:
         asyncio.tasks._unregister_task(task)  # or who waits for all tasks would wait for it
         task._log_destroy_pending = False  # type: ignore[attr-defined]
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())  # nor is that logged
+        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+        coroutine = task.get_coro()
+        try:
+            if coroutine is not None:
+                coroutine.close()
+        except BaseException:
+            _immortal.append(coroutine)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+import contextlib
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -13,6 +14,15 @@ Loop = asyncio.AbstractEventLoop
 def name_of(function: Callable[..., object]) -> str:
     """Return what log lines call *function*."""
     return f"{function.__module__}.{function.__qualname__}"
+
+
+@contextlib.contextmanager
+def nothing_interrupts() -> Iterator[None]:
+    """Fail when a KeyboardInterrupt comes out. By itself it would end pytest: that takes it for a Ctrl-C."""
+    try:
+        yield
+    except KeyboardInterrupt as exc:
+        raise AssertionError("a KeyboardInterrupt came out") from exc
 
 
 class Recorder:

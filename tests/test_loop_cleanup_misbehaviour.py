@@ -106,7 +106,7 @@ def test_a_callback_may_cancel_all_tasks_and_wait_for_them(
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
-        await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.wait(others, timeout=1.0)
         recorder.ran.append(len(others))
 
     register_loop_cleanup(recorder.turns, loop=loop)
@@ -303,6 +303,43 @@ def test_a_callback_that_swallows_its_cancellation_is_abandoned_in_silence(
     loop = stubborn = callback = None  # type: ignore[assignment]
     gc.collect()
     assert complaints == []
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_a_callback_that_refuses_even_to_be_closed_is_abandoned_in_silence(
+    loop_factory: LoopFactory, log_lines: LogLines
+) -> None:
+    loop = loop_factory()
+    refused: list[type[BaseException]] = []
+
+    async def refuse() -> None:
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except BaseException as exc:
+                refused.append(type(exc))
+
+    register_loop_cleanup(refuse, loop=loop, timeout=0.02)
+    loop.close()
+    assert refused == [asyncio.CancelledError, GeneratorExit]
+    told = f"loop_cleanup_timed_out callback={name_of(refuse)} seconds=0.02 ended=False"
+    assert log_lines == [("error", told, None)]
+    del loop
+    gc.collect()  # a complaint here fails the test
+
+
+@pytest.mark.usefixtures("short_grace")
+def test_what_is_abandoned_is_closed_at_once(loop: Loop, recorder: Recorder) -> None:
+    async def refuse() -> None:
+        try:
+            await Stubborn().refuse()
+        finally:
+            recorder.ran.append("closed")
+
+    register_loop_cleanup(recorder.sync, loop=loop)
+    register_loop_cleanup(refuse, loop=loop, timeout=0.02)
+    loop.close()
+    assert recorder.ran == ["closed", "sync"]
 
 
 @pytest.mark.usefixtures("short_grace")
