@@ -34,8 +34,8 @@ lint: $(VENV)/.installed-dev
 examples: $(VENV)/.installed-dev
 	set -e; for example in $(EXAMPLES); do echo "# $$example"; $(PY) -X dev -W error $$example; done
 
-# How many changes of the code no test notices; hours.
-mutate: $(VENV)/.installed-dev
+# Which changes of the code no test notices: hours, in as many goes as you like. ARGS="--module _http".
+mutate: $(VENV)/.installed-mutate
 	$(PY) benchmarks/mutate.py $(ARGS)
 
 # What is left behind after many cycles.

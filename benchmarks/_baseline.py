@@ -1,0 +1,116 @@
+"""What is known of the tests before any mutant: that they pass, what they take, which lines each reaches."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import coverage
+from cosmic_ray.work_item import MutationSpec
+
+from _sandbox import COPIED, ROOT, Sandbox
+
+QUICK_S = 0.1
+
+
+class RedError(Exception):
+    """The tests do not pass on the unchanged code."""
+
+
+@dataclass
+class Baseline:
+    """The tests of some modules."""
+
+    seconds: dict[str, float]
+    """All tests, and what each takes."""
+    elsewhere: list[str]
+    """Those that start processes or trace: taken to reach every line."""
+    reached: dict[str, dict[str, list[str]]]
+    """File -> line -> tests. The test "" is the import."""
+
+    def limits(self) -> dict[str, float]:
+        """Return how long each test may take on a mutant."""
+        return {test: 5.0 + 10.0 * took for test, took in self.seconds.items()}
+
+    def tests_of(self, file: str, source: str, mutation: MutationSpec) -> list[str]:
+        """Return the tests that reach a mutant, quickest first."""
+        tests = set(self.elsewhere)
+        for line in _lines(source, mutation):
+            reached = self.reached.get(file, {}).get(str(line), [])
+            tests.update(self.seconds if "" in reached else reached)
+        return self.ordered(tests & self.seconds.keys())
+
+    def ordered(self, tests: Iterable[str]) -> list[str]:
+        """Return *tests*, quickest first."""
+        return sorted(tests, key=self.seconds.__getitem__)
+
+    def stages(self, tests: Sequence[str]) -> list[list[str]]:
+        """Split *tests* in two: most mutants are killed by quick tests of one file, soon imported."""
+        quick = [test for test in tests if self.seconds[test] < QUICK_S and test not in self.elsewhere]
+        likely = Counter(test.partition("::")[0] for test in quick).most_common(1)
+        first = [test for test in quick if likely and test.startswith(f"{likely[0][0]}::")]
+        rest = [test for test in tests if test not in first]
+        return [stage for stage in (first, rest) if stage]
+
+
+def take(sandbox: Sandbox, patterns: Sequence[str], store: Path) -> Baseline:
+    """Run the tests twice, once plainly and once with coverage; read both from *store* when nothing changed.
+
+    Raises RedError.
+    """
+    kept = store / f"tests-{hashlib.sha256(f'{patterns}{tree_hash()}'.encode()).hexdigest()[:16]}.json"
+    if kept.exists():
+        return Baseline(**json.loads(kept.read_text()))
+    files = [file for pattern in patterns for file in sandbox.files(pattern)]
+    plain = sandbox.run(files)
+    if plain.outcome != "passed":
+        raise RedError(f"{plain.outcome}: {plain.test} {plain.why}\n{sandbox.output()[-3000:]}")
+    data = store / "coverage"
+    data.unlink(missing_ok=True)
+    measured = {"data": str(data), "files": [str(sandbox.directory / "areal_core" / "*")]}
+    sandbox.run(files, go_on=True, coverage=measured)  # what fails because it is traced is in `elsewhere`
+    baseline = Baseline(plain.seconds, plain.elsewhere, _reached(data, sandbox.directory))
+    kept.write_text(json.dumps(asdict(baseline)))
+    return baseline
+
+
+def _reached(data: Path, directory: Path) -> dict[str, dict[str, list[str]]]:
+    measured = coverage.CoverageData(str(data))
+    measured.read()
+    return {
+        str(Path(file).relative_to(directory)): {
+            str(line): tests for line, tests in measured.contexts_by_lineno(file).items()
+        }
+        for file in measured.measured_files()
+    }
+
+
+def tree_hash() -> str:
+    """Return what changes when anything changes that the outcome of a test may depend on."""
+    digest = hashlib.sha256()
+    for path in sorted(path for name in COPIED for path in [ROOT / name, *(ROOT / name).rglob("*.py")]):
+        if path.is_file() and "benchmarks" not in path.parts:
+            digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _lines(source: str, mutation: MutationSpec) -> set[int]:
+    """Return the lines of the mutation and of the statement it is in, of a compound one its head."""
+    first, last = mutation.start_pos[0], mutation.end_pos[0]
+    around = [
+        node
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.stmt) and node.lineno <= first <= (node.end_lineno or node.lineno)
+    ]
+    innermost = max(around, key=lambda node: node.lineno, default=None)
+    lines = set(range(first, last + 1))
+    if innermost is not None:
+        body = getattr(innermost, "body", None)
+        end = body[0].lineno - 1 if body else innermost.end_lineno or innermost.lineno
+        lines.update(range(innermost.lineno, max(end, innermost.lineno) + 1))
+    return lines

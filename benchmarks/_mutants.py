@@ -1,0 +1,149 @@
+"""Which mutants a module has: those of cosmic-ray's operators, and of two of ours."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cosmic_ray.commands.init import init
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.operators.operator import Example, Operator
+from cosmic_ray.plugins import OPERATOR_PROVIDERS, get_operator
+from cosmic_ray.work_db import WorkDB
+from cosmic_ray.work_item import MutationSpec, WorkerOutcome, WorkItem, WorkResult
+from parso.python.tree import Name
+
+Position = tuple[tuple[int, int], tuple[int, int]]
+
+ANNOTATION = "an annotation, which is never evaluated"
+NOTHING = "not a program, or one that an earlier mutant is too"
+
+
+class RemoveStatement(Operator):  # type: ignore[misc]
+    """Leave out a simple statement; of ``return x`` only the value. Imports and docstrings stay."""
+
+    _LEFT = ("import_name", "import_from", "string", "strings", "name", "operator")
+
+    def mutation_positions(self, node: Any) -> Iterator[Position]:
+        """Yield where *node* is a statement."""
+        if node.type == "simple_stmt" and node.children[0].type not in self._LEFT:
+            yield node.children[0].start_pos, node.children[0].end_pos
+
+    def mutate(self, node: Any, index: int) -> Any:
+        """Leave it out."""
+        statement = node.children[0]
+        if statement.type == "return_stmt":
+            statement.children[1] = _name("None", statement.children[1])
+        else:
+            node.children[0] = _name("pass", statement)
+        return node
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """Show what it does."""
+        return (Example("f()\n", "pass\n"), Example("def f(): return 1\n", "def f(): return None\n"))
+
+
+class NoneForArgument(Operator):  # type: ignore[misc]
+    """Pass None instead of an argument. Numbers and booleans have operators of their own."""
+
+    _LEFT = ("number", "keyword")
+
+    def mutation_positions(self, node: Any) -> Iterator[Position]:
+        """Yield where *node* is a call."""
+        for holder, place in self._arguments(node):
+            yield holder.children[place].start_pos, holder.children[place].end_pos
+
+    def mutate(self, node: Any, index: int) -> Any:
+        """Replace the argument."""
+        holder, place = list(self._arguments(node))[index]
+        holder.children[place] = _name("None", holder.children[place])
+        return node
+
+    def _arguments(self, node: Any) -> Iterator[tuple[Any, int]]:
+        if node.type != "trailer" or node.children[0].value != "(":
+            return
+        inside = node.children[1]
+        several = inside.type == "arglist"
+        holder = inside if several else node
+        for place in range(0, len(inside.children), 2) if several else (1,):
+            argument = holder.children[place]
+            if argument.type == "argument":
+                if argument.children[1] == "=" and argument.children[2].type not in self._LEFT:
+                    yield argument, 2
+            elif argument.type not in (*self._LEFT, "operator"):
+                yield holder, place
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """Show what it does."""
+        return (Example("f(a, b=c)", "f(None, b=c)"), Example("f(a, b=c)", "f(a, b=None)", occurrence=1))
+
+
+OPERATOR_PROVIDERS["ours"] = {operator.__name__: operator for operator in (RemoveStatement, NoneForArgument)}
+
+
+def _name(word: str, instead_of: Any) -> Name:
+    return Name(word, instead_of.start_pos, prefix=instead_of.get_first_leaf().prefix)
+
+
+def list_mutants(source: Path, database: WorkDB) -> None:
+    """Fill *database* with the mutants of *source*; those that need no test have a result already."""
+    init([source], database, {})
+    original = source.read_text()
+    seen = {ast.dump(ast.parse(original))}
+    behaviour = _behaviour(original)
+    skipped: dict[str, list[str]] = {ANNOTATION: [], NOTHING: []}
+    for item in sorted(database.work_items, key=_place):
+        try:
+            code = mutated(original, item.mutations[0])
+            program = ast.dump(ast.parse(code))
+            with warnings.catch_warnings(action="error"):  # ``x is "text"``
+                compile(code, str(source), "exec")
+        except SyntaxError:
+            skipped[NOTHING].append(item.job_id)
+            continue
+        if program in seen:
+            skipped[NOTHING].append(item.job_id)
+        elif _behaviour(code) == behaviour:
+            skipped[ANNOTATION].append(item.job_id)
+        seen.add(program)
+    for reason, jobs in skipped.items():
+        database.set_multiple_results(jobs, WorkResult(WorkerOutcome.SKIPPED, output=reason))
+
+
+def _place(item: WorkItem) -> tuple[object, ...]:
+    mutation = item.mutations[0]
+    return mutation.start_pos, mutation.end_pos, mutation.operator_name, mutation.occurrence
+
+
+def mutated(original: str, mutation: MutationSpec) -> str:
+    """Return the text of a mutant."""
+    code = mutate_code(original, get_operator(mutation.operator_name)(), mutation.occurrence)
+    assert isinstance(code, str)
+    return code
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+
+def _behaviour(code: str) -> str:
+    return ast.dump(_WithoutAnnotations().visit(ast.parse(code)))
