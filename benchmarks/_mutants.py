@@ -11,7 +11,7 @@ from typing import Any
 from cosmic_ray.commands.init import init
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Example, Operator
-from cosmic_ray.plugins import OPERATOR_PROVIDERS, get_operator
+from cosmic_ray.plugins import OPERATOR_PROVIDERS, get_operator, operator_names
 from cosmic_ray.work_db import WorkDB
 from cosmic_ray.work_item import MutationSpec, WorkerOutcome, WorkItem, WorkResult
 from parso.python.tree import Name
@@ -83,7 +83,29 @@ class NoneForArgument(Operator):  # type: ignore[misc]
         return (Example("f(a, b=c)", "f(None, b=c)"), Example("f(a, b=c)", "f(a, b=None)", occurrence=1))
 
 
+# cosmic-ray replaces each of twelve binary and eight comparison operators by every other: eleven ways to get
+# the same TypeError, which would only make the share of survivors small, and `==` for `is`, which most
+# objects cannot tell apart. Of these we take the opposite, and for an order its boundary.
+_REPLACEMENTS = {
+    "Binary": (
+        "Add_Sub", "Sub_Add", "Mul_Div", "Div_Mul", "FloorDiv_Mul", "Mod_Mul", "Pow_Mul",
+        "RShift_LShift", "LShift_RShift", "BitOr_BitAnd", "BitAnd_BitOr", "BitXor_BitAnd",
+    ),
+    "Comparison": (
+        "Eq_NotEq", "NotEq_Eq", "Is_IsNot", "IsNot_Is",
+        "Lt_LtE", "Lt_GtE", "LtE_Lt", "LtE_Gt", "Gt_GtE", "Gt_LtE", "GtE_Gt", "GtE_Lt",
+    ),
+}  # fmt: skip
+_TAKEN = {f"Replace{kind}Operator_{pair}" for kind, pairs in _REPLACEMENTS.items() for pair in pairs}
+_MANY = tuple(f"Replace{kind}Operator_" for kind in _REPLACEMENTS)
+
+_core = OPERATOR_PROVIDERS["core"]
+OPERATOR_PROVIDERS["core"] = {
+    name: _core[name] for name in _core if not name.startswith(_MANY) or name in _TAKEN
+}
 OPERATOR_PROVIDERS["ours"] = {operator.__name__: operator for operator in (RemoveStatement, NoneForArgument)}
+
+OPERATORS = operator_names()
 
 
 def _name(word: str, instead_of: Any) -> Name:

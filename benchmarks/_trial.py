@@ -16,7 +16,7 @@ from cosmic_ray.work_db import WorkDB, use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
 
 from _baseline import Baseline, take, tree_hash
-from _mutants import ANNOTATION, list_mutants, mutated
+from _mutants import ANNOTATION, OPERATORS, list_mutants, mutated
 from _sandbox import ROOT, Run, Sandbox
 from _survivors import Change, change
 
@@ -84,8 +84,8 @@ class Trial:
             return self._tally(database), time.monotonic() - began
 
     def _list(self, database: WorkDB, note: Path) -> None:
-        """List the mutants anew when the module changed; forget survivors when anything did."""
-        source, tree = hashlib.sha256(self._source.encode()).hexdigest(), tree_hash()
+        """List the mutants anew when module or operators changed; forget survivors when anything did."""
+        source, tree = hashlib.sha256(f"{OPERATORS}{self._source}".encode()).hexdigest(), tree_hash()
         state = note.read_text().split() if note.exists() else ["", ""]
         if state[0] != source:
             note.unlink(missing_ok=True)
