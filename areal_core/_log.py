@@ -40,7 +40,7 @@ def get_logger(logger: Any = None) -> Any:
 
 def _drop_below_level(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Do what structlog's `filter_by_level` does, which asks for more than a LoggerAdapter has."""
-    if not logger.isEnabledFor(structlog.stdlib.NAME_TO_LEVEL[method]):
+    if not logger.isEnabledFor(logging.getLevelNamesMapping()[method.upper()]):
         raise structlog.DropEvent
     return event
 

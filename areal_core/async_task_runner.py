@@ -19,22 +19,19 @@ import asyncio
 import contextlib
 import contextvars
 import itertools
-import threading
-import warnings
 from collections.abc import Awaitable, Callable, Iterator
-from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
-from areal_core import _process
 from areal_core._runner import arguments
 from areal_core._runner.calls import Call
-from areal_core._runner.gate import Gate, GateEvent
+from areal_core._runner.gate import Gate
 from areal_core._runner.job import Job
-from areal_core._runner.life import DESTROY_TIMEOUT_S, Life
+from areal_core._runner.life import Life, LifeSettings
+from areal_core._runner.lifecycle import Lifecycle, raise_if_abroad, raise_on_loop_thread
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core._runner.results import RunnerStats, Status, TimedResult
-from areal_core._runner.shelf import Holding, Shelf
-from areal_core.errors import RunnerStoppedError, TaskQueueFullError
+from areal_core._runner.shelf import Holding
+from areal_core.errors import TaskQueueFullError
 
 __all__ = ["AsyncTaskRunner", "RunnerStats", "Status", "TaskQueueFullError", "TimedResult"]
 
@@ -42,7 +39,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class AsyncTaskRunner(Generic[T]):
+class AsyncTaskRunner(Lifecycle, Generic[T]):
     """Runs coroutines whose values are of type *T* on a background event loop.
 
     Use it as a context manager, or call ``initialize`` and ``destroy``, as often as you like.
@@ -68,94 +65,18 @@ class AsyncTaskRunner(Generic[T]):
         cancel_grace: float = 5.0,
         loop_factory: LoopFactory | None = None,
     ) -> None:
-        self._life: Life | None = None
-        self._max_queue_size = arguments.check_count("max_queue_size", max_queue_size)
-        self._task_timeout_s = arguments.check_seconds("task_timeout", task_timeout, positive=True)
-        self._cancel_grace_s = arguments.check_grace(cancel_grace)
-        self._tracing = bool(enable_tracing)
         if loop_factory is not None and not callable(loop_factory):
             raise TypeError(f"loop_factory={loop_factory!r} cannot be called; pass a function, or None")
-        self._loop_factory = loop_factory
-        self._exiting = GateEvent()
-        self._lifecycle = threading.RLock()
+        super().__init__(
+            LifeSettings(
+                max_queue_size=arguments.check_count("max_queue_size", max_queue_size),
+                cancel_grace_s=arguments.check_grace(cancel_grace),
+                tracing=bool(enable_tracing),
+                loop_factory=loop_factory,
+            )
+        )
+        self._task_timeout_s = arguments.check_seconds("task_timeout", task_timeout, positive=True)
         self._own_ids = itertools.count(arguments.FIRST_OWN_ID)
-
-    # -- lifecycle ---------------------------------------------------------------------------------
-
-    def initialize(self, logger: Any = None) -> None:
-        """Start the loop thread and return when its loop runs.
-
-        *logger* is a structlog or a standard logger; None means the standard logger ``areal_core``.
-        After ``destroy`` or a death it starts clean and not paused; what was finished and never
-        collected is dropped with one warning and counted as ``discarded``.
-
-        Raises RuntimeError when it runs already, and whatever kept thread or loop from starting.
-        """
-        self._raise_if_abroad()
-        with self._lifecycle:
-            before = self._life
-            if before is not None:
-                if before.ending is None:
-                    raise RuntimeError("the runner is initialized already; destroy() it first")
-                _raise_on_loop_thread(before, "initialize")
-                before.end(DESTROY_TIMEOUT_S)
-            life = Life(
-                max_queue_size=self._max_queue_size,
-                cancel_grace_s=self._cancel_grace_s,
-                tracing=self._tracing,
-                loop_factory=self._loop_factory,
-                exiting=self._exiting,
-                logger=logger,
-            )
-            self._exiting.clear()
-            try:
-                life.start()
-                if before is not None:
-                    life.succeed(before)
-                self._life = life
-            except BaseException:
-                life.request_end()  # also when a Ctrl-C came after it had started
-                raise
-
-    def destroy(self, timeout: float | None = DESTROY_TIMEOUT_S) -> None:
-        """Stop everything within *timeout* seconds (None: however long it takes).
-
-        Tasks are cancelled, loop cleanup runs, the loop is closed and the thread ends. What was finished
-        stays collectable, and so do the ``cancelled`` outcomes this makes. Tasks that refuse to end are
-        named in a log line and abandoned; if the thread itself is blocked, its stack is logged and it is
-        left behind. Does nothing before ``initialize``, a second time, or in a forked child.
-
-        Raises RuntimeError on the loop thread, which would wait for itself.
-        """
-        seconds = arguments.check_seconds("timeout", timeout)
-        life = self._life
-        if life is None or life.home is not _process.home():
-            return
-        _raise_on_loop_thread(life, "destroy")
-        life.end(seconds)
-
-    def __enter__(self) -> Self:
-        self.initialize()
-        return self
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.destroy()
-
-    def __del__(self) -> None:
-        life = getattr(self, "_life", None)
-        if life is None or life.home is not _process.home() or life.ending is not None:
-            return
-        try:
-            warnings.warn(
-                f"unclosed runner {self!r}; destroy() it", ResourceWarning, stacklevel=2, source=self
-            )
-        finally:
-            life.request_end()
 
     # -- tasks -------------------------------------------------------------------------------------
 
@@ -255,9 +176,10 @@ class AsyncTaskRunner(Generic[T]):
         Raises TimeoutError, which consumes nothing; ValueError when *count* exceeds ``max_queue_size``;
         RunnerStoppedError and RunnerDiedError, RuntimeError on the loop thread.
         """
-        if arguments.check_count("count", count) > self._max_queue_size:
+        most = self._settings.max_queue_size
+        if arguments.check_count("count", count) > most:
             raise ValueError(
-                f"count={count} exceeds max_queue_size={self._max_queue_size}, so that many are never there; "
+                f"count={count} exceeds max_queue_size={most}, so that many are never there; "
                 "wait for fewer, or raise max_queue_size"
             )
         deadline = arguments.deadline_after(timeout)
@@ -304,7 +226,7 @@ class AsyncTaskRunner(Generic[T]):
         """
         deadline = arguments.deadline_after(timeout)
         life = self._here()
-        _raise_on_loop_thread(life, "as_completed")
+        raise_on_loop_thread(life, "as_completed")
         return _iterate(life, deadline)
 
     # -- calls -------------------------------------------------------------------------------------
@@ -319,7 +241,7 @@ class AsyncTaskRunner(Generic[T]):
         if not callable(async_fn):
             arguments.refuse_fn(async_fn)
         life = self._here()
-        _raise_on_loop_thread(life, "run")
+        raise_on_loop_thread(life, "run")
         gate = Gate()
         call = Call(async_fn, args, kwargs, gate.open)
         try:
@@ -355,71 +277,6 @@ class AsyncTaskRunner(Generic[T]):
         result: R = call.result()
         return result
 
-    # -- looking -----------------------------------------------------------------------------------
-
-    @property
-    def paused(self) -> bool:
-        """Whether tasks are kept from starting."""
-        return self._life is not None and self._here().ledger.paused
-
-    @property
-    def exiting(self) -> threading.Event:
-        """Set from the beginning of ``destroy`` or a death until the next ``initialize``. Do not set it."""
-        self._raise_if_abroad()
-        return self._exiting
-
-    @property
-    def thread(self) -> threading.Thread | None:
-        """The loop thread; None before the first ``initialize``."""
-        return None if self._life is None else self._here().thread.thread
-
-    def get_queue_sizes(self) -> tuple[int, int]:
-        """Return how many tasks are pending and how many are finished and not collected."""
-        self._raise_if_abroad()
-        stats = self.stats()
-        return stats.pending, stats.finished
-
-    def get_input_queue_size(self) -> int:
-        """Return how many tasks are pending."""
-        return self.get_queue_sizes()[0]
-
-    def get_output_queue_size(self) -> int:
-        """Return how many tasks are finished and not collected."""
-        return self.get_queue_sizes()[1]
-
-    def stats(self) -> RunnerStats:
-        """Take a snapshot in which every task is counted once. In a forked child it says so, with zeros."""
-        life = self._life
-        if life is None:
-            return RunnerStats()
-        if life.home is not _process.home():
-            return RunnerStats(state=_ABROAD)
-        return life.ledger.stats(life.abandoned, _state(life))
-
-    def __repr__(self) -> str:
-        stats = self.stats()
-        return (
-            f"<{type(self).__name__} {stats.state} pending={stats.pending} running={stats.running} "
-            f"finished={stats.finished} max_queue_size={self._max_queue_size}>"
-        )
-
-    def _shelf(self, caller: str) -> Shelf:
-        life = self._here()
-        _raise_on_loop_thread(life, caller)
-        return life.ledger.shelf
-
-    def _here(self) -> Life:
-        life = self._life
-        if life is None:
-            raise RunnerStoppedError("the runner was never initialized; call initialize(), or use `with`")
-        if life.home is not _process.home():
-            self._raise_if_abroad()
-        return life
-
-    def _raise_if_abroad(self) -> None:
-        if self._life is not None:
-            _raise_if_abroad(self._life)
-
 
 class TaskOptions(Generic[T]):
     """Submits with options of its own, so that a task's keyword arguments may have any name."""
@@ -436,38 +293,16 @@ class TaskOptions(Generic[T]):
         return self._runner._submit(async_fn, args, kwargs, self._task_id, self._timeout_s)
 
 
-_ABROAD = "runner of another process"
-
-
-def _raise_if_abroad(life: Life) -> None:
-    if life.home is not _process.home():
-        raise RunnerStoppedError(f"{_ABROAD}: its thread did not survive the fork; make a new runner here")
-
-
-def _state(life: Life) -> str:
-    if life.ending is None:
-        return "paused" if life.ledger.paused else "running"
-    return "stopped" if life.ending.cause is None else "died"
-
-
 def _set_done(arrival: asyncio.Future[None]) -> None:
     if not arrival.done():
         arrival.set_result(None)
 
 
-def _raise_on_loop_thread(life: Life, caller: str) -> None:
-    if life.thread.is_current():
-        raise RuntimeError(
-            f"{caller}() on the runner's own loop thread would wait for itself for ever; "
-            "call it from another thread, or await arun()"
-        )
-
-
 def _iterate(life: Life, deadline: float | None) -> Iterator[TimedResult[Any]]:
     shelf = life.ledger.shelf
     while True:
-        _raise_if_abroad(life)  # it may have been made in another process
-        _raise_on_loop_thread(life, "as_completed")  # or on another thread
+        raise_if_abroad(life)  # it may have been made in another process
+        raise_on_loop_thread(life, "as_completed")  # or on another thread
         holding = Holding()
         try:
             if not shelf.take_next(deadline, holding):

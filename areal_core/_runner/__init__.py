@@ -7,14 +7,15 @@
                                    running  <- take_pending           |  deadline, cancel, grace
     wait, claims     <-  take   <- finished <- publish <--------------+  once per loop turn
 
-    life.py         wires the parts together, starts and ends them
+    lifecycle.py    one life after another, and how the runner is doing: the base of the public class
+    life.py         one life: wires the parts together, starts and ends them
     ledger.py       ids, counters, finished results and claims: what any thread may touch
     launcher.py     starts jobs on the loop and hands each outcome to a sink, of which the ledger is one
     calls.py        the sink behind run() and arun(), whose coroutines are in no ledger
     loop_thread.py  the thread, its loop, and what may be posted to it
     shutdown.py     ends everything on a loop within a deadline
     exit_hook.py    ends every life before the interpreter does
-    gate.py         the one thing a thread blocks on
+    gate.py         what a thread blocks on
     job.py          one accepted call and its outcome
     results.py      what callers are given: TimedResult and RunnerStats
     arguments.py    checks of what callers pass

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 from areal_core import _process
@@ -26,30 +27,33 @@ _JOIN_S = 1.0  # from the thread's last line to its end, which takes microsecond
 _STOPPED = Ending("the runner was destroyed; initialize() starts it again")
 
 
+@dataclass(frozen=True, slots=True)
+class LifeSettings:
+    """What a runner's lives have in common; checked by the runner."""
+
+    max_queue_size: int
+    cancel_grace_s: float
+    tracing: bool
+    loop_factory: LoopFactory | None
+
+
 class Life:
     """One loop thread, with the ledger and the calls it serves. It does not know its runner."""
 
-    def __init__(
-        self,
-        *,
-        max_queue_size: int,
-        cancel_grace_s: float,
-        tracing: bool,
-        loop_factory: LoopFactory | None,
-        exiting: GateEvent,
-        logger: Any,
-    ) -> None:
+    def __init__(self, settings: LifeSettings, exiting: GateEvent, logger: Any) -> None:
         self.home = _process.home()
-        self._cancel_grace_s = cancel_grace_s
+        self._cancel_grace_s = settings.cancel_grace_s
         self._exiting = exiting
         self._events = Events(logger)
         self._deadline: float | None = None
         self._left_behind = False
-        self.thread = LoopThread(loop_factory, self._events, self._on_fault, self._on_end)
-        self.ledger = Ledger(max_queue_size, self._request_start, self._request_cancel)
+        self.thread = LoopThread(settings.loop_factory, self._events, self._on_fault, self._on_end)
+        self.ledger = Ledger(settings.max_queue_size, self._request_start, self._request_cancel)
         self._calls = Calls()
-        self._task_launcher = Launcher(self.thread, self.ledger, self._events, cancel_grace_s, tracing)
-        self._call_launcher = Launcher(self.thread, self._calls, None, cancel_grace_s)
+        self._task_launcher = Launcher(
+            self.thread, self.ledger, self._events, settings.cancel_grace_s, settings.tracing
+        )
+        self._call_launcher = Launcher(self.thread, self._calls, None, settings.cancel_grace_s)
         # Ours, because the loop's own cannot be waited for with a limit. Its threads start on first use.
         self._executor = ThreadPoolExecutor(thread_name_prefix="areal-core")
 
