@@ -46,6 +46,33 @@ def test_callbacks_run_newest_first_sync_and_async_alike(
     assert log_lines == []
 
 
+def test_loop_and_timeout_are_given_by_name_and_the_callback_either_way(
+    loop: Loop, recorder: Recorder
+) -> None:
+    register: Any = register_loop_cleanup
+    unregister: Any = unregister_loop_cleanup
+    for call in (register, unregister):
+        with pytest.raises(TypeError, match="positional argument"):
+            call(recorder.sync, loop)
+    register(callback=recorder.sync, loop=loop)
+    assert unregister(token_or_callback=recorder.sync, loop=loop)
+
+
+def test_a_close_that_somebody_wrapped_later_stays_wrapped(loop: Loop, recorder: Recorder) -> None:
+    register_loop_cleanup(recorder.sync, loop=loop)
+    inner = loop.close
+
+    def wrapped() -> None:
+        recorder.ran.append("wrapped")
+        inner()
+
+    loop.close = wrapped  # type: ignore[method-assign]
+    register_loop_cleanup(recorder.turns, loop=loop)
+    loop.close()
+    assert recorder.ran == ["wrapped", "async", "sync"]
+    assert loop.is_closed()
+
+
 def test_a_second_close_does_nothing(loop: Loop, recorder: Recorder) -> None:
     register_loop_cleanup(recorder.sync, loop=loop)
     for _ in range(3):

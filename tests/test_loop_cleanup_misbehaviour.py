@@ -429,6 +429,15 @@ def test_a_budget_too_small_for_all_is_shared(loop: Loop, recorder: Recorder, lo
     assert _seconds(log_lines) == [pytest.approx(0.08, abs=0.02)]
 
 
+@pytest.mark.usefixtures("short_grace")
+def test_a_tenth_of_a_second_is_kept_for_each_callback_to_come(loop: Loop, log_lines: LogLines) -> None:
+    register_loop_cleanup(Recorder().turns, loop=loop)
+    register_loop_cleanup(Stubborn().refuse, loop=loop)
+    run_loop_cleanup(loop, budget_s=1.0)
+    [seconds] = _seconds(log_lines)
+    assert 0.6 < seconds <= 0.9  # less the time that has gone by
+
+
 def _seconds(log_lines: LogLines) -> list[float]:
     """Return the time limits that the lines tell."""
     return [float(line.message.partition(" seconds=")[2].split()[0]) for line in log_lines]
