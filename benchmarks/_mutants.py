@@ -23,14 +23,20 @@ NOTHING = "not a program, or one that an earlier mutant is too"
 
 
 class RemoveStatement(Operator):  # type: ignore[misc]
-    """Leave out a simple statement; of ``return x`` only the value. Imports and docstrings stay."""
+    """Leave out a simple statement; of ``return x`` only the value. Imports and docstrings stay.
+
+    ``return True`` and ``return False`` do not become ``return None``, which all who ask take for False.
+    """
 
     _LEFT = ("import_name", "import_from", "string", "strings", "name", "operator")
 
     def mutation_positions(self, node: Any) -> Iterator[Position]:
         """Yield where *node* is a statement."""
-        if node.type == "simple_stmt" and node.children[0].type not in self._LEFT:
-            yield node.children[0].start_pos, node.children[0].end_pos
+        if node.type == "simple_stmt":
+            statement = node.children[0]
+            is_word = statement.type == "return_stmt" and statement.children[1].type == "keyword"
+            if statement.type not in self._LEFT and not is_word:
+                yield statement.start_pos, statement.end_pos
 
     def mutate(self, node: Any, index: int) -> Any:
         """Leave it out."""
@@ -105,7 +111,8 @@ OPERATOR_PROVIDERS["core"] = {
 }
 OPERATOR_PROVIDERS["ours"] = {operator.__name__: operator for operator in (RemoveStatement, NoneForArgument)}
 
-OPERATORS = operator_names()
+OPERATORS = f"{operator_names()}{Path(__file__).read_text()}"
+"""Changes when the operators do."""
 
 
 def _name(word: str, instead_of: Any) -> Name:
