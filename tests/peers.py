@@ -7,13 +7,14 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 from aiohttp import web
 
 from children import StartScript
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+T = TypeVar("T")
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 # Prints its port, and answers none of its n requests before all have arrived. GET /stats, answered at once,
@@ -195,3 +196,9 @@ def refusing_url() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+async def limited(work: Awaitable[T], seconds: float = 15) -> T:
+    """Await *work*, no longer than that: a test that fails should not hang."""
+    async with asyncio.timeout(seconds):
+        return await work

@@ -29,7 +29,7 @@ from areal_core.workflow_context import (
 )
 from children import RunScript, StartScript
 from logged import LogLines
-from peers import Holding, gathering, read_request, serving, talking
+from peers import Holding, gathering, limited, read_request, serving, talking
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 GETTERS: list[Callable[[], Awaitable[Any]]] = [get_aiohttp_session, get_control_session, get_httpx_client]
@@ -77,7 +77,7 @@ def test_everybody_on_a_loop_has_the_same_client(loop_factory: LoopFactory, get:
         assert not is_closed(clients[0])
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_nothing_is_awaited_between_looking_for_a_client_and_keeping_it(loop_factory: LoopFactory) -> None:
@@ -89,7 +89,7 @@ def test_nothing_is_awaited_between_looking_for_a_client_and_keeping_it(loop_fac
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(get_all())  # all is imported
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_the_clients_are_what_they_are_called(loop_factory: LoopFactory) -> None:
@@ -101,7 +101,7 @@ def test_the_clients_are_what_they_are_called(loop_factory: LoopFactory) -> None
         assert type(client) is httpx.AsyncClient
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 @pytest.mark.parametrize("get", GETTERS)
@@ -118,7 +118,7 @@ def test_there_is_a_new_client_when_somebody_closed_the_old_one(loop_factory: Lo
             assert (await second.get(peer.url)).status_code if get is get_httpx_client else True
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_two_loops_of_a_thread_have_their_own_clients(loop_factory: LoopFactory) -> None:
@@ -153,7 +153,7 @@ def test_the_clients_are_closed_with_their_loop(loop_factory: LoopFactory) -> No
         return clients
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        clients = runner.run(main())
+        clients = runner.run(limited(main()))
         loop = runner.get_loop()
         assert not any(map(is_closed, clients))
     assert all(map(is_closed, clients))
@@ -196,7 +196,7 @@ def test_a_callback_of_the_closing_loop_gets_new_clients_which_are_closed_too(
         return await get_all()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        first = runner.run(main())
+        first = runner.run(limited(main()))
     assert len({*first, *made}) == 6
     assert all(map(is_closed, first + made))
 
@@ -223,7 +223,7 @@ def test_a_request_that_nobody_takes_does_not_hold_up_the_end_of_its_loop(
     with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts in the kernel, reads nothing
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(main())
+            runner.run(limited(main()))
     gc.collect()  # an unclosed transport would warn
     assert log_lines == []
 
@@ -396,6 +396,47 @@ def test_a_forked_child_has_its_own_clients_and_the_parent_never_notices(
     assert (child.stdout, child.stderr) == ("0\n{'ok'} 100\n", "")
 
 
+def test_a_forked_child_that_drops_an_idle_loop_neither_closes_nor_collects_its_clients(
+    run_script: RunScript, start_script: StartScript
+) -> None:
+    with gathering(start_script, 2) as url:
+        child = run_script(
+            """
+            import asyncio, gc, importlib, os, sys
+            from areal_core import workflow_context
+
+            async def get(sent=None):
+                client = await workflow_context.get_httpx_client()
+                session = await workflow_context.get_aiohttp_session()
+                await (await session.get(sys.argv[1] + "stats")).read()  # leaves an idle connection
+                if sent is not None:
+                    asyncio.get_running_loop().call_later(0, sent.set)
+                return (await client.get(sys.argv[1])).text
+
+            async def begin():
+                sent = asyncio.Event()
+                waiting = asyncio.create_task(get(sent))
+                await sent.wait()
+                return waiting
+
+            loop = importlib.import_module(os.environ["AREAL_TEST_LOOP"]).new_event_loop()
+            waiting = loop.run_until_complete(begin())
+            child = os.fork()
+            if not child:
+                del loop, waiting
+                gc.collect()
+                if "uvloop" in sys.modules:
+                    os._exit(0)  # libuv would join the threads of its pool, which a child does not have
+                sys.exit()  # with a whole finalization
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            print(loop.run_until_complete(get()), loop.run_until_complete(waiting))
+            loop.close()
+            """,
+            url,
+        )
+    assert (child.stdout, child.stderr) == ("0\nok ok\n", "")
+
+
 def test_the_clients_of_a_loop_of_another_process_are_refused(
     loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,7 +453,7 @@ def test_the_clients_of_a_loop_of_another_process_are_refused(
         parents = home()
         monkeypatch.setattr("areal_core._process._home", object())  # what a fork does in the child
         assert home() is not parents
-        runner.run(main())
+        runner.run(limited(main()))
         monkeypatch.undo()
         runner.run(get_all())
 
@@ -442,7 +483,7 @@ def test_a_connection_is_used_again_and_never_more_are_opened_than_requests_in_f
             assert stats() == (peer.accepted, peer.accepted, peer.accepted, 2000)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_2048_requests_are_all_under_way_at_once(
@@ -460,7 +501,7 @@ def test_2048_requests_are_all_under_way_at_once(
         assert (await client.get(url + "stats")).json() == {"accepted": 2048, "seen": 2048}
 
     with gathering(start_script, 2048) as url, asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main(), 50))
 
 
 def test_an_idle_connection_is_given_up_before_the_server_does(loop_factory: LoopFactory) -> None:
@@ -480,7 +521,7 @@ def test_an_idle_connection_is_given_up_before_the_server_does(loop_factory: Loo
 
     workflow_context.configure_http(HttpConfig(keepalive_expiry=0.05))
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_a_peer_that_vanished_is_noticed_while_nothing_is_sent(loop_factory: LoopFactory) -> None:
@@ -510,7 +551,7 @@ def test_a_peer_that_vanished_is_noticed_while_nothing_is_sent(loop_factory: Loo
             go_on.set()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_cancelled_requests_leave_room_for_others(loop_factory: LoopFactory) -> None:
@@ -533,7 +574,7 @@ def test_cancelled_requests_leave_room_for_others(loop_factory: LoopFactory) -> 
             assert {reply.text for reply in await asyncio.gather(*held)} == {"pong"}
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_control_calls_have_connections_of_their_own(loop_factory: LoopFactory) -> None:
@@ -548,7 +589,7 @@ def test_control_calls_have_connections_of_their_own(loop_factory: LoopFactory) 
             assert stats() == (1, 1, 1, 1)  # control calls are not counted
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_a_server_that_answers_no_control_calls_delays_only_its_own(loop_factory: LoopFactory) -> None:
@@ -568,7 +609,7 @@ def test_a_server_that_answers_no_control_calls_delays_only_its_own(loop_factory
 
     workflow_context.configure_http(HttpConfig(control_connect=0.2))
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 # --- the numbers
@@ -599,7 +640,7 @@ def test_the_stats_count_what_went_through_the_loops_clients(loop_factory: LoopF
             assert await asyncio.to_thread(manager.stats) == manager.stats()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_a_loop_with_nothing_but_a_control_session_has_stats(loop_factory: LoopFactory) -> None:
@@ -608,7 +649,7 @@ def test_a_loop_with_nothing_but_a_control_session_has_stats(loop_factory: LoopF
         assert stats() == (0, 0, 0, 0)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))
 
 
 def test_stats_are_a_frozen_snapshot(loop_factory: LoopFactory) -> None:
@@ -620,4 +661,4 @@ def test_stats_are_a_frozen_snapshot(loop_factory: LoopFactory) -> None:
             manager.stats().open = 1  # type: ignore[misc]
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(main())
+        runner.run(limited(main()))

@@ -43,7 +43,8 @@ def use(loop_factory: LoopFactory) -> Callable[[Use], None]:
 
     def run(work: Use) -> None:
         async def main() -> None:
-            await work(await get_httpx_client())
+            async with asyncio.timeout(10):
+                await work(await get_httpx_client())
 
         with asyncio.Runner(loop_factory=loop_factory, debug=True) as runner:
             runner.run(main())
@@ -161,15 +162,18 @@ def test_no_cookie_is_kept_or_shared(use: Callable[[Use], None]) -> None:
             cookie = request.headers.get("Cookie")
             return web.json_response(cookie, headers={"Set-Cookie": "of=somebody; Path=/"})
 
+        session = await get_aiohttp_session()
         async with serving(set_cookie) as peer:
-            first = await client.get(peer.url)
+            url = peer.url.replace("127.0.0.1", "localhost")  # aiohttp keeps no cookies of an address anyway
+            first = await client.get(url)
             assert first.headers["set-cookie"] == "of=somebody; Path=/"
-            assert (await client.get(peer.url)).json() is None
-            async with (await get_aiohttp_session()).get(peer.url) as reply:
-                assert await reply.json() is None
+            assert (await client.get(url)).json() is None
+            for _ in range(2):
+                async with session.get(url) as reply:
+                    assert await reply.json() is None
             # one that a caller sends with a request goes out with that request
-            assert (await client.get(peer.url, headers={"Cookie": "a=b"})).json() == "a=b"
-            assert (await client.get(peer.url)).json() is None
+            assert (await client.get(url, headers={"Cookie": "a=b"})).json() == "a=b"
+            assert (await client.get(url)).json() is None
         assert not client.cookies
 
     use(work)
