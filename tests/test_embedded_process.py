@@ -316,16 +316,33 @@ def test_what_the_server_says_on_stderr_is_passed_on_when_it_stops(
 
 @pytest.mark.any_loop
 def test_the_server_imports_from_where_its_parent_does(run_script: RunScript, tmp_path: Path) -> None:
-    # A directory that only the parent has on its path, because its script is there.
+    # The parent's path has the directory of its script, and not the one it works in.
     (tmp_path / "uvloop.py").write_text("import sys; sys.stderr.write('found'); raise ImportError")
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "json.py").write_text("raise SystemExit('this is not the json of its parent')")
     done = run_script(
         """
+        import os
         from areal_core.embedded import EmbeddedServer
+
+        os.chdir("work")
         with EmbeddedServer():
             pass
         """
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "found")
+
+
+def test_an_interpreter_that_cannot_be_run_is_an_error_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = descriptors()
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    server = EmbeddedServer()
+    with pytest.raises(FileNotFoundError, match="/nowhere/python"):
+        server.start()
+    assert not server.running
+    assert descriptors() == before
 
 
 @pytest.mark.any_loop
@@ -386,11 +403,11 @@ def test_a_stop_that_is_interrupted_leaves_nothing(run_script: RunScript) -> Non
             server.stop()
         except KeyboardInterrupt:
             print("interrupted")
-        server.stop()
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
             print("gone")
+        server.stop()
         assert os.listdir("/dev/fd") == before
         """
     )

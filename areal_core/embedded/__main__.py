@@ -18,10 +18,9 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, UnicodeError) as error:
         print(f"cannot listen on {options.host}, port {options.port}: {error}", file=sys.stderr)
         return 1
-    with listener:
-        from ._serve import run  # aiohttp: only now, when the address is ours
+    from ._serve import run  # aiohttp: only now, when the address is ours
 
-        run(options, listener, signals, parent)
+    run(options, listener, signals, parent)
     signals.ignore()
     return 0
 

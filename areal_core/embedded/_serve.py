@@ -24,7 +24,10 @@ _SHUTDOWN_S = 0.01
 
 
 def run(options: ServerOptions, listener: socket.socket, signals: StopSignals, parent: int | None) -> None:
-    """Serve on *listener* until a signal arrives, or the process *parent* ends (None: nobody's child)."""
+    """Serve on *listener* until a signal arrives, or the process *parent* ends (None: nobody's child).
+
+    Closes *listener* then.
+    """
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(_serve(options, listener, signals, parent))
