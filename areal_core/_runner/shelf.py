@@ -5,6 +5,10 @@ jumps, never between two plain stores. So each method that a caller's thread run
 may call or fail, waking waiters included (they look again, and need the lock to do so), and then
 commits by adjacent stores: an interrupt sees all of them or none. What a waiter holds when it is
 interrupted comes back through ``returned.append``, one C call that no signal can split.
+
+**Finalizers.** Where a call is made or an object allocated, the collector may run a ``__del__`` that calls
+back in: the lock is no obstacle in its own thread. So a commit is preceded by a look at ``changes``; when
+that has moved on, what was worked out before is thrown away.
 """
 
 from __future__ import annotations
@@ -13,12 +17,14 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import filterfalse, islice
 
 from areal_core._runner.ending import Ending
 from areal_core._runner.gate import Gate
 from areal_core._runner.job import Job
 from areal_core.errors import UnknownTaskError
+
+_exhaust = deque[object](maxlen=0).extend  # to the end of an iterator, in one C call
 
 
 class Holding:
@@ -67,12 +73,14 @@ class Shelf:
         self.discarded = 0
         self.ending: Ending | None = None
         self.returned: deque[Holding] = deque()
+        self.changes = 0
+        """Moves on with every change of *finished* and of the claims."""
 
     # -- filling -----------------------------------------------------------------------------------
 
     def shelve(self, jobs: Sequence[Job], origin: dict[int, Job]) -> None:
         """Make the outcomes of *jobs* final and move them here from *origin*. Waiters are not served yet."""
-        finished, claims = self.finished, self._claims
+        self.changes += 1
         for job in jobs:
             task_id = job.task_id
             if task_id not in origin:
@@ -80,11 +88,13 @@ class Shelf:
             if job.decision is not None:
                 job.obey_decision()
             job.task = None
-            if task_id in claims:
-                claims[task_id].open()
-                self._claimed_finished += 1
-            finished[task_id] = job
-            del origin[task_id]
+            if task_id in self._claims:
+                self._claims[task_id].open()
+            if task_id in origin:
+                if task_id in self._claims:
+                    self._claimed_finished += 1
+                self.finished[task_id] = job
+                del origin[task_id]
 
     def serve(self) -> None:
         """Open the gate of every waiter who can be served now; the first to come takes."""
@@ -132,29 +142,33 @@ class Shelf:
         blocked = False
         while True:
             with self._lock:
-                if self.returned:
-                    self.take_back()
-                if not self._unclaimed():
-                    return False
                 waiter = self._take_or_wait(1, blocked, holding, or_idle=True)
             if waiter is None:
-                return True
+                return bool(holding.jobs)
             self._block(waiter, deadline)
             blocked = True
 
     def _take_or_wait(
         self, count: int, blocked: bool, holding: Holding, or_idle: bool = False
     ) -> _Waiter | None:
-        if self.returned:
-            self.take_back()
-        # One who was blocked when the runner ended gets the ending, even if that made results.
-        if self._available() >= count and not (blocked and self.ending is not None):
-            self._move(count, holding)
-            return None
+        """Take, or take nothing where *or_idle* allows that; else return a waiter to block on."""
+        while True:
+            if self.returned:
+                self.take_back()
+            changes = self.changes
+            if or_idle and not self._unclaimed():
+                return None
+            # One who was blocked when the runner ended gets the ending, even if that made results.
+            if self._available() < count or (blocked and self.ending is not None):
+                break
+            if self._move(count, holding, changes):
+                return None
         self.raise_if_ended()
         waiter = _Waiter(count, or_idle)
         holding.waiter = waiter
         self._waiters.append(waiter)
+        if self.changes != changes:
+            waiter.gate.open()  # what changed had no waiter yet to wake
         return waiter
 
     def _block(self, waiter: _Waiter, deadline: float | None) -> None:
@@ -165,25 +179,32 @@ class Shelf:
         if not opened and received < waiter.count:
             raise TimeoutError(f"Timed out waiting for {waiter.count} results, only received {received}.")
 
-    def _move(self, count: int, holding: Holding) -> None:
+    def _move(self, count: int, holding: Holding, changes: int) -> bool:
+        """Take *count* results into *holding*; return False, and take none, when *changes* is outdated."""
         self.wake_all()  # an iterator ends when the last unclaimed result is taken
-        try:
-            if count == len(self.finished):
-                nothing: OrderedDict[int, Job] = OrderedDict()
-                jobs = list(self.finished.values())
-                holding.jobs = jobs
-                self.finished = nothing
-                self.collected += count
-            else:
-                unclaimed = (job for job in self.finished.values() if job.task_id not in self._claims)
-                jobs = list(islice(unclaimed, count))
-                holding.jobs = jobs
-                self.collected += count
-                for job in jobs:
-                    del self.finished[job.task_id]
-        except BaseException:
-            self.returned.append(holding)
-            raise
+        if count == len(self.finished):
+            nothing: OrderedDict[int, Job] = OrderedDict()
+            jobs = list(self.finished.values())
+            if self.changes != changes:
+                return False
+            holding.jobs = jobs
+            self.finished = nothing
+            self.collected += count
+            self.changes += 1
+        else:
+            try:
+                task_ids = list(islice(filterfalse(self._claims.__contains__, self.finished), count))
+                jobs = list(map(self.finished.__getitem__, task_ids))
+            except (RuntimeError, KeyError):  # it changed under the iterator
+                return False
+            removal = map(self.finished.pop, task_ids)
+            if self.changes != changes:
+                return False
+            holding.jobs = jobs
+            self.collected += count
+            self.changes += 1
+            _exhaust(removal)
+        return True
 
     def claim(self, task_id: int, holding: Holding) -> None:
         """Reserve a task, in whatever state, for *holding*: nobody else sees its result.
@@ -191,20 +212,25 @@ class Shelf:
         Raises UnknownTaskError, and ValueError when another claimed it first.
         """
         with self._lock:
-            if self.returned:
-                self.take_back()
-            finished = task_id in self.finished
-            if not finished and not self._is_unfinished(task_id):
-                raise UnknownTaskError(
-                    f"task_id={task_id} is not outstanding: never accepted, or delivered already"
-                )
-            if task_id in self._claims:
-                raise ValueError(f"task_id={task_id} is already waited for by another wait_for_task()")
-            self.wake_all()  # an iterator ends when the last unclaimed task is claimed
-            gate = Gate()
+            while True:
+                if self.returned:
+                    self.take_back()
+                changes = self.changes
+                finished = task_id in self.finished
+                if not finished and not self._is_unfinished(task_id):
+                    raise UnknownTaskError(
+                        f"task_id={task_id} is not outstanding: never accepted, or delivered already"
+                    )
+                if task_id in self._claims:
+                    raise ValueError(f"task_id={task_id} is already waited for by another wait_for_task()")
+                self.wake_all()  # an iterator ends when the last unclaimed task is claimed
+                gate = Gate()
+                if self.changes == changes:
+                    break
             self._claims[task_id] = gate
             self._claimed_finished += finished
             holding.claim = task_id
+            self.changes += 1
 
     def take_claimed(self, task_id: int, deadline: float | None, holding: Holding) -> None:
         """Move the result that *holding* has claimed into it, once it is there.
@@ -225,9 +251,12 @@ class Shelf:
                     del self._claims[task_id]
                     self._claimed_finished -= 1
                     self.collected += 1
+                    self.changes += 1
                     return
                 self.raise_if_ended()
                 self._claims[task_id] = gate
+                if task_id in self.finished:
+                    gate.open()  # it came when this gate was not there yet
             if not gate.wait(_left(deadline)):
                 raise TimeoutError(f"Timed out waiting for task_id={task_id}; its result keeps its place.")
             blocked = True
@@ -240,6 +269,7 @@ class Shelf:
     def take_back(self) -> None:
         """Do what ``settle`` does, with the lock held."""
         while self.returned:
+            changes = self.changes
             holding = self.returned[0]
             if holding.waiter in self._waiters:
                 self._waiters.remove(holding.waiter)
@@ -249,6 +279,8 @@ class Shelf:
             claimed = claim in self._claims
             claimed_finished = claimed and claim in finished
             self.wake_all()
+            if self.changes != changes:
+                continue
             if count:
                 self.finished = finished
                 self.collected -= count
@@ -257,6 +289,7 @@ class Shelf:
                 del self._claims[claim]
                 self._claimed_finished -= claimed_finished
                 holding.claim = None
+            self.changes += 1
             self.returned.popleft()
 
     def discard_all(self) -> int:
@@ -270,6 +303,7 @@ class Shelf:
             self.finished = nothing
             self._claimed_finished = 0
             self._claims = {}
+            self.changes += 1
             return count
 
     def _available(self) -> int:
