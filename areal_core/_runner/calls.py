@@ -27,6 +27,11 @@ class Call(Job):
         super().__init__(0, fn, args, kwargs, contextvars.copy_context(), None)
         self.arrived = arrived
 
+    @property
+    def label(self) -> str:
+        """Name the call for a log line."""
+        return f"call of {self.fn_name}"
+
     def result(self) -> Any:
         """Return the coroutine's value, or raise what it raised."""
         if self.error is not None:
@@ -44,6 +49,8 @@ class Calls:
         self._lock = threading.RLock()
         self._open: set[Call] = set()
         self._ending: Ending | None = None
+        self.ended: list[Call] = []
+        """Those that the ending found under way, and their callers left."""
 
     def add(self, call: Call) -> None:
         """Answer for *call* from now on. Raises the ending."""
@@ -74,6 +81,7 @@ class Calls:
         with self._lock:
             self._ending = self._ending or ending
             calls = list(self._open)
+            self.ended += calls
         for call in calls:
             self._arrive(call, ending)
 

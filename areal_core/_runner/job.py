@@ -72,11 +72,15 @@ class Job:
     @property
     def label(self) -> str:
         """Name the task for a log line: its id and its function."""
+        return f"{self.task_id} {self.fn_name}"
+
+    @property
+    def fn_name(self) -> str:
         try:
             name = self.fn.__qualname__
         except Exception:  # none, or a proxy that fails in its own way
             name = None
-        return f"{self.task_id} {name if isinstance(name, str) else type(self.fn).__qualname__}"
+        return name if isinstance(name, str) else type(self.fn).__qualname__
 
     def obey_decision(self) -> None:
         """Make the decision the outcome; what the coroutine raised becomes its context."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import sys
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from time import monotonic_ns
 from typing import Any, Protocol
 
@@ -50,8 +50,8 @@ class Launcher:
         self._cancel_grace_s = cancel_grace_s
         self._tracing = tracing
         self._ended: list[Job] = []
-        self.abandoned: set[asyncio.Task[None]] = set()
-        """Tasks that outlived their outcome and go on."""
+        self.abandoned: dict[asyncio.Task[None], str] = {}
+        """Tasks that outlived their outcome and go on, and what to call them."""
 
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start *jobs* in this order, each in its own context."""
@@ -97,7 +97,7 @@ class Launcher:
             data = await (job.fn(*args, **kwargs) if kwargs else job.fn(*args))
         except BaseException as raised:  # SystemExit and KeyboardInterrupt too: only this task fails
             # Without our own frame the traceback is the task's alone, and keeps no job alive.
-            error = raised.with_traceback(raised.__traceback__ and raised.__traceback__.tb_next)
+            error = _without_first_frame(raised)
         if not job.abandoned:
             job.data = data
             job.error = error
@@ -125,16 +125,18 @@ class Launcher:
             self.cancel(job)
 
     def _abandon(self, job: Job) -> None:
-        assert job.task is not None
-        self.watch([job.task])
+        self.watch(labels_of([job]))
         job.abandoned = True
         self._end(job)
 
-    def watch(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Count *tasks* as abandoned until they end."""
-        self.abandoned.update(tasks)
-        for task in tasks:
-            task.add_done_callback(self.abandoned.discard)
+    def watch(self, labels: dict[asyncio.Task[None], str]) -> None:
+        """Count the tasks in *labels* as abandoned until they end."""
+        self.abandoned.update(labels)
+        for task in labels:
+            task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self.abandoned.pop(task, None)
 
     def flush(self) -> None:
         """Publish what has ended since the last time."""
@@ -146,6 +148,16 @@ class Launcher:
                     self._events.task_ended_badly(job)
                 elif self._tracing:
                     self._events.task_completed(job)
+
+
+def _without_first_frame(error: BaseException) -> BaseException:
+    # Not error.with_traceback(): its class may have one of its own, that raises.
+    return BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+
+
+def labels_of(jobs: Iterable[Job]) -> dict[asyncio.Task[None], str]:
+    """Return what to call the tasks of *jobs*, those that have one."""
+    return {job.task: job.label for job in jobs if job.task is not None}
 
 
 def _starter(loop: asyncio.AbstractEventLoop) -> _Start:

@@ -17,7 +17,7 @@ from areal_core._runner.ending import Ending
 from areal_core._runner.events import Events
 from areal_core._runner.gate import GateEvent
 from areal_core._runner.job import Job
-from areal_core._runner.launcher import Launcher
+from areal_core._runner.launcher import Launcher, labels_of
 from areal_core._runner.ledger import Ledger
 from areal_core._runner.loop_thread import LoopFactory, LoopThread
 
@@ -168,9 +168,9 @@ class Life:
         self._events.ending = True
         self.ledger.decide_all()
         stuck = self.ledger.still_running()
-        tasks = [job.task for job in stuck if job.task is not None]
-        self._task_launcher.abandoned.update(tasks)
-        self._post(self._task_launcher.watch, tasks)
+        labels = labels_of(stuck)  # now, for without its task a job has none
+        self._task_launcher.abandoned.update(labels)
+        self._post(self._task_launcher.watch, labels)
         self.ledger.abandon(stuck)
         if stuck:
             self._events.tasks_abandoned([job.label for job in stuck])
@@ -201,12 +201,13 @@ class Life:
 
     def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:
         stuck = self.ledger.still_running()
-        names = {job.task: job.label for job in stuck}
-        others = [task.get_name() for task in asyncio.all_tasks(loop) if task not in names]
-        self._task_launcher.watch([job.task for job in stuck if job.task is not None])
+        labels = labels_of(stuck)
+        known = labels_of(self._calls.ended) | self._task_launcher.abandoned
+        others = [known.get(task) or task.get_name() for task in asyncio.all_tasks(loop) - labels.keys()]
+        self._task_launcher.watch(labels)
         self.ledger.abandon(stuck)
-        if names or others:
-            self._events.tasks_abandoned([*names.values(), *others])
+        if labels or others:
+            self._events.tasks_abandoned([*labels.values(), *others])
 
 
 def _cancel_task(job: Job) -> None:
