@@ -527,6 +527,47 @@ def test_children_that_refuse_are_named_beside_the_tasks(
     ]
 
 
+def test_one_that_was_abandoned_before_and_still_refuses_is_named_too(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, door = make_runner(cancel_grace=0), Door()
+    runner.submit(door.insist, task_id=1)
+    door.wait_for()
+    runner.cancel(1)
+    assert runner.wait(1, timeout=10) == [None]
+    turn_loop(runner)
+    log_lines.clear()
+    runner.destroy()
+    assert [line.message for line in log_lines] == ["tasks_abandoned count=1 tasks=['1 Door.insist']"]
+    assert runner.stats() == RunnerStats(submitted=1, collected=1, abandoned=1, state="stopped")
+
+
+def test_one_that_was_abandoned_before_and_gives_in_is_not_named(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, door, told = make_runner(cancel_grace=0), Door(), list[bool]()
+
+    async def give_in_at_last() -> None:
+        while True:
+            try:
+                await door.walk_through()
+            except asyncio.CancelledError:
+                told.append(True)
+                if len(told) == 2:
+                    raise
+
+    runner.submit(give_in_at_last, task_id=1)
+    door.wait_for()
+    runner.cancel(1)
+    assert runner.wait(1, timeout=10) == [None]
+    assert runner.stats().abandoned == 1
+    turn_loop(runner)
+    log_lines.clear()
+    runner.destroy()
+    assert log_lines == []
+    assert runner.stats() == RunnerStats(submitted=1, collected=1, state="stopped")
+
+
 def test_those_it_ended_are_counted_without_those_it_abandoned(
     make_runner: MakeRunner, log_lines: LogLines
 ) -> None:

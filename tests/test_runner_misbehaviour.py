@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import dataclasses
 import logging
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pytest
 
@@ -306,6 +308,32 @@ def test_an_error_that_cannot_be_printed_is_delivered_and_logged_by_its_type(
 
 
 @pytest.mark.any_loop
+def test_an_error_that_refuses_to_be_touched_is_delivered(healthy: AsyncTaskRunner[Any]) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class FrozenError(Exception):
+        code: int
+
+    class StubbornError(Exception):
+        def with_traceback(self, traceback: TracebackType | None) -> Self:
+            raise RuntimeError("no")
+
+    for error in (FrozenError(5), StubbornError()):
+        result = outcome_of(healthy, fail, error)
+        assert (result.status, result.error) == ("failed", error)
+        with pytest.raises(type(error)) as raised:
+            healthy.run(fail, error)
+        assert raised.value is error
+
+
+@pytest.mark.any_loop
+def test_an_error_that_is_returned_is_a_value(healthy: AsyncTaskRunner[Any]) -> None:
+    for error in (ValueError("v"), asyncio.CancelledError(), SystemExit(3)):
+        result = outcome_of(healthy, give, error)
+        assert (result.status, result.data, result.error) == ("completed", error, None)
+        assert healthy.run(give, error) is error
+
+
+@pytest.mark.any_loop
 def test_a_long_error_is_cut_in_the_log_and_whole_in_the_outcome(
     healthy: AsyncTaskRunner[Any], log_lines: LogLines
 ) -> None:
@@ -409,6 +437,29 @@ def test_an_exception_handler_that_raises_harms_nobody(
 
 
 # -- logging that fails -----------------------------------------------------------------------------
+
+
+class UsingHandler(logging.Handler):
+    """A log handler that itself uses the runner."""
+
+    def __init__(self, runner: AsyncTaskRunner[Any]) -> None:
+        super().__init__()
+        self._runner = runner
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._runner.submit(give, f"{self._runner!r}"[:24], task_id=50)
+
+
+@pytest.mark.any_loop
+def test_a_log_handler_may_use_the_runner(healthy: AsyncTaskRunner[Any]) -> None:
+    logger, handler = logging.getLogger("areal_core"), UsingHandler(healthy)
+    logger.addHandler(handler)
+    try:
+        assert outcome_of(healthy, fail, ValueError("why")).status == "failed"
+        turn_loop(healthy)
+    finally:
+        logger.removeHandler(handler)
+    assert healthy.wait_for_task(50, timeout=10).data == "<AsyncTaskRunner running"
 
 
 class FailingHandler(logging.Handler):
