@@ -49,6 +49,7 @@ class Launcher:
         self._events = events
         self._cancel_grace_s = cancel_grace_s
         self._tracing = tracing
+        self._on_deadline = self._expire  # made once, like the thread's: every timer holds it
         self._ended: list[Job] = []
         self.abandoned: dict[asyncio.Task[None], str] = {}
         """Tasks that outlived their outcome and go on, and what to call them."""
@@ -93,7 +94,7 @@ class Launcher:
             self._events.task_started(job)
         try:
             if job.timeout is not None:
-                job.timer = self._thread.call_later(job.timeout, self._expire, job)
+                job.timer = self._thread.call_later(job.timeout, self._on_deadline, job)
             data = await (job.fn(*args, **kwargs) if kwargs else job.fn(*args))
         except BaseException as raised:  # SystemExit and KeyboardInterrupt too: only this task fails
             # Without our own frame the traceback is the task's alone, and keeps no job alive.

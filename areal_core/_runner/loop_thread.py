@@ -43,6 +43,8 @@ class LoopThread:
         self._stopping = False
         self._started = Gate()
         self._start_error: BaseException | None = None
+        # Made once: a bound method takes 64 bytes, and every timer would hold one of its own.
+        self._guarded = self._guard
         # What we schedule runs in a context of its own, not in that of whichever task caused it.
         self._context = contextvars.Context()
         self.finished = Gate()
@@ -67,15 +69,15 @@ class LoopThread:
 
     def post(self, callback: Callable[..., None], *args: Any) -> None:
         """Run *callback* on the loop; from any thread. Raises RuntimeError when the loop is closed."""
-        self.loop.call_soon_threadsafe(self._guard, callback, *args, context=self._context)
+        self.loop.call_soon_threadsafe(self._guarded, callback, *args, context=self._context)
 
     def call_soon(self, callback: Callable[..., None], *args: Any) -> None:
         """Run *callback* in the next turn; on the loop thread only."""
-        self.loop.call_soon(self._guard, callback, *args, context=self._context)
+        self.loop.call_soon(self._guarded, callback, *args, context=self._context)
 
     def call_later(self, delay_s: float, callback: Callable[..., None], *args: Any) -> asyncio.TimerHandle:
         """Run *callback* after *delay_s* seconds; on the loop thread only."""
-        return self.loop.call_later(delay_s, self._guard, callback, *args, context=self._context)
+        return self.loop.call_later(delay_s, self._guarded, callback, *args, context=self._context)
 
     def request_stop(self) -> None:
         """Have the loop stop and the thread end; from any thread, any number of times."""
