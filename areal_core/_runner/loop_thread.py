@@ -107,6 +107,8 @@ class LoopThread:
         try:
             _require_descriptors(_SPARE_DESCRIPTORS)
             loop = self._new_loop()
+            if not isinstance(loop, asyncio.AbstractEventLoop):
+                raise TypeError(f"loop_factory gave {loop!r}, which is no event loop; return a new loop")
             if loop.is_running() or loop.is_closed():  # it is somebody else's, or was
                 state = "closed" if loop.is_closed() else "running"
                 raise RuntimeError(
