@@ -20,7 +20,7 @@ from acts import BOUND, LONG, SHORT, Play, Stage
 from areal_core.async_task_runner import AsyncTaskRunner
 from children import StartScript, without_slow_callbacks
 from conftest import MakeRunner
-from doors import give
+from doors import LONG_S, Blockade, give
 from interrupts import each_step, interrupt
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -101,6 +101,34 @@ def test_destroy_interrupted_at_any_step_is_finished_by_the_next(loop_factory: L
         if not outcome.tripped:
             break
     assert step > 100
+
+
+def test_a_ctrl_c_while_destroy_waits_for_the_thread_does_not_make_that_look_dead(
+    make_runner: MakeRunner,
+) -> None:
+    """On 3.11 a Thread.join that is interrupted takes the thread for ended."""
+    runner, blockade = make_runner(), Blockade()
+    runner.submit(blockade.block, 7)
+    blockade.wait_until_entered()
+    thread, main = runner.thread, threading.main_thread().ident
+    assert thread is not None
+    assert main is not None
+
+    def press_ctrl_c() -> None:
+        assert runner.exiting.wait(LONG_S)
+        signal.pthread_kill(main, signal.SIGINT)  # with the interpreter in hand, so the main thread waits
+
+    presser = threading.Thread(target=press_ctrl_c)
+    presser.start()
+    with pytest.raises(KeyboardInterrupt):
+        runner.destroy()
+    presser.join()
+    assert thread.is_alive()
+    assert runner.stats().running == 1
+    blockade.lift()
+    runner.destroy()
+    assert not thread.is_alive()
+    assert [result.status for result in runner.wait(1, with_timing=True)] == ["cancelled"]
 
 
 def test_initialize_interrupted_at_any_step_leaves_no_thread_and_can_be_repeated(
