@@ -18,9 +18,10 @@ import pytest
 
 from acts import BOUND, LONG, SHORT, Play, Stage
 from areal_core.async_task_runner import AsyncTaskRunner
+from areal_core.errors import RunnerStoppedError
 from children import StartScript, without_slow_callbacks
 from conftest import MakeRunner
-from doors import LONG_S, Blockade, give
+from doors import LONG_S, Blockade, give, start_blocked
 from interrupts import each_step, interrupt
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -87,9 +88,15 @@ def test_destroy_interrupted_at_any_step_is_finished_by_the_next(loop_factory: L
         stage.finished(1)
         stage.running(2)
         stage.pending(3)
+        waiting = [
+            start_blocked(runner.wait, 4),
+            start_blocked(runner.wait_for_task, 2),
+            start_blocked(runner.run, stage.door.walk_through),
+        ]
         outcome = interrupt(runner.destroy, step)
         try:
             runner.destroy()
+            assert [type(caller.error()) for caller in waiting] == [RunnerStoppedError] * 3
             assert runner.exiting.wait(5.0)
             assert threads_left(before) == []
             stage.expected |= {2: "cancelled", 3: "cancelled"}

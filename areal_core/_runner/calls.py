@@ -92,5 +92,6 @@ class Calls:
             if ending is not None:
                 call.abandoned = True  # what the coroutine does from here on is not the outcome
                 call.error = ending.error()
+            # While it is in there: a Ctrl-C between the two must not leave its caller waiting.
+            call.arrived()
             self._open.discard(call)
-        call.arrived()
