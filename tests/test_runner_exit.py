@@ -291,3 +291,34 @@ def test_a_handler_registered_first_may_destroy_the_runner(run_script: RunScript
     """
     )
     assert (child.stderr, child.stdout, child.returncode) == ("", "", 0)
+
+
+def test_a_runner_that_outlives_the_library_s_modules_is_collected_silently(run_script: RunScript) -> None:
+    child = run_script(
+        """
+        import sys, threading, types
+
+        early = types.ModuleType("early")  # goes late: a thread rests in one of its functions
+        sys.modules["early"] = early
+        exec("def rest():\\n import threading; threading.Event().wait()", early.__dict__)
+
+        import asyncio
+        from areal_core import AsyncTaskRunner
+
+        runner = AsyncTaskRunner(8, loop_factory=asyncio.new_event_loop)
+        runner.initialize()
+        runner.destroy()
+
+        class Keeper:
+            def __init__(self):
+                self.kept = runner
+
+            def __del__(self):
+                pass
+
+        early.kept = [Keeper()]
+        threading.Thread(target=early.rest, daemon=True).start()
+        del runner, Keeper
+        """
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
@@ -84,9 +85,10 @@ class Lifecycle:
     ) -> None:
         self.destroy()
 
-    def __del__(self) -> None:
+    def __del__(self, home: Callable[[], object] = _process.home) -> None:
+        # *home* bound here: when the interpreter ends, the names of modules may be gone before this object.
         life = getattr(self, "_life", None)
-        if life is None or life.home is not _process.home() or life.ending is not None:
+        if life is None or life.ending is not None or life.home is not home():
             return
         try:
             warnings.warn(
