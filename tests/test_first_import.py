@@ -295,3 +295,45 @@ def test_a_child_forked_during_the_import_can_import_too(run_script: RunScript) 
         """
     )
     assert (child.stdout, child.stderr) == ("0\n", "")
+
+
+def test_a_child_forked_before_the_import_began_can_import_too(run_script: RunScript) -> None:
+    child = run_script(
+        """
+        import asyncio, importlib, os, sys, warnings
+        from areal_core._http import first_import
+
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded")  # that is the point
+        make = importlib.import_module(os.environ["AREAL_TEST_LOOP"]).new_event_loop
+
+        async def main():
+            first_import._importing.acquire()  # the thread is there and must wait
+            importing = asyncio.create_task(first_import.import_off_loop("colorsys"))
+            await asyncio.sleep(0)
+            child = os.fork()
+            first_import._importing.release()
+            if child:
+                await importing
+                print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+                return
+            with asyncio.Runner(loop_factory=make) as runner:
+                runner.run(asyncio.wait_for(first_import.import_off_loop("colorsys"), 5))
+            os._exit(0 if "colorsys" in sys.modules else 1)
+
+        with asyncio.Runner(loop_factory=make) as runner:
+            runner.run(main())
+        """
+    )
+    assert (child.stdout, child.stderr) == ("0\n", "")
+
+
+@pytest.mark.any_loop
+def test_a_system_that_cannot_fork_needs_no_hooks(run_script: RunScript) -> None:
+    child = run_script(
+        """
+        import os
+        del os.register_at_fork
+        import areal_core.workflow_context
+        """
+    )
+    assert (child.returncode, child.stderr) == (0, "")

@@ -42,6 +42,11 @@ def test_a_config_is_frozen() -> None:
         HttpConfig().total = 3.0  # type: ignore[misc]
 
 
+def test_a_config_is_written_with_names() -> None:
+    with pytest.raises(TypeError, match="positional argument"):
+        HttpConfig(3.0)  # type: ignore[call-arg]
+
+
 @pytest.mark.parametrize("name", ["total", "connect", "sock_read", "control_connect", "keepalive_expiry"])
 @pytest.mark.parametrize("value", NO_SECONDS)
 def test_seconds_are_positive_and_finite(name: str, value: float) -> None:
