@@ -8,12 +8,15 @@ import functools
 import gc
 import importlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Coroutine, Iterator
+from types import FrameType
 from typing import Any, NoReturn
 
 import pytest
 
+from areal_core._drive import drive
 from areal_core.loop_cleanup import register_loop_cleanup, run_loop_cleanup, unregister_loop_cleanup
 from children import RunScript
 from cleanup_callbacks import Hooked, Loop, LoopFactory, Recorder, name_of
@@ -397,6 +400,30 @@ def test_the_second_ctrl_c_interrupts_a_callback_and_nothing_else(
     assert loop.is_closed()
     assert recorder.ran == ["async"]
     assert [line.message for line in log_lines] == [f"loop_cleanup_failed callback={name_of(interrupt)}"]
+
+
+def test_an_interrupt_after_a_callback_is_raised_when_all_have_run(loop: Loop, recorder: Recorder) -> None:
+    """A program's own handler may raise it there, where no loop runs that could contain it."""
+
+    def enter(frame: FrameType, event: str, _: object) -> Any:
+        return leave if frame.f_code is drive.__code__ else None
+
+    def leave(_frame: FrameType, event: str, _: object) -> Any:
+        if event != "return":
+            return leave
+        sys.settrace(None)
+        raise KeyboardInterrupt("after a callback")
+
+    register_loop_cleanup(recorder.turns, loop=loop)
+    register_loop_cleanup(recorder.sync, loop=loop)
+    with pytest.raises(KeyboardInterrupt, match="after a callback"):
+        try:
+            sys.settrace(enter)
+            loop.close()
+        finally:
+            sys.settrace(None)
+    assert recorder.ran == ["sync", "async"]
+    assert loop.is_closed()
 
 
 def test_run_loop_cleanup_hands_back_a_ctrl_c(loop: Loop, recorder: Recorder) -> None:
