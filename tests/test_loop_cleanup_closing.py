@@ -416,12 +416,12 @@ def test_an_interrupt_after_a_callback_is_raised_when_all_have_run(loop: Loop, r
 
     register_loop_cleanup(recorder.turns, loop=loop)
     register_loop_cleanup(recorder.sync, loop=loop)
-    with pytest.raises(KeyboardInterrupt, match="after a callback"):
-        try:
-            sys.settrace(enter)
+    sys.settrace(enter)
+    try:
+        with pytest.raises(KeyboardInterrupt, match="after a callback"):
             loop.close()
-        finally:
-            sys.settrace(None)
+    finally:
+        sys.settrace(None)
     assert recorder.ran == ["sync", "async"]
     assert loop.is_closed()
 
