@@ -6,7 +6,7 @@ import ast
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -49,13 +49,14 @@ class Baseline:
         """Return *tests*, quickest first."""
         return sorted(tests, key=self.seconds.__getitem__)
 
-    def stages(self, tests: Sequence[str]) -> list[list[str]]:
-        """Split *tests* in two: most mutants are killed by quick tests of one file, soon imported."""
+    def stages(self, tests: Sequence[str], killers: Collection[str]) -> list[list[str]]:
+        """Split *tests*: most mutants are killed by quick tests of one file, soon imported, or by *killers*."""
         quick = [test for test in tests if self.seconds[test] < QUICK_S and test not in self.elsewhere]
         likely = Counter(test.partition("::")[0] for test in quick).most_common(1)
         first = [test for test in quick if likely and test.startswith(f"{likely[0][0]}::")]
-        rest = [test for test in tests if test not in first]
-        return [stage for stage in (first, rest) if stage]
+        second = [test for test in tests if test in killers and test not in first]
+        tried = {*first, *second}
+        return [stage for stage in (first, second, [test for test in tests if test not in tried]) if stage]
 
 
 def take(sandbox: Sandbox, patterns: Sequence[str], store: Path) -> Baseline:

@@ -21,6 +21,7 @@ from _sandbox import ROOT, Run, Sandbox
 from _survivors import Change, change
 
 SURVIVED = "survived"
+MOST_KILLERS = 50  # tests that killed one mutant of the module are likely to kill another
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Trial:
         self._store = store
         self._sandboxes = sandboxes
         self._other = other  # on another Python, for what survives on this one
+        self._killers: set[str] = set()
 
     def run(self, sample: int | None) -> tuple[Tally, float]:
         """Run the mutants that have no outcome yet; return how all fared, and the seconds it took now.
@@ -139,9 +141,11 @@ class Trial:
         """Let *tests* at a mutant until one fails or hangs."""
         code = mutated(self._source, mutation)
         try:
-            for stage in baseline.stages(tests):
+            for stage in baseline.stages(tests, self._killers):
                 run = self._run_patiently(sandbox, code, stage, baseline)
                 if run.outcome != "passed":
+                    if len(self._killers) < MOST_KILLERS:
+                        self._killers.add(run.test)
                     text = f"{run.outcome}: {run.test}: {run.why}"
                     return WorkResult(WorkerOutcome.NORMAL, text, TestOutcome.KILLED)
             return WorkResult(WorkerOutcome.NORMAL, SURVIVED, TestOutcome.SURVIVED)
