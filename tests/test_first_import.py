@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -125,6 +126,22 @@ def test_the_loop_goes_on_during_the_import(loop_factory: LoopFactory, gate: Gat
         runner.run(main())
 
 
+def test_the_interpreter_waits_for_the_import_of_a_daemon_thread(
+    loop_factory: LoopFactory, gate: Gate
+) -> None:
+    """An extension module that is being initialized while everything is torn down crashes the process."""
+
+    def on_another_loop() -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(import_off_loop("slow"))
+
+    gate.go.set()
+    thread = threading.Thread(target=on_another_loop, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert [thread.daemon for thread in gate.threads] == [False]
+
+
 def test_callers_at_the_same_time_share_one_import(loop_factory: LoopFactory, gate: Gate) -> None:
     async def main() -> None:
         importing = [asyncio.create_task(import_off_loop("slow")) for _ in range(50)]
@@ -157,6 +174,8 @@ def test_callers_on_two_loops_share_one_import(loop_factory: LoopFactory, gate: 
 
 def test_a_cancelled_caller_leaves_the_import_to_the_others(loop_factory: LoopFactory, gate: Gate) -> None:
     async def main() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: complaints.append(context))
         cancelled = asyncio.create_task(import_off_loop("slow"))
         await gate.wait_for_import()
         waiting = asyncio.create_task(import_off_loop("slow"))
@@ -168,8 +187,10 @@ def test_a_cancelled_caller_leaves_the_import_to_the_others(loop_factory: LoopFa
         await waiting
         assert len(gate.threads) == 1
 
-    with asyncio.Runner(loop_factory=loop_factory, debug=True) as runner:
+    complaints: list[Any] = []
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())
+    assert complaints == []
 
 
 def test_a_default_executor_that_is_gone_does_not_matter(loop_factory: LoopFactory, gate: Gate) -> None:
@@ -282,6 +303,7 @@ def test_a_child_forked_during_the_import_can_import_too(run_script: RunScript) 
             threading.Timer(0.1, gate.go.set).start()
             if child := os.fork():
                 await importing
+                await import_off_loop("colorsys")
                 print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
                 return
             gate.entered = lambda: None

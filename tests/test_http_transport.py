@@ -16,6 +16,7 @@ import httpx
 import pytest
 from aiohttp import web
 
+from areal_core._http.upload import Upload, body_of
 from areal_core.workflow_context import (
     HttpClientManager,
     HttpConfig,
@@ -123,6 +124,23 @@ def test_a_body_arrives_whole_whatever_its_size(use: Callable[[Use], None], size
         headers = {name.lower(): value for name, value in seen["headers"]}
         assert headers["content-length"] == str(size)
         assert "transfer-encoding" not in headers
+
+    use(work)
+
+
+def test_a_body_is_cut_in_pieces_where_aiohttp_begins_to_wait_for_the_peer(
+    use: Callable[[Use], None],
+) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        def body(size: int) -> bytes | Upload | None:
+            return body_of(client.build_request("POST", "http://127.0.0.1", content=bytes(size)), 1.0)
+
+        assert body(0) is None
+        assert body(2**16) == bytes(2**16)
+        for size, pieces in ((2**16 + 1, [2**16, 1]), (2**17, [2**16, 2**16])):
+            upload = body(size)
+            assert isinstance(upload, Upload)
+            assert [len(piece) async for piece in upload] == pieces
 
     use(work)
 
