@@ -50,7 +50,7 @@ class Baseline:
         return sorted(tests, key=self.seconds.__getitem__)
 
     def stages(self, tests: Sequence[str], killers: Collection[str]) -> list[list[str]]:
-        """Split *tests*: most mutants die by quick tests of one file, soon imported, or by one of *killers*."""
+        """Split *tests*: most mutants die by quick tests of one file, soon imported, or by *killers*."""
         quick = [test for test in tests if self.seconds[test] < QUICK_S and test not in self.elsewhere]
         likely = Counter(test.partition("::")[0] for test in quick).most_common(1)
         first = [test for test in quick if likely and test.startswith(f"{likely[0][0]}::")]
