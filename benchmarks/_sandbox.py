@@ -32,7 +32,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     """What each test took."""
     elsewhere: list[str] = field(default_factory=list)
-    """The tests that start processes or trace: coverage cannot tell which lines they reach."""
+    """The tests of which coverage cannot tell which lines they reach."""
 
 
 class Sandbox:

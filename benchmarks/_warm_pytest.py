@@ -157,6 +157,7 @@ def _run_in_child(request: dict[str, Any], writer: int) -> None:
             reporter.coverage = coverage.Coverage(
                 data_file=measured["data"], include=measured["files"], config_file=False, messages=False
             )
+            reporter.coverage.set_option("run:core", "ctrace")
             reporter.coverage.start()
         else:
             sys.addaudithook(reporter.audit)
@@ -183,6 +184,7 @@ def _run_in_child(request: dict[str, Any], writer: int) -> None:
 
         assert Path(areal_core.__file__).is_relative_to(Path.cwd()), areal_core.__file__
         if reporter.coverage is not None:
+            assert sys.gettrace() is not None, "a test took off coverage's trace function"
             reporter.coverage.stop()
             reporter.coverage.save()
         reporter.report("done", int(status))
@@ -247,7 +249,9 @@ class _Reporter:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Tell of a failure."""
-        if report.failed and not self._go_on:
+        if report.failed and self._go_on:
+            self.report("elsewhere", report.nodeid)
+        elif report.failed:
             self.report("failed", report.nodeid, _last_line(report))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
