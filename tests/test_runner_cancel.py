@@ -47,7 +47,7 @@ def test_a_pending_task_is_cancelled_at_once_while_paused_and_never_runs(
     name = run.__qualname__
     turn_loop(runner)
     assert [line[:2] for line in log_lines] == [
-        ("warning", f"task_cancelled task=1 {name} seconds=0.0 error=CancelledError('task 1 was cancelled')")
+        ("warning", f"task_cancelled task=1 {name} seconds=0.0 error=CancelledError: task 1 was cancelled")
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -95,11 +96,11 @@ def test_a_claimed_task_that_finishes_wakes_no_waiter(make_runner: MakeRunner) -
     door.wait_for()
     claim_by_hand(runner, 1)
     waiter = start_blocked(runner.wait, 1)
+    waiting = list(shelf_of(runner)._waiters)
     door.open()
     turn_loop(runner)
     assert runner.stats().finished == 1
-    assert not waiter.blocks_again()
-    assert not shelf_of(runner)._waiters[0].gate.is_open
+    assert [waiter.gate.is_open for waiter in waiting] == [False]
     runner.submit(give, "unclaimed")
     assert waiter.result() == ["unclaimed"]
 
@@ -219,6 +220,22 @@ def test_an_interrupt_releases_the_claim_and_the_result_keeps_its_place(
     assert ids(runner.wait(2, timeout=0, with_timing=True)) == [0, 1]
     assert runner.wait_for_task(2, timeout=0).task_id == 2
     assert runner.stats() == RunnerStats(submitted=3, collected=3, state="running")
+
+
+@pytest.mark.any_loop
+def test_a_claim_released_leaves_other_claims_as_they_are(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    for number in range(4):
+        runner.submit(give, task_id=number)
+    turn_loop(runner)
+    for number in range(3):
+        claim_by_hand(runner, number)
+    with pytest.raises(KeyboardInterrupt), interrupt_when(Shelf.claim):
+        runner.wait_for_task(3)
+    with pytest.raises(TimeoutError, match="only received 1"):
+        runner.wait(2, timeout=0)
+    assert ids(timed(runner, 1)) == [3]
+    assert all_of(runner) == []
 
 
 @pytest.mark.any_loop
@@ -365,10 +382,11 @@ def test_an_iterator_is_not_woken_by_what_it_cannot_take(make_runner: MakeRunner
     other.wait_for()
     claim_by_hand(runner, 2)
     iterator = start_blocked(all_of, runner, None)
+    waiting = list(shelf_of(runner)._waiters)
     other.open()
     turn_loop(runner)
     assert runner.stats().finished == 1
-    assert not iterator.blocks_again()
+    assert [waiter.gate.is_open for waiter in waiting] == [False]
     door.open()
     assert iterator.result() == [1]
 
@@ -473,6 +491,29 @@ def test_whoever_is_blocked_when_the_runner_is_destroyed_raises_and_consumes_not
     assert all_of(runner) == []
 
 
+@pytest.mark.any_loop
+@pytest.mark.parametrize("how", ["wait", "wait_for_task", "as_completed"])
+def test_whoever_was_blocked_raises_even_if_the_ending_made_what_it_needed(
+    make_runner: MakeRunner, how: str
+) -> None:
+    runner = make_runner()
+    runner.pause()
+    runner.submit(give, task_id=1)
+    calls = {
+        "wait": (runner.wait, 1),
+        "wait_for_task": (runner.wait_for_task, 1),
+        "as_completed": (all_of, runner),
+    }
+    caller: Caller[Any] = start_blocked(*calls[how])
+    assert runner._life is not None
+    with runner._life.ledger._lock:  # whoever is woken comes after both
+        runner.cancel(1)
+        runner._life.request_end()
+    assert type(caller.error()) is RunnerStoppedError
+    assert runner.stats() == RunnerStats(submitted=1, finished=1, state="stopped")
+    assert ids(timed(runner, 1)) == [1]
+
+
 def test_what_begins_after_destroy_returns_what_is_there_or_raises_at_once(make_runner: MakeRunner) -> None:
     runner = make_runner()
     for number in range(4):
@@ -512,6 +553,7 @@ def test_an_iterator_of_a_former_life_ends(make_runner: MakeRunner) -> None:
     turn_loop(runner)
     results = runner.as_completed()
     assert next(results).task_id == 0
+    claim_by_hand(runner, 2)
     runner.destroy()
     runner.initialize()
     runner.submit(give, task_id=1)

@@ -132,7 +132,7 @@ def test_a_timed_out_task_is_logged_once(make_runner: MakeRunner, log_lines: Log
         runner.wait(1, timeout=0.03)
     seconds = round((result.finish_time - result.create_time) / 1e9, 6)
     assert 0.007 <= seconds <= (time.monotonic_ns() - before) / 1e9
-    said = "error=TimeoutError('task 7 exceeded its deadline of 0.01 s')"
+    said = "error=TimeoutError: task 7 exceeded its deadline of 0.01 s"
     assert [line[:2] for line in log_lines] == [
         ("warning", f"task_timed_out task=7 Door.walk_through seconds={seconds} {said}")
     ]

@@ -27,7 +27,7 @@ def test_a_death_is_logged_with_its_traceback_and_told_to_everybody(
     runner, fault = make_runner(), OSError("broken")
     break_down(runner, fault)
     assert [(line.level, line.message, line.error) for line in log_lines] == [
-        ("error", "runner_died error=OSError('broken')", fault)
+        ("error", "runner_died error=OSError: broken", fault)
     ]
     calls: list[Callable[[], object]] = [
         lambda: runner.submit(give),

@@ -184,7 +184,7 @@ def test_a_failed_task_is_logged_with_its_traceback_also_with_no_logger_given(
     assert [tuple(line) for line in log_lines] == [
         (
             "error",
-            f"task_failed task=7 fail seconds={seconds} error=ValueError('100 %s {{}}')",
+            f"task_failed task=7 fail seconds={seconds} error=ValueError: 100 %s {{}}",
             error,
         )
     ]
@@ -229,8 +229,8 @@ def test_tracing_logs_a_debug_line_at_each_start_and_end(
         else []
     )
     assert others == [
-        ("error", "task_failed task=2 fail seconds=_ error=ValueError('why')"),
-        ("warning", "task_cancelled task=4 give seconds=_ error=CancelledError('task 4 was cancelled')"),
+        ("error", "task_failed task=2 fail seconds=_ error=ValueError: why"),
+        ("warning", "task_cancelled task=4 give seconds=_ error=CancelledError: task 4 was cancelled"),
     ]
 
 
@@ -324,7 +324,7 @@ def test_a_logger_that_raises_costs_the_line_and_says_so_on_ours(
     turn_loop(runner)
     assert not runner.exiting.is_set()
     assert sorted(line[:2] for line in log_lines) == [
-        ("error", f"logger_raised lost_event={event} error=OSError('disk full')")
+        ("error", f"logger_raised lost_event={event} error=OSError: disk full")
         for event in ("task_completed", "task_failed", "task_started", "task_started")
     ]
 
@@ -356,8 +356,8 @@ def test_an_unconfigured_program_sees_warnings_and_errors_on_stderr_and_nothing_
     )
     assert (child.returncode, child.stdout) == (0, "")
     lines = re.sub(r"seconds=[\d.e-]+", "seconds=_", child.stderr).splitlines()
-    assert lines[0] == "task_failed task=2 fail seconds=_ error=ValueError('why')"
+    assert lines[0] == "task_failed task=2 fail seconds=_ error=ValueError: why"
     assert lines[1] == "Traceback (most recent call last):"
     assert lines[-2] == "ValueError: why"
-    assert lines[-1] == "task_cancelled task=3 wait seconds=_ error=CancelledError()"
+    assert lines[-1] == "task_cancelled task=3 wait seconds=_ error=CancelledError"
     assert all(line.startswith(("  ", "Traceback")) for line in lines[1:-2])

@@ -303,7 +303,7 @@ def test_an_error_that_cannot_be_printed_is_delivered_and_logged_by_its_type(
     assert result.error is error
     turn_loop(healthy)
     assert [line.message.partition(" error=")[2] for line in log_lines] == [
-        "UnprintableError (its repr raises)"
+        "UnprintableError (its str raises)"
     ]
 
 
@@ -340,7 +340,7 @@ def test_a_long_error_is_cut_in_the_log_and_whole_in_the_outcome(
     error = ValueError("x" * 600)
     assert outcome_of(healthy, fail, error).error is error
     turn_loop(healthy)
-    assert [line.message.partition(" error=")[2] for line in log_lines] == [repr(error)[:500]]
+    assert [line.message.partition(" error=")[2] for line in log_lines] == [f"ValueError: {error}"[:500]]
 
 
 @pytest.mark.any_loop

@@ -122,7 +122,7 @@ def test_resume_starts_work_at_once(make_runner: MakeRunner) -> None:
         latencies.append(runner.wait_for_task(task_id, timeout=10).create_time - before)
     door.open()
     assert min(latencies) > 0
-    assert statistics.median(latencies) < 10e6
+    assert statistics.median(latencies) < 20e6
 
 
 def test_a_task_may_pause_and_resume(make_runner: MakeRunner) -> None:
