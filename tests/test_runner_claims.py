@@ -499,12 +499,12 @@ def test_whoever_was_blocked_raises_even_if_the_ending_made_what_it_needed(
     runner = make_runner()
     runner.pause()
     runner.submit(give, task_id=1)
-    calls = {
-        "wait": (runner.wait, 1),
-        "wait_for_task": (runner.wait_for_task, 1),
-        "as_completed": (all_of, runner),
+    calls: dict[str, Callable[[], object]] = {
+        "wait": lambda: runner.wait(1),
+        "wait_for_task": lambda: runner.wait_for_task(1),
+        "as_completed": lambda: all_of(runner),
     }
-    caller: Caller[Any] = start_blocked(*calls[how])
+    caller = start_blocked(calls[how])
     assert runner._life is not None
     with runner._life.ledger._lock:  # whoever is woken comes after both
         runner.cancel(1)
