@@ -68,8 +68,7 @@ class Callback:
         error = task.exception() if ended and not task.cancelled() else None
         seconds = round(limit_s, 3)
         _log.error("loop_cleanup_timed_out", callback=self.name, seconds=seconds, ended=ended, exc_info=error)
-        if not ended:
-            _abandon(asyncio.all_tasks() - (others - {task}))
+        _abandon(asyncio.all_tasks() - (others - {task}))
 
 
 def _left(deadline: float) -> float:
@@ -78,15 +77,14 @@ def _left(deadline: float) -> float:
 
 
 def _abandon(tasks: set[asyncio.Task[object]]) -> None:
-    """Give up *tasks*, one that refused its cancellation and its children, so that none is heard of again."""
+    """Give up what is left of a callback, itself or its children, so that none is heard of again."""
     for task in tasks:
         asyncio.tasks._unregister_task(task)  # or who waits for all tasks would wait for it
         task._log_destroy_pending = False  # type: ignore[attr-defined]
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         coroutine = task.get_coro()
         try:
-            if coroutine is not None:
-                coroutine.close()
+            coroutine.close()
         except BaseException:
             _immortal.append(coroutine)
 

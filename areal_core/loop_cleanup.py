@@ -6,13 +6,13 @@
 The first registration puts a `_Cleanup` on the loop object and replaces ``close`` of that one instance.
 It takes a loop through these states:
 
-             close(), run_loop_cleanup()       no callback left        the loop's own close()
-    OPEN ----------------------------> CLEANING ------------> SEALED ----------------------> CLOSED
-    ^  ^                                |                     |
-    |  '---- run_loop_cleanup() done ---'                     |
-    '----------- the loop's own close() raised ---------------'
+         close(), run_loop_cleanup()              no callback left, in close()
+    OPEN ------------------------------> CLEANING ------------------------------> CLOSED, then the
+    ^  ^                                 |                                        | loop's own close()
+    |  '---- run_loop_cleanup() done ----'                                        |
+    '----------------- it raised -------------------------------------------------'
 
-    registering   OPEN: will run    CLEANING: will run too, a bounded number    SEALED, CLOSED: raises
+    registering   OPEN: will run    CLEANING: will run too, a bounded number    CLOSED: raises
     close()       OPEN: as drawn; raises while the loop runs                    else: does nothing
 
 The callbacks run in the thread that closes the loop and with the loop running, so they can close what
@@ -64,7 +64,7 @@ def register_loop_cleanup(
     in all. A sync callback cannot be interrupted: one that takes longer than *timeout* is named in a log
     line while it blocks. What a callback raises is logged, and keeps neither the others from running nor
     the loop from closing; KeyboardInterrupt and SystemExit are raised again once it is closed. So is the
-    first Ctrl-C; a second one is raised at once.
+    first Ctrl-C; a second one is raised at once. The default executor and name resolution may be gone.
 
     Raises RuntimeError where no loop runs, and for a loop that is closed, past its cleanup, or inherited
     from a parent process; TypeError and ValueError for a callback or timeout that cannot be one.
@@ -122,7 +122,6 @@ class _State(enum.Enum):
 
     OPEN = enum.auto()
     CLEANING = enum.auto()
-    SEALED = enum.auto()
     CLOSED = enum.auto()
 
 
@@ -149,12 +148,12 @@ class _Cleanup:
         self._late = 0
 
     def add(self, callback: Callback) -> _Token:
-        """Register *callback*, or raise: what is accepted under the lock that seals will run."""
+        """Register *callback*, or raise: what the lock lets in will run."""
         if self._home is not home():
             raise RuntimeError("the loop belongs to the parent process; use one made in this process")
         token = _Token(self)
         with self._lock:
-            if self._state in (_State.SEALED, _State.CLOSED) or self._loop.is_closed():
+            if self._state is _State.CLOSED or self._loop.is_closed():
                 raise RuntimeError("the loop is closed, or past its cleanup; register before")
             if self._state is _State.CLEANING:
                 self._count_late()
@@ -209,7 +208,7 @@ class _Cleanup:
         with ctrl_c_held(interrupts.append):
             if self._begin():
                 try:
-                    self._run_all(_BUDGET_S, _State.SEALED, interrupts)
+                    self._run_all(_BUDGET_S, _State.CLOSED, interrupts)
                 finally:
                     self._end()
         if interrupts:
@@ -232,7 +231,6 @@ class _Cleanup:
         except BaseException:
             self._state = _State.OPEN
             raise
-        self._state = _State.CLOSED
         del self._loop, self._really_close
 
     def _run_all(self, budget_s: float, then: _State, interrupts: list[BaseException]) -> None:

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 
 import pytest
 
-from areal_core import loop_cleanup
+from areal_core import _callback, loop_cleanup
 from areal_core.loop_cleanup import register_loop_cleanup, run_loop_cleanup, unregister_loop_cleanup
 from cleanup_callbacks import Hooked, Later, Loop, LoopFactory, Recorder
 from logged import LogLines
@@ -78,6 +78,20 @@ def test_a_second_close_does_nothing(loop: Loop, recorder: Recorder) -> None:
     for _ in range(3):
         loop.close()
     assert recorder.ran == ["sync"]
+
+
+def test_a_close_that_others_put_there_before_is_called_by_ours(loop: Loop, recorder: Recorder) -> None:
+    own = loop.close
+
+    def theirs() -> None:
+        recorder.ran.append("theirs")
+        own()
+
+    loop.close = theirs  # type: ignore[method-assign]
+    register_loop_cleanup(recorder.sync, loop=loop)
+    loop.close()
+    assert recorder.ran == ["sync", "theirs"]
+    assert loop.is_closed()
 
 
 def test_the_running_loop_is_the_one_that_is_meant(loop: Loop, recorder: Recorder) -> None:
@@ -320,6 +334,7 @@ def test_the_limits_are_those_of_the_contract(loop_name: str) -> None:
     }
     assert inspect.signature(run_loop_cleanup).parameters["budget_s"].default == 10.0
     assert loop_cleanup._BUDGET_S == 10.0
+    assert _callback._CANCEL_GRACE_S == 0.5
     assert loop_cleanup.__all__ == ["register_loop_cleanup", "unregister_loop_cleanup"]
 
 

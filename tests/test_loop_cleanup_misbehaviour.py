@@ -265,6 +265,30 @@ def test_a_callback_that_hangs_is_cancelled_at_its_limit(
     assert log_lines == [("error", told, None)]
 
 
+def test_children_left_by_a_callback_that_ran_out_of_time_go_in_silence(
+    loop_factory: LoopFactory, caplog: pytest.LogCaptureFixture
+) -> None:
+    loop = loop_factory()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+
+    async def hang() -> None:
+        children.append(loop.create_task(asyncio.sleep(3600)))
+        await asyncio.sleep(3600)
+
+    children: list[asyncio.Task[None]] = []
+
+    register_loop_cleanup(hang, loop=loop, timeout=0.02)
+    loop.close()
+    loop = None  # type: ignore[assignment]
+    children.clear()
+    gc.collect()
+    assert complaints == []
+    [record] = caplog.records
+    assert not record.exc_info  # or a line "NoneType: None" would follow
+    assert record.getMessage() == f"loop_cleanup_timed_out callback={name_of(hang)} seconds=0.02 ended=True"
+
+
 def test_what_a_callback_raises_when_it_is_cancelled_is_logged(loop: Loop, log_lines: LogLines) -> None:
     async def hang() -> None:
         try:
