@@ -297,7 +297,7 @@ def test_a_structlog_logger_given_gets_events_with_fields(
             "run": "r1",
             "task": "1 fail",
             "seconds": round((result.finish_time - result.create_time) / 1e9, 6),
-            "error": "ValueError('why')",
+            "error": "ValueError: why",
             "exc_info": error,
         }
     ]
@@ -361,3 +361,23 @@ def test_an_unconfigured_program_sees_warnings_and_errors_on_stderr_and_nothing_
     assert lines[-2] == "ValueError: why"
     assert lines[-1] == "task_cancelled task=3 wait seconds=_ error=CancelledError"
     assert all(line.startswith(("  ", "Traceback")) for line in lines[1:-2])
+
+
+@pytest.mark.any_loop
+def test_a_key_that_an_error_carries_does_not_get_into_the_log(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    """Law: what is logged of an error is what a traceback's last line says, not its repr."""
+
+    class RefusedError(Exception):
+        def __init__(self) -> None:
+            super().__init__({"Authorization": "Bearer secret"}, 401)
+
+        def __str__(self) -> str:
+            return "401, message='Unauthorized'"
+
+    runner = make_runner()
+    runner.submit(fail, RefusedError())
+    runner.wait(1, timeout=10)
+    turn_loop(runner)
+    assert log_lines[0].message.endswith(f"error={RefusedError.__qualname__}: 401, message='Unauthorized'")

@@ -79,10 +79,12 @@ class Events:
 
 
 def _describe(error: BaseException | None) -> str:
+    """Say what a traceback's last line says. Not its repr: aiohttp's shows every header, keys included."""
+    name = type(error).__qualname__
     try:
-        return repr(error)[:_DESCRIBED_AT_MOST]
+        return f"{name}: {error}"[:_DESCRIBED_AT_MOST] if str(error) else name
     except Exception:
-        return f"{type(error).__qualname__} (its repr raises)"
+        return f"{name} (its str raises)"
 
 
 def _seconds(job: Job) -> float:
