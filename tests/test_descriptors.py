@@ -131,16 +131,14 @@ def test_a_loops_first_clients_see_to_the_descriptors(run_script: RunScript) -> 
     child = run_script(
         FIRST_CLIENTS
         + """
-limits(300, 2000)
-configure_http(HttpConfig(connections=1000))
-asyncio.run(make_clients())
-print(limits())
-configure_http(HttpConfig(connections=1001))
-asyncio.run(make_clients())
-print(limits())
+limits(100, 2000)
+for connections in (1, 1000, 1001):
+    configure_http(HttpConfig(connections=connections))
+    asyncio.run(make_clients())
+    print(limits())
 """
     )
-    assert (child.stdout, child.stderr) == ("(1256, 2000)\n(1257, 2000)\n", "")
+    assert (child.stdout, child.stderr) == ("(257, 2000)\n(1256, 2000)\n(1257, 2000)\n", "")
 
 
 def test_the_clients_of_many_loops_complain_once(run_script: RunScript) -> None:

@@ -630,6 +630,21 @@ def test_the_peer_reads_and_hangs_up(use: Callable[[Use], None], method: str, at
     use(work)
 
 
+def test_the_peer_reads_what_comes_in_chunks_and_hangs_up(use: Callable[[Use], None]) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield KILOBYTE
+
+    async def work(client: httpx.AsyncClient) -> None:
+        async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n0\r\n\r\n")
+
+        async with talking(hang_up) as peer:
+            posting = client.post(peer.url, content=chunks())
+            await fails(httpx.RemoteProtocolError, posting, aiohttp.ServerDisconnectedError)
+
+    use(work)
+
+
 def test_the_peer_resets_the_connection(use: Callable[[Use], None]) -> None:
     async def work(client: httpx.AsyncClient) -> None:
         async def crash(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

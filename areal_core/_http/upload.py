@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterable
 from typing import Any, Self
 
 import httpx
@@ -18,7 +18,7 @@ def body_of(request: httpx.Request, stall_s: float | None) -> bytes | Upload | N
         content = request.content
     except httpx.RequestNotRead:
         assert isinstance(request.stream, httpx.AsyncByteStream)
-        return Upload(aiter(request.stream), stall_s)
+        return Upload(request.stream, stall_s)
     if len(content) > _PIECE_BYTES:
         return Upload(_Pieces(content), stall_s)
     return content or None
@@ -31,8 +31,8 @@ class Upload:
     context around the request; aiohttp iterates it in a task of its own.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], stall_s: float | None) -> None:
-        self._chunks = chunks
+    def __init__(self, chunks: AsyncIterable[bytes], stall_s: float | None) -> None:
+        self._chunks = aiter(chunks)
         self._stall_s = stall_s
         self._clock = asyncio.timeout(None)
         self._watching = False
