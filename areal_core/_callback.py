@@ -95,7 +95,6 @@ def _named_if_it_blocks(name: str, seconds: float) -> Iterator[None]:
     fields = {"callback": name, "seconds": round(seconds, 3)}
     seconds = min(seconds, threading.TIMEOUT_MAX)
     timer = threading.Timer(seconds, _log.warning, ["loop_cleanup_blocks"], fields)
-    timer.daemon = True
     try:
         timer.start()
     except RuntimeError:  # out of threads, or the interpreter is ending: unwatched, then

@@ -17,6 +17,7 @@ import pytest
 
 from areal_core import _callback, loop_cleanup
 from areal_core.loop_cleanup import register_loop_cleanup, run_loop_cleanup
+from children import RunScript
 from cleanup_callbacks import Later, Loop, LoopFactory, Recorder, name_of
 from logged import LogLines
 
@@ -556,3 +557,28 @@ def test_callbacks_run_when_no_thread_can_be_started(
         threading.stack_size(usual)
     assert recorder.ran == ["async", "sync"]
     assert log_lines == []
+
+
+def test_the_program_may_end_while_a_callback_blocks_a_daemon_thread(run_script: RunScript) -> None:
+    """Whoever watches the callback must not keep the program waiting until the limit is over."""
+    ended = run_script(
+        """
+        import importlib, os, threading
+        from areal_core.loop_cleanup import register_loop_cleanup
+
+        loop = importlib.import_module(os.environ["AREAL_TEST_LOOP"]).new_event_loop()
+        blocks = threading.Event()
+
+        def block():
+            blocks.set()
+            threading.Event().wait()
+
+        register_loop_cleanup(block, loop=loop, timeout=3600)
+        threading.Thread(target=loop.close, daemon=True).start()
+        blocks.wait()
+        print("end", flush=True)
+        """,
+        timeout=20.0,
+        flags=(),  # an open loop is left behind
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "end\n", "")
