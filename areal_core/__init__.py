@@ -22,11 +22,15 @@ __version__ = "0.1.0"
 __all__ = [
     "ArealError",
     "AsyncTaskRunner",
+    "EmbeddedServer",
+    "HttpConfig",
     "RunnerDiedError",
+    "RunnerStats",
     "RunnerStoppedError",
     "TaskQueueFullError",
     "TimedResult",
     "UnknownTaskError",
+    "WorkflowContext",
     "register_loop_cleanup",
     "unregister_loop_cleanup",
     "workflow_context",
@@ -34,12 +38,18 @@ __all__ = [
 
 if TYPE_CHECKING:
     from areal_core import workflow_context
-    from areal_core.async_task_runner import AsyncTaskRunner, TimedResult
+    from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats, TimedResult
+    from areal_core.embedded import EmbeddedServer
     from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
+    from areal_core.workflow_context import HttpConfig, WorkflowContext
 else:  # a type checker that saw __getattr__ would let every misspelt name pass
     _module_of = {
         "AsyncTaskRunner": "async_task_runner",
+        "EmbeddedServer": "embedded",
+        "HttpConfig": "workflow_context",
+        "RunnerStats": "async_task_runner",
         "TimedResult": "async_task_runner",
+        "WorkflowContext": "workflow_context",
         "register_loop_cleanup": "loop_cleanup",
         "unregister_loop_cleanup": "loop_cleanup",
     }

@@ -201,7 +201,7 @@ def percentiles(completed: Results) -> str:
     """Say how long rollouts took from start to end."""
     if len(completed) < 2:
         return "too few completed to tell"
-    cuts = quantiles(((one.finish_time - one.create_time) / 1e9 for one in completed), n=100)
+    cuts = quantiles((one.seconds for one in completed), n=100)
     return f"p50 {cuts[49]:.2f} s, p90 {cuts[89]:.2f} s, p99 {cuts[98]:.2f} s, of those completed"
 
 

@@ -20,12 +20,16 @@ def test_all_is_sorted_and_every_name_in_it_resolves() -> None:
 
 
 def test_a_name_is_the_object_of_the_module_that_owns_it() -> None:
-    from areal_core import async_task_runner, errors, loop_cleanup, workflow_context
+    from areal_core import async_task_runner, embedded, errors, loop_cleanup, workflow_context
 
     assert areal_core.AsyncTaskRunner is async_task_runner.AsyncTaskRunner
     assert areal_core.TimedResult is async_task_runner.TimedResult
     assert areal_core.TaskQueueFullError is async_task_runner.TaskQueueFullError
     assert areal_core.TaskQueueFullError is errors.TaskQueueFullError
+    assert areal_core.RunnerStats is async_task_runner.RunnerStats
+    assert areal_core.EmbeddedServer is embedded.EmbeddedServer
+    assert areal_core.HttpConfig is workflow_context.HttpConfig
+    assert areal_core.WorkflowContext is workflow_context.WorkflowContext
     assert areal_core.register_loop_cleanup is loop_cleanup.register_loop_cleanup
     assert areal_core.unregister_loop_cleanup is loop_cleanup.unregister_loop_cleanup
     assert areal_core.workflow_context is workflow_context

@@ -157,6 +157,7 @@ def test_a_task_past_its_deadline_has_a_timeout_error_naming_id_and_seconds(
     assert str(result.error) == f"task 1 exceeded its deadline of {timeout} s"
     assert type(result.error.__context__) is asyncio.CancelledError
     assert result.finish_time - result.create_time > timeout * 1e9 - 3e6  # a uvloop counts in milliseconds
+    assert result.seconds == (result.finish_time - result.create_time) / 1e9
 
 
 def test_what_a_task_raises_after_its_deadline_is_the_context_of_its_error(make_runner: MakeRunner) -> None:

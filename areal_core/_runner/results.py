@@ -26,6 +26,11 @@ class TimedResult(Generic[T]):
     """None when completed; the task's exception with its traceback when failed; a CancelledError when
     cancelled; a TimeoutError when timed out, with what the task raised meanwhile as its context."""
 
+    @property
+    def seconds(self) -> float:
+        """How long it ran; 0 if it never started."""
+        return (self.finish_time - self.create_time) / 1e9
+
 
 @dataclass(frozen=True, slots=True)
 class RunnerStats:
