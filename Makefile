@@ -35,8 +35,10 @@ examples: $(VENV)/.installed-dev
 	set -e; for example in $(EXAMPLES); do echo "# $$example"; $(PY) -X dev -W error $$example; done
 
 # Which changes of the code no test notices: hours, in as many goes as you like. ARGS="--module _http".
-mutate: $(VENV)/.installed-mutate
-	$(PY) benchmarks/mutate.py $(ARGS)
+# In an environment of its own: cosmic-ray brings much that the library should not see elsewhere.
+mutate:
+	$(MAKE) VENV=.venv-mutate .venv-mutate/.installed-mutate
+	.venv-mutate/bin/python benchmarks/mutate.py $(ARGS)
 
 # What is left behind after many cycles.
 leaks: $(VENV)/.installed-dev
@@ -47,7 +49,7 @@ bench: $(VENV)/.installed-dev
 	$(PY) benchmarks/runner.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-3.* .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-3.* .venv-mutate .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
 
 # Each set of extras has a stamp, so that nobody waits for what a target does not need: 6 s for none,
 # 4 s more to test, 6 s more for the linters.
