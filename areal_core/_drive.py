@@ -85,13 +85,16 @@ def _outer_loop_set_aside() -> Iterator[None]:
     is a uvloop in the main thread does not reach the outer loop's ``add_signal_handler``.
     """
     outer = asyncio._get_running_loop()
-    task = None if outer is None else asyncio.current_task(outer)
-    if outer is not None and task is not None:
+    if outer is None:
+        yield
+        return
+    task = asyncio.current_task()
+    if task is not None:
         asyncio.tasks._leave_task(outer, task)
     asyncio._set_running_loop(None)
     try:
         yield
     finally:
         asyncio._set_running_loop(outer)
-        if outer is not None and task is not None:
+        if task is not None:
             asyncio.tasks._enter_task(outer, task)
