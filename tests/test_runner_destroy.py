@@ -494,6 +494,26 @@ def test_each_task_that_refuses_is_told_again_at_the_very_end(make_runner: MakeR
     assert runner.stats() == RunnerStats(submitted=1, finished=1, state="stopped")
 
 
+def test_a_task_that_cleans_up_has_the_whole_grace_before_it_is_told_again(make_runner: MakeRunner) -> None:
+    grace_s = 0.3
+    runner = make_runner(cancel_grace=grace_s)
+    told: list[float] = []
+    started = threading.Event()
+
+    async def clean_up_slowly() -> None:
+        started.set()
+        while len(told) < 2:
+            try:
+                await asyncio.sleep(LONG_S)
+            except asyncio.CancelledError:
+                told.append(time.monotonic())
+
+    runner.submit(clean_up_slowly)
+    assert started.wait(LONG_S)
+    runner.destroy()
+    assert told[1] - told[0] >= grace_s - 0.003  # a uvloop counts in milliseconds
+
+
 def test_of_many_that_refuse_ten_are_named_and_all_are_counted(
     make_runner: MakeRunner, log_lines: LogLines
 ) -> None:

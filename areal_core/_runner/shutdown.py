@@ -38,7 +38,8 @@ async def _cancel_in_rounds(patience_s: float) -> None:
             if insist or (task not in told and not task.cancelling()):
                 task.cancel()
         told |= tasks
-        await asyncio.wait(tasks, timeout=max(_SHORTEST_ROUND_S, patience_s / _ROUNDS))
+        share_s = 0.0 if insist else patience_s / (_ROUNDS - 1)
+        await asyncio.wait(tasks, timeout=max(_SHORTEST_ROUND_S, share_s))
 
 
 def _silence_tasks(loop: asyncio.AbstractEventLoop) -> None:
