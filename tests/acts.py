@@ -332,4 +332,10 @@ def run_failed(stage: Stage) -> Act:
 @short_act
 def look(stage: Stage) -> Act:
     stage.finished(1)
-    yield lambda: (stage.runner.stats(), repr(stage.runner))
+
+    def call() -> None:
+        stats = stage.runner.stats()
+        assert stats.submitted == stats.pending + stats.running + stats.finished + stats.collected
+        repr(stage.runner)
+
+    yield call

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import re
+import sys
+import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
 import acts
 from acts import BOUND, SHORT, Play, Stage
+from areal_core._runner.gate import Gate
 from areal_core.async_task_runner import AsyncTaskRunner
+from areal_core.errors import TaskQueueFullError, UnknownTaskError
 from children import RunScript
 from conftest import MakeRunner
-from doors import LONG_S, Blockade, Caller, Door, give
+from doors import LONG_S, Blockade, Caller, Door, give, turn_loop
 from interrupts import collect, each_step
+from logged import LogLines
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -68,15 +74,16 @@ def test_a_runner_in_a_cycle_is_collected_too(loop_factory: LoopFactory) -> None
     subject.assert_it_ended()
 
 
-def test_the_collector_is_not_kept_waiting(loop_factory: LoopFactory) -> None:
+def test_the_collector_is_not_kept_waiting(loop_factory: LoopFactory, log_lines: LogLines) -> None:
     subject, blockade = Subject(loop_factory), Blockade()
     subject.box[0].submit(blockade.block)
     blockade.wait_until_entered()
     with pytest.warns(ResourceWarning, match="^unclosed runner"):
         subject.box.clear()
-    assert subject.thread.is_alive()  # it is blocked, and the collector was not
+    assert subject.thread.is_alive()
     blockade.lift()
     subject.assert_it_ended()
+    assert log_lines.of("error") == [], "the thread was given up, after waiting for it"
 
 
 def test_a_warning_made_an_error_does_not_keep_it_from_ending(run_script: RunScript) -> None:
@@ -212,5 +219,123 @@ def test_a_finalizer_may_use_the_runner_wherever_the_collector_runs_it(
         except BaseException as error:
             error.add_note(f"finalized at {outcome.where}")
             raise
+        if not outcome.tripped:
+            break
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("bound", [1, BOUND])
+def test_a_finalizer_that_submits_the_same_id_or_takes_the_last_place_is_one_too_many(
+    bound: int, make_runner: MakeRunner
+) -> None:
+    runner = make_runner(bound)
+    accepted: list[int] = []
+
+    def submit(value: int) -> None:
+        with contextlib.suppress(TaskQueueFullError if bound == 1 else ValueError):
+            runner.submit(give, value, task_id=value if bound == 1 else 7)
+            accepted.append(value)
+
+    for step in each_step():
+        outcome = collect(lambda: submit(1), step, lambda: submit(2))
+        assert len(accepted) == 1, f"finalized at {outcome.where}"
+        assert runner.wait(1, timeout=LONG_S) == accepted
+        accepted.clear()
+        if not outcome.tripped:
+            break
+
+
+@pytest.mark.any_loop
+def test_a_finalizer_that_waits_for_the_same_task_gets_it_or_does_not(make_runner: MakeRunner) -> None:
+    runner = make_runner(BOUND)
+    got: list[Any] = []
+
+    def claim() -> None:
+        with contextlib.suppress(UnknownTaskError, ValueError):
+            got.append(runner.wait_for_task(2, timeout=0).data)
+
+    for step in each_step():
+        runner.submit(give, 1, task_id=1)
+        runner.submit(give, 2, task_id=2)
+        turn_loop(runner)
+        outcome = collect(claim, step, claim)
+        assert got == [2], f"finalized at {outcome.where}"
+        assert runner.wait(1, timeout=LONG_S) == [1]
+        got.clear()
+        if not outcome.tripped:
+            break
+
+
+@pytest.mark.any_loop
+def test_a_finalizer_that_cancels_the_same_task_changes_nothing(make_runner: MakeRunner) -> None:
+    runner = make_runner(BOUND)
+    answers: list[bool] = []
+
+    def cancel() -> None:
+        answers.append(runner.cancel(1))
+
+    for step in each_step():
+        runner.pause()
+        runner.submit(give, 1, task_id=1)
+        outcome = collect(cancel, step, cancel)
+        assert set(answers) == {True}, f"finalized at {outcome.where}"
+        assert [result.status for result in runner.wait(1, timeout=LONG_S, with_timing=True)] == ["cancelled"]
+        runner.resume()
+        if not outcome.tripped:
+            break
+
+
+class Rescuer:
+    """A thread that calls *rescue* once the main thread has come to stand still in a gate."""
+
+    def __init__(self, rescue: Callable[[], object]) -> None:
+        self.came = False
+        self._rescue = rescue
+        self._over = threading.Event()
+        self._main_thread = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        stood_still = 0
+        while not self._over.wait(0.001):
+            frame = sys._current_frames()[self._main_thread]
+            stood_still = stood_still + 1 if frame.f_code is Gate.wait.__code__ else 0
+            if stood_still == 5:
+                self.came = True
+                self._rescue()
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("name", ["wait", "wait_for_task", "as_completed"])
+def test_what_a_finalizer_brings_is_seen_by_the_call_that_is_about_to_block_for_it(
+    name: str, make_runner: MakeRunner
+) -> None:
+    runner = make_runner(BOUND)
+    calls: dict[str, Callable[[], object]] = {
+        "wait": lambda: runner.wait(1, timeout=LONG_S),
+        "wait_for_task": lambda: runner.wait_for_task(1, timeout=LONG_S),
+        "as_completed": lambda: next(runner.as_completed(timeout=LONG_S)),
+    }
+    rescued_before: list[bool] = []
+
+    def finalize() -> None:
+        runner.cancel(1)
+        rescued_before.append(rescuer.came)
+
+    for step in each_step():
+        runner.pause()
+        runner.submit(give, 1, task_id=1)
+        with Rescuer(lambda: runner.cancel(1)) as rescuer:
+            outcome = collect(calls[name], step, finalize)
+        assert not rescuer.came or rescued_before in ([], [True]), f"finalized at {outcome.where}"
+        rescued_before.clear()
         if not outcome.tripped:
             break
