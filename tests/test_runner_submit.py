@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import functools
 import statistics
+import sys
 import threading
 import time
 from typing import Any
@@ -266,6 +267,22 @@ def test_tasks_start_in_the_order_of_submit(make_runner: MakeRunner) -> None:
     runner.resume()
     runner.wait(600, timeout=10)
     assert started == list(range(600))
+
+
+@pytest.mark.any_loop
+def test_from_3_12_on_a_task_starts_without_a_turn_of_the_loop(make_runner: MakeRunner) -> None:
+    runner, started = make_runner(), list[str]()
+
+    async def start() -> None:
+        started.append("started")
+
+    async def submit_and_look() -> list[str]:
+        runner.submit(start)
+        await asyncio.sleep(0)
+        return list(started)
+
+    assert runner.run(submit_and_look) == (["started"] if sys.version_info >= (3, 12) else [])
+    assert runner.wait(1, timeout=10) == [None]
 
 
 def test_a_task_may_submit_tasks(make_runner: MakeRunner) -> None:
