@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -47,6 +48,7 @@ class Life:
         self._events = Events(logger)
         self._deadline: float | None = None
         self._left_behind = False
+        self._leaving = threading.Lock()
         self.thread = LoopThread(settings.loop_factory, self._events, self._on_fault, self._on_end)
         self.ledger = Ledger(settings.max_queue_size, self._request_start, self._request_cancel)
         self._calls = Calls()
@@ -164,6 +166,12 @@ class Life:
         self._calls.end(ending)
 
     def _leave_behind(self) -> None:
+        with self._leaving:  # several may have waited in vain
+            if not self._left_behind:
+                self._give_up_thread()
+            self._left_behind = True
+
+    def _give_up_thread(self) -> None:
         self._events.thread_left_behind(self.thread.stack())
         self._events.ending = True
         self.ledger.decide_all()
@@ -175,7 +183,6 @@ class Life:
         if stuck:
             self._events.tasks_abandoned([job.label for job in stuck])
         exit_hook.discard(self)
-        self._left_behind = True
 
     # -- ending, on the loop thread ----------------------------------------------------------------
 
