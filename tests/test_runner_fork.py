@@ -31,6 +31,11 @@ PRELUDE = """
             os._exit(70)
         os._exit(0)
 
+    def hold_locks(runner, locked, forked):
+        with runner._lifecycle, runner._life.ledger._lock, runner._life._calls._lock:
+            locked.set()
+            forked.wait()
+
     class Parked:
         '''Tasks that wait for a byte from a socket: the parent's loop must still hear of it.'''
 
@@ -131,11 +136,6 @@ def test_an_inherited_runner_does_nothing_and_says_so(run_script: RunScript) -> 
     options = runner.with_options(task_timeout=9)
     locked, forked = threading.Event(), threading.Event()
 
-    def hold_locks():
-        with runner._lifecycle, runner._life.ledger._lock, runner._life._calls._lock:
-            locked.set()
-            forked.wait()
-
     def refused(call, *args):
         try:
             call(*args)
@@ -173,7 +173,7 @@ def test_an_inherited_runner_does_nothing_and_says_so(run_script: RunScript) -> 
             own.submit(give, 7)
             assert own.wait(1, timeout=10) == [7]
 
-    holder = threading.Thread(target=hold_locks)
+    holder = threading.Thread(target=hold_locks, args=(runner, locked, forked))
     holder.start()
     locked.wait()
     print(in_child(be_inert))
@@ -200,13 +200,28 @@ ENDINGS = {
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_the_parent_does_not_notice_how_its_child_ends(run_script: RunScript, ending: str) -> None:
+    """Nor does the child wait for locks that another thread held, or complain of what it inherited."""
     child = run_script(
         PRELUDE
         + f"""
-    runner = AsyncTaskRunner(8, loop_factory=new_loop)
+    async def park():
+        await asyncio.get_running_loop().create_future()
+
+    async def park_a_child():
+        await asyncio.create_task(park())
+
+    runner = AsyncTaskRunner(16, loop_factory=new_loop)
     runner.initialize()
+    runner.submit(park)
+    runner.submit(park_a_child)
+    runner.submit(asyncio.to_thread, threading.Event().wait, 1)
     parked = Parked(runner, 8)
+    locked, forked = threading.Event(), threading.Event()
+    holder = threading.Thread(target=hold_locks, args=(runner, locked, forked))
+    holder.start()
+    locked.wait()
     if pid := os.fork():
+        forked.set()
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         parked.release()
         runner.destroy()

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import pytest
 
 from acts import BOUND, LONG, SHORT, Play, Stage
+from areal_core._runner import exit_hook
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerStoppedError
 from children import StartScript, without_slow_callbacks
@@ -152,6 +153,7 @@ def test_initialize_interrupted_at_any_step_leaves_no_thread_and_can_be_repeated
             assert_it_works(runner)
             runner.destroy()
             assert threads_left(before) == []
+            assert not exit_hook._live, "the exit would wait for it"
         except BaseException as error:
             error.add_note(f"Ctrl-C at {outcome.where}")
             raise
