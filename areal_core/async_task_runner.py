@@ -33,7 +33,7 @@ from areal_core._runner.results import RunnerStats, Status, TimedResult
 from areal_core._runner.shelf import Holding
 from areal_core.errors import TaskQueueFullError
 
-__all__ = ["AsyncTaskRunner", "RunnerStats", "Status", "TaskQueueFullError", "TimedResult"]
+__all__ = ["AsyncTaskRunner", "RunnerStats", "Status", "TaskOptions", "TaskQueueFullError", "TimedResult"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -135,9 +135,9 @@ class AsyncTaskRunner(Lifecycle, Generic[T]):
 
         True also when it was decided before; False for an id that is unknown, past its deadline, or
         finished otherwise. A running task may clean up for ``cancel_grace`` seconds.
-        Raises RunnerStoppedError, RunnerDiedError.
+        Raises RunnerStoppedError, RunnerDiedError, TypeError for what is no id.
         """
-        return self._here().cancel(task_id)
+        return self._here().cancel(arguments.check_any_id(task_id))
 
     def pause(self) -> None:
         """Stop starting tasks. Those that run go on, and their results are delivered.
@@ -202,13 +202,14 @@ class AsyncTaskRunner(Lifecycle, Generic[T]):
         releases the claim, and the result keeps its place. *timeout* is in seconds, None waits for ever.
 
         Raises UnknownTaskError for an id never accepted or already delivered; ValueError when another
-        claimed it; TimeoutError; RunnerStoppedError and RunnerDiedError, RuntimeError on the loop thread.
+        claimed it; TypeError for what is no id; TimeoutError; RunnerStoppedError and RunnerDiedError,
+        RuntimeError on the loop thread.
         """
         deadline = arguments.deadline_after(timeout)
         shelf = self._shelf("wait_for_task")
         holding = Holding()
         try:
-            shelf.claim(task_id, holding)
+            shelf.claim(arguments.check_any_id(task_id), holding)
             shelf.take_claimed(task_id, deadline, holding)
             return holding.jobs[0].timed_result()
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import math
 from fractions import Fraction
 from typing import Any
@@ -78,6 +79,21 @@ def test_only_what_the_old_class_took_may_be_given_by_position() -> None:
     AsyncTaskRunner(1, 0.05, 0.5, False)
     with pytest.raises(TypeError, match="positional"):
         AsyncTaskRunner(1, 0.05, 0.5, False, 1.0)  # type: ignore[call-arg]
+
+
+@pytest.mark.any_loop
+def test_what_is_not_given_is_as_documented() -> None:
+    parameters = inspect.signature(AsyncTaskRunner).parameters
+    assert {name: parameter.default for name, parameter in parameters.items()} == {
+        "max_queue_size": inspect.Parameter.empty,
+        "poll_wait_time": 0.05,
+        "poll_sleep_time": 0.5,
+        "enable_tracing": False,
+        "task_timeout": None,
+        "cancel_grace": 5.0,
+        "loop_factory": None,
+    }
+    assert inspect.signature(AsyncTaskRunner.destroy).parameters["timeout"].default == 30.0
 
 
 @pytest.mark.any_loop

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import math
 import threading
 import time
@@ -13,11 +12,12 @@ from typing import Any
 
 import pytest
 
+from areal_core._runner import exit_hook
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerStoppedError
 from areal_core.loop_cleanup import register_loop_cleanup
 from conftest import MakeRunner
-from doors import LONG_S, Blockade, Caller, Door, give, start_blocked, turn_loop
+from doors import LONG_S, Blockade, Caller, Door, fail, give, start_blocked, turn_loop
 from logged import LogLines
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -94,6 +94,7 @@ def test_thread_and_loop_really_end(make_runner: MakeRunner) -> None:
     assert not thread.is_alive()
     assert runner.thread is thread
     assert runner.exiting.is_set()
+    assert runner._life not in exit_hook._live
 
 
 def test_tasks_may_clean_up_while_it_waits_and_nothing_new_is_accepted(
@@ -663,7 +664,7 @@ def test_a_task_that_starts_a_new_one_each_time_it_ends_does_not_keep_it(
 
 
 def test_the_patience_is_the_grace_and_at_most_half_of_the_timeout(make_runner: MakeRunner) -> None:
-    for grace, timeout, at_least, at_most in ((0.4, 30.0, 0.35, 5.0), (60.0, 0.8, 0.35, 0.7)):
+    for grace, timeout, at_least, at_most in ((0.4, 30.0, 0.35, 5.0), (60.0, 0.8, 0.3, 0.7)):
         runner, door = make_runner(cancel_grace=grace), Door()
         runner.submit(door.insist)
         door.wait_for()
@@ -754,6 +755,60 @@ def test_a_runner_starts_again_beside_its_thread_left_behind_and_is_not_disturbe
     door.open()
     assert runner.wait(1, timeout=10) == ["new"]
     assert len(log_lines) == said
+
+
+def test_what_ended_in_the_turn_that_blocks_the_thread_keeps_its_outcome(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, blockade = make_runner(leave=True), Blockade()
+    runner.pause()
+    runner.submit(give, "value", task_id=1)
+    runner.submit(fail, ValueError("why"), task_id=2)
+    runner.submit(blockade.block, task_id=3)
+    runner.resume()
+    blockade.wait_until_entered()
+    runner.destroy(timeout=0.02)
+    assert runner.stats() == RunnerStats(submitted=3, finished=3, abandoned=1, state="stopped")
+    assert log_lines.of("warning") == ["tasks_abandoned count=1 tasks=['3 Blockade.block']"]
+    assert outcomes(runner) == {1: ("completed", "value"), 2: ("failed", None), 3: ("cancelled", None)}
+    blockade.lift()
+    assert runner.thread is not None
+    runner.thread.join(LONG_S)
+    assert [line.message.split()[0] for line in log_lines].count("task_failed") == 1
+
+
+def test_what_ends_in_the_turn_in_which_the_loop_stops_keeps_its_outcome(make_runner: MakeRunner) -> None:
+    runner, blockade = make_runner(), Blockade()
+
+    async def end_one_turn_later() -> str:
+        await asyncio.sleep(0)
+        return "value"
+
+    runner.pause()
+    runner.submit(blockade.block, "blocker", task_id=1)
+    runner.submit(end_one_turn_later, task_id=2)
+    runner.resume()
+    blockade.wait_until_entered()
+    ender = start_blocked(runner.destroy)  # the loop stops in the very next turn
+    blockade.lift()
+    ender.result()
+    assert outcomes(runner) == {1: ("completed", "blocker"), 2: ("completed", "value")}
+
+
+def test_a_blocked_thread_is_left_behind_once_by_all_who_wait_for_it(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, blockade = make_runner(leave=True), Blockade()
+    runner.submit(blockade.block, task_id=1)
+    blockade.wait_until_entered()
+    for caller in [Caller(runner.destroy, 0.05) for _ in range(4)]:
+        caller.result()
+    assert runner.stats().finished == 1
+    assert [line.message.split()[0] for line in log_lines] == ["loop_thread_left_behind", "tasks_abandoned"]
+    blockade.lift()
+    assert runner.thread is not None
+    runner.thread.join(LONG_S)
+    assert runner._life not in exit_hook._live
 
 
 @pytest.mark.any_loop
@@ -894,16 +949,16 @@ def test_with_a_timeout_of_zero_it_does_not_wait(make_runner: MakeRunner) -> Non
 
 
 @pytest.mark.any_loop
-def test_the_first_destroys_timeout_holds_for_the_end_and_each_for_its_own_waiting(
-    make_runner: MakeRunner, caplog: pytest.LogCaptureFixture
+def test_a_call_with_a_shorter_timeout_returns_and_spoils_nothing_for_one_that_waits_longer(
+    make_runner: MakeRunner, log_lines: LogLines
 ) -> None:
-    caplog.set_level(logging.CRITICAL, "areal_core")
-    runner, blockade = make_runner(leave=True), Blockade()
+    runner, blockade = make_runner(), Blockade()
     runner.submit(blockade.block, task_id=1)
     blockade.wait_until_entered()
     patient = start_blocked(runner.destroy, 10.0)
     runner.destroy(timeout=0.02)
-    assert runner.stats().finished == 1
+    assert runner.stats().finished == 0
+    assert log_lines == []
     blockade.lift()
     patient.result()
     assert runner.thread is not None

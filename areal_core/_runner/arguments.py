@@ -61,10 +61,15 @@ def check_task_id(value: object) -> int:
     """Return *value* if a caller may choose it as an id. Raises TypeError, ValueError."""
     if type(value) is int and 0 <= value < FIRST_OWN_ID:
         return value
+    if not 0 <= check_any_id(value) < FIRST_OWN_ID:
+        raise ValueError(f"task_id={value} has to be in 0..2**48-1")
+    return check_any_id(value)
+
+
+def check_any_id(value: object) -> int:
+    """Return *value* if it can be an id, a caller's or the runner's own. Raises TypeError."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"task_id has to be an int, not {value!r}")
-    if not 0 <= value < FIRST_OWN_ID:
-        raise ValueError(f"task_id={value} has to be in 0..2**48-1")
     return value
 
 

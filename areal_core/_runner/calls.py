@@ -9,7 +9,7 @@ from typing import Any
 
 from areal_core._runner.ending import Ending
 from areal_core._runner.job import Job
-from areal_core._runner.results import Status
+from areal_core._runner.sink import Sink
 
 
 class Call(Job):
@@ -42,7 +42,7 @@ class Call(Job):
         return self.data
 
 
-class Calls:
+class Calls(Sink):
     """The calls under way. Every one of them arrives, at its coroutine's end or at the runner's."""
 
     def __init__(self) -> None:
@@ -63,10 +63,6 @@ class Calls:
         """Answer for *call* no longer: its caller has gone."""
         with self._lock:
             self._open.discard(call)
-
-    def decide(self, job: Job, decision: Status) -> bool:
-        """Refuse: a call has no deadline, and its caller hears what the coroutine really did."""
-        return False
 
     def publish(self, jobs: Sequence[Job]) -> None:
         """Let the callers of *jobs* go on."""

@@ -73,8 +73,8 @@ class Events:
             return
         try:
             getattr(self._logger, level)(event, **fields)
-        except Exception as error:
-            with contextlib.suppress(Exception):  # a handler may fail for our own logger too
+        except BaseException as error:
+            with contextlib.suppress(BaseException):  # a handler may fail for our own logger too
                 get_logger().error("logger_raised", lost_event=event, error=_describe(error))
 
 
@@ -83,7 +83,7 @@ def _describe(error: BaseException | None) -> str:
     name = type(error).__qualname__
     try:
         return f"{name}: {error}"[:_DESCRIBED_AT_MOST] if str(error) else name
-    except Exception:
+    except BaseException:
         return f"{name} (its str raises)"
 
 

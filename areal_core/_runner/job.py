@@ -62,12 +62,17 @@ class Job:
         self.abandoned = False
 
     @property
+    def is_open(self) -> bool:
+        """Whether its outcome can still be decided: not once its coroutine has ended, published or not."""
+        return self.decision is None and not self.finish_time
+
+    @property
     def status(self) -> Status:
         if self.decision is not None:
             return self.decision
         if self.error is None:
             return "completed"
-        return "cancelled" if isinstance(self.error, asyncio.CancelledError) else "failed"
+        return "cancelled" if issubclass(type(self.error), asyncio.CancelledError) else "failed"
 
     @property
     def label(self) -> str:
@@ -78,7 +83,7 @@ class Job:
     def fn_name(self) -> str:
         try:
             name = self.fn.__qualname__
-        except Exception:  # none, or a proxy that fails in its own way
+        except BaseException:  # none, or a proxy that fails in its own way
             name = None
         return name if isinstance(name, str) else type(self.fn).__qualname__
 
@@ -87,7 +92,7 @@ class Job:
         self.data = None
         if self.decision == "timed_out":
             self._overrule(TimeoutError(f"task {self.task_id} exceeded its deadline of {self.timeout} s"))
-        elif not isinstance(self.error, asyncio.CancelledError):
+        elif not issubclass(type(self.error), asyncio.CancelledError):
             self._overrule(asyncio.CancelledError(f"task {self.task_id} was cancelled"))
 
     def _overrule(self, verdict: BaseException) -> None:

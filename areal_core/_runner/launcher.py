@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from time import monotonic_ns
-from typing import Any, Protocol
+from typing import Any
 
 from areal_core._runner.events import Events
 from areal_core._runner.job import NO_CONTEXT, Job
 from areal_core._runner.loop_thread import LoopThread
-from areal_core._runner.results import Status
-
-
-class Sink(Protocol):
-    """Where outcomes go. The ledger behind ``wait`` is one."""
-
-    def decide(self, job: Job, decision: Status) -> bool:
-        """Let *decision* be the outcome of a job that runs; False if one was decided before."""
-
-    def publish(self, jobs: Sequence[Job]) -> None:
-        """Take the outcomes of *jobs*, in the order they finished."""
-
+from areal_core._runner.sink import Sink
 
 _Start = Callable[[Coroutine[Any, Any, None], contextvars.Context], "asyncio.Task[None]"]
 
@@ -56,7 +46,7 @@ class Launcher:
 
     def launch(self, jobs: Sequence[Job]) -> None:
         """Start *jobs* in this order, each in its own context."""
-        start = _starter(self._thread.loop)
+        start, eager = _starter(self._thread.loop)
         for job in jobs:
             if job.decision is None:
                 playing = self._play(job)
@@ -68,8 +58,10 @@ class Launcher:
                     self._end(job)
             elif not job.abandoned:
                 self._end(job)
-        # First steps run in the order of creation, so this comes after all of them.
-        self._thread.call_soon(self._end_unstarted, jobs)
+        if eager:
+            self._see_unstarted(jobs)
+        else:  # first steps run in the order of creation, so this comes after all of them
+            self._thread.call_soon(self._see_unstarted, jobs)
 
     def cancel(self, job: Job) -> None:
         """Cancel a job whose outcome is decided, and publish that when the grace ends, at the latest."""
@@ -77,13 +69,14 @@ class Launcher:
         if task is not None and not task.done():
             if job.timer is not None:
                 job.timer.cancel()
-            task.cancel()
+            with contextlib.suppress(BaseException):  # a task class of somebody's may refuse in its own way
+                task.cancel()
             # After it: uvloop turns a delay of 0 into call_soon, and the task's turn has to come first.
             job.timer = self._thread.call_later(self._cancel_grace_s, self._abandon, job)
 
     async def _play(self, job: Job) -> None:
-        if job.decision is not None:
-            return  # before its first step, by a task of the same burst; see _end_unstarted
+        if job.decision is not None or self._sink.paused:
+            return  # since the burst was launched; see _see_unstarted
         if job.task is None:
             job.task = asyncio.current_task()  # started eagerly: launch() does not have it yet
         error = data = None
@@ -115,11 +108,21 @@ class Launcher:
             self._thread.call_soon(self.flush)
         self._ended.append(job)
 
-    def _end_unstarted(self, jobs: Sequence[Job]) -> None:
+    def _see_unstarted(self, jobs: Sequence[Job]) -> None:
+        """Of a burst, end what was cancelled before its first step; put back what a pause was faster than."""
+        paused = []
         for job in jobs:
-            if not job.create_time:
+            task = job.task
+            if job.create_time or (task is not None and not task.done()):
+                continue
+            if job.decision is None and task is not None and not task.cancelled():
+                job.task = None
+                paused.append(job)
+            else:
                 job.error = asyncio.CancelledError(f"task {job.task_id} was cancelled before it started")
                 self._end(job)
+        if paused:
+            self._sink.put_back(paused)
 
     def _expire(self, job: Job) -> None:
         if self._sink.decide(job, "timed_out"):
@@ -161,13 +164,16 @@ def labels_of(jobs: Iterable[Job]) -> dict[asyncio.Task[None], str]:
     return {job.task: job.label for job in jobs if job.task is not None}
 
 
-def _starter(loop: asyncio.AbstractEventLoop) -> _Start:
-    """Choose how tasks start: eagerly, which saves a loop turn for each, where nothing speaks against it."""
+def _starter(loop: asyncio.AbstractEventLoop) -> tuple[_Start, bool]:
+    """Choose how tasks start, and tell whether they do so at once.
+
+    That saves a loop turn for each, where the Python can do it and nobody wants other tasks.
+    """
     if loop.get_task_factory() is not None:
-        return lambda coroutine, context: loop.create_task(coroutine, context=context)
+        return lambda coroutine, context: loop.create_task(coroutine, context=context), False
     if sys.version_info >= (3, 12):
         return lambda coroutine, context: asyncio.Task(
             coroutine, loop=loop, context=context, eager_start=True
-        )
+        ), True
     # A name given is one not made up for each task, which takes a tenth of its start.
-    return lambda coroutine, context: asyncio.Task(coroutine, loop=loop, context=context, name="task")
+    return lambda coroutine, context: asyncio.Task(coroutine, loop=loop, context=context, name="task"), False

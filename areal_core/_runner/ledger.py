@@ -20,10 +20,11 @@ from areal_core._runner.gate import GateEvent
 from areal_core._runner.job import Job
 from areal_core._runner.results import RunnerStats, Status
 from areal_core._runner.shelf import Shelf
+from areal_core._runner.sink import Sink
 from areal_core.errors import TaskQueueFullError
 
 
-class Ledger:
+class Ledger(Sink):
     """The bookkeeping of one life of a runner; the sink of its launcher. Any thread may call it.
 
     *request_start* and *request_cancel* are called under the lock, and must only post to the loop.
@@ -106,7 +107,7 @@ class Ledger:
             job = self._running.get(task_id)
             if job is None:
                 job = self.shelf.finished.get(task_id)
-            elif job.decision is None:
+            elif job.is_open:
                 if not self._cancelled:
                     self._request_cancel()
                 self._cancelled.append(job)  # before the decision: undecided ones are passed over
@@ -130,6 +131,18 @@ class Ledger:
             self._running.update(batch)
         return list(batch.values())
 
+    def put_back(self, jobs: Sequence[Job]) -> None:
+        """Make *jobs* pending again, before all others: a pause came before their first step."""
+        with self._lock:
+            self._finish([job for job in jobs if job.decision is not None])  # cancelled meanwhile
+            again = {job.task_id: job for job in jobs if job.task_id in self._running}
+            for task_id in again:
+                del self._running[task_id]
+            again.update(self._pending)
+            self._pending = again
+            if not self.paused:
+                self._request_start()
+
     def take_cancelled(self) -> list[Job]:
         """Return the running jobs that were decided to be cancelled since the last call."""
         with self._lock:
@@ -139,10 +152,9 @@ class Ledger:
     def decide(self, job: Job, decision: Status) -> bool:
         """Let *decision* be the outcome of a running job, unless one was decided before."""
         with self._lock:
-            if job.decision is not None:
-                return False
-            job.decision = decision
-            return True
+            if job.is_open:
+                job.decision = decision
+            return job.decision == decision
 
     def publish(self, jobs: Sequence[Job]) -> None:
         """Make the outcomes of running *jobs* final, and hand them to whoever waits."""
@@ -160,11 +172,13 @@ class Ledger:
             self.shelf.end(ending)
 
     def decide_all(self) -> list[Job]:
-        """Let all that has no outcome be cancelled, finish what never started, and return both."""
+        """Let all that has not ended be cancelled, finish what never started, and return both."""
         with self._lock:
             pending, self._pending = self._pending, {}
             self._running.update(pending)
-            undecided = [job for job in self._running.values() if job.decision is None]
+            ended = [job for job in self._running.values() if job.finish_time]
+            self.publish(sorted(ended, key=_finish_time))  # their launcher may be past doing so
+            undecided = [job for job in self._running.values() if job.is_open]
             for job in undecided:
                 job.decision = "cancelled"
             self._finish(list(pending.values()))
@@ -226,3 +240,7 @@ class Ledger:
 
     def _is_unfinished(self, task_id: int) -> bool:
         return task_id in self._pending or task_id in self._running
+
+
+def _finish_time(job: Job) -> int:
+    return job.finish_time

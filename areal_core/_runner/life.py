@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from areal_core._runner.ledger import Ledger
 from areal_core._runner.loop_thread import LoopFactory, LoopThread
 
 DESTROY_TIMEOUT_S = 30.0
+_RESERVE_S = 1.0  # of destroy's timeout, or a fifth of it, for the loop's own close
 _JOIN_S = 1.0  # from the thread's last line to its end, which takes microseconds
 
 _STOPPED = Ending("the runner was destroyed; initialize() starts it again")
@@ -47,6 +49,7 @@ class Life:
         self._exiting = exiting
         self._events = Events(logger)
         self._deadline: float | None = None
+        self._patient: list[float] = []  # until when the calls of end() that are under way wait
         self._left_behind = False
         self._leaving = threading.Lock()
         self.thread = LoopThread(settings.loop_factory, self._events, self._on_fault, self._on_end)
@@ -63,11 +66,6 @@ class Life:
     def ending(self) -> Ending | None:
         """Why nothing more starts; None while the life goes on."""
         return self.ledger.shelf.ending
-
-    @property
-    def is_over(self) -> bool:
-        """Whether its thread has ended or was left behind."""
-        return self._left_behind or self.thread.finished.is_open
 
     @property
     def abandoned(self) -> int:
@@ -135,15 +133,20 @@ class Life:
 
     def end(self, timeout: float | None) -> None:
         """Stop everything and wait for the thread, *timeout* seconds at most, then leave it behind."""
-        if timeout is not None and self._deadline is None:
-            self._deadline = time.monotonic() + timeout
+        mine = math.inf if timeout is None else time.monotonic() + timeout
+        if self._deadline is None:
+            self._deadline = mine - (0.0 if timeout is None else min(_RESERVE_S, timeout / 5))
         self.request_end()
         if self._left_behind:
             return
-        if self.thread.finished.wait(timeout):
-            self.thread.thread.join(_JOIN_S)
-        else:
-            self._leave_behind()
+        self._patient.append(mine)
+        try:
+            if self.thread.finished.wait(timeout):
+                self.thread.thread.join(_JOIN_S)
+            elif max(self._patient) <= mine:  # else another call waits longer, and it ends well perhaps
+                self._leave_behind()
+        finally:
+            self._patient.remove(mine)
 
     def request_end(self) -> None:
         """Begin to stop everything, without blocking."""
@@ -182,18 +185,18 @@ class Life:
         self.ledger.abandon(stuck)
         if stuck:
             self._events.tasks_abandoned([job.label for job in stuck])
-        exit_hook.discard(self)
 
     # -- ending, on the loop thread ----------------------------------------------------------------
 
     def _on_fault(self, fault: BaseException) -> None:
-        self._events.runner_died(fault)
         self._end_with(Ending("the runner died", fault))
+        self._events.runner_died(fault)
 
     def _on_end(self) -> None:
         self._events.ending = True
         deadline = self._deadline or time.monotonic() + DESTROY_TIMEOUT_S
         loop = self.thread.loop
+        self._task_launcher.flush()  # what ended by itself is not ours to end
         decided = self.ledger.decide_all()
         patience_s = min(self._cancel_grace_s, (deadline - time.monotonic()) / 2)
         shutdown.cancel_tasks(loop, patience_s, self._events)
@@ -203,7 +206,7 @@ class Life:
         ended = sum(not job.abandoned for job in decided)
         if ended:
             self._events.tasks_cancelled(ended)
-        shutdown.close_loop(loop, self._executor, deadline, self._events)
+        shutdown.close_loop(loop, self._executor, deadline, self._cancel_grace_s, self._events)
         exit_hook.discard(self)
 
     def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -54,6 +54,8 @@ class Lifecycle:
                 self._life = life
             except BaseException:
                 life.request_end()  # also when a Ctrl-C came after it had started
+                if self._life is None:
+                    self._exiting.clear()  # there has been no life to exit from
                 raise
 
     def destroy(self, timeout: float | None = DESTROY_TIMEOUT_S) -> None:

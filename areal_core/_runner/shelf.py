@@ -72,6 +72,7 @@ class Shelf:
         self.collected = 0
         self.discarded = 0
         self.ending: Ending | None = None
+        self._discarded_all = False
         self.returned: deque[Holding] = deque()
         self.changes = 0
         """Moves on with every change of *finished* and of the claims."""
@@ -157,6 +158,8 @@ class Shelf:
                 self.take_back()
             changes = self.changes
             if or_idle and not self._unclaimed():
+                if self._discarded_all:
+                    self.raise_if_ended()
                 return None
             # One who was blocked when the runner ended gets the ending, even if that made results.
             if self._available() < count or (blocked and self.ending is not None):
@@ -176,8 +179,12 @@ class Shelf:
         with self._lock:
             received = self._available()
             self._waiters.remove(waiter)
-        if not opened and received < waiter.count:
-            raise TimeoutError(f"Timed out waiting for {waiter.count} results, only received {received}.")
+            outstanding = self._unclaimed()
+        if opened or received >= waiter.count:
+            return
+        if waiter.or_idle:
+            raise TimeoutError(f"Timed out waiting for the next of {outstanding} outstanding tasks.")
+        raise TimeoutError(f"Timed out waiting for {waiter.count} results, only received {received}.")
 
     def _move(self, count: int, holding: Holding, changes: int) -> bool:
         """Take *count* results into *holding*; return False, and take none, when *changes* is outdated."""
@@ -273,8 +280,13 @@ class Shelf:
             holding = self.returned[0]
             if holding.waiter in self._waiters:
                 self._waiters.remove(holding.waiter)
-            held = {job.task_id: job for job in (*self.finished.values(), *holding.jobs)}
-            finished = OrderedDict(sorted(held.items(), key=_finish_time))
+            if not holding.jobs and holding.claim is None:  # a wait that timed out held nothing
+                self.returned.popleft()
+                continue
+            finished = self.finished
+            if holding.jobs:  # seldom, and the one thing here that takes as long as there are results
+                held = {job.task_id: job for job in (*finished.values(), *holding.jobs)}
+                finished = OrderedDict(sorted(held.items(), key=_finish_time))
             count, claim = len(holding.jobs), holding.claim
             claimed = claim in self._claims
             claimed_finished = claimed and claim in finished
@@ -299,6 +311,7 @@ class Shelf:
                 self.take_back()
             count = len(self.finished)
             nothing: OrderedDict[int, Job] = OrderedDict()
+            self._discarded_all = True
             self.discarded += count
             self.finished = nothing
             self._claimed_finished = 0

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures.thread
+import contextlib
+import math
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +17,7 @@ from areal_core._runner.events import Events
 from areal_core.loop_cleanup import run_loop_cleanup
 
 _ROUNDS = 4
-_SHORTEST_ROUND_S = 0.05  # a task told to end needs a few turns to do so, also where no grace is given
-_ASYNC_GENERATORS_S = 2.0
+_SHORTEST_ROUND_S = 0.02  # a task told to end needs a few turns to do so, also where no grace is given
 
 # Coroutines that refuse to be closed complain when they are collected, so they never are.
 _immortal: list[Any] = []
@@ -36,7 +38,8 @@ async def _cancel_in_rounds(patience_s: float) -> None:
         for task in tasks:
             # One that is cleaning up already is told a second time only at the very end.
             if insist or (task not in told and not task.cancelling()):
-                task.cancel()
+                with contextlib.suppress(BaseException):  # a task class may refuse in its own way
+                    task.cancel()
         told |= tasks
         share_s = 0.0 if insist else patience_s / (_ROUNDS - 1)
         await asyncio.wait(tasks, timeout=max(_SHORTEST_ROUND_S, share_s))
@@ -64,18 +67,26 @@ def _awaiting(coroutine: Any) -> Iterator[Any]:
 
 
 def close_loop(
-    loop: asyncio.AbstractEventLoop, executor: ThreadPoolExecutor, deadline: float, events: Events
+    loop: asyncio.AbstractEventLoop,
+    executor: ThreadPoolExecutor,
+    deadline: float,
+    grace_s: float,
+    events: Events,
 ) -> None:
-    """Run loop cleanup, shut down async generators and *executor*, and close *loop*, by *deadline*."""
+    """Run loop cleanup, shut down async generators and *executor*, and close *loop*, by *deadline*.
+
+    Async generators have *grace_s* seconds to clean up, like tasks.
+    """
 
     def share(part: float, most_s: float) -> float:
         return max(_SHORTEST_ROUND_S, min(most_s, part * (deadline - time.monotonic())))
 
     _attempt("loop cleanup", events, lambda: run_loop_cleanup(loop, share(0.5, 10.0)))
-    closing = _within(loop.shutdown_asyncgens(), share(0.5, _ASYNC_GENERATORS_S))
+    closing = _within(loop.shutdown_asyncgens(), share(0.5, grace_s))
     if not _attempt("async generators", events, lambda: drive(loop, closing)):
         events.step_timed_out("async generators")
-    if not shut_down_executor(executor, time.monotonic() + share(0.8, float("inf"))):
+    until = time.monotonic() + share(0.8, math.inf)
+    if not _attempt("default executor", events, lambda: shut_down_executor(executor, until)):
         events.step_timed_out("default executor")
     _attempt("loop close", events, loop.close)
     _silence_tasks(loop)  # now that none of them can take another step
@@ -105,7 +116,7 @@ def shut_down_executor(executor: ThreadPoolExecutor, deadline: float) -> bool:
     executor.shutdown(wait=False, cancel_futures=True)
     threads = list(getattr(executor, "_threads", ()))
     for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+        thread.join(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
     stuck = [thread for thread in threads if thread.is_alive()]
     for thread in stuck:
         getattr(concurrent.futures.thread, "_threads_queues", {}).pop(thread, None)
