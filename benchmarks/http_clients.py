@@ -111,6 +111,18 @@ def throughput(client: Client, url: str, requests: int, in_flight: int) -> float
     return uvloop.run(client(url, measurement))
 
 
+def cpu(client: Client, url: str, requests: int, in_flight: int) -> float:
+    """Return the seconds of CPU a request costs the client's process; steadier than what a clock shows."""
+
+    async def measurement(send: Send) -> float:
+        await _send_all(send, in_flight, in_flight)
+        begin = time.process_time()
+        await _send_all(send, requests, in_flight)
+        return (time.process_time() - begin) / requests
+
+    return uvloop.run(client(url, measurement))
+
+
 def opened(client: Client, url: str, requests: int, in_flight: int) -> float:
     """Return how many connections the server accepted for each request in flight."""
 
@@ -150,6 +162,15 @@ def all_rows(url: str, quick: bool) -> Iterator[Row]:
             (ratio("ours", "bare", Aim(0.95, at_most=False)),),
             unit="requests/s",
             per_unit=1,
+            more=2,
+        )
+        yield Row(
+            f"session-cpu-{in_flight}",
+            f"CPU time of a request by get_aiohttp_session() beside a bare session, {in_flight} in flight",
+            {name: partial(cpu, client, url, many, in_flight) for name, client in sessions.items()},
+            (ratio("ours", "bare", Aim(1.05)),),
+            unit="us",
+            per_unit=1e-6,
             more=2,
         )
         yield Row(
