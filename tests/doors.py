@@ -147,6 +147,15 @@ async def fail(error: BaseException) -> None:
     raise error
 
 
+async def use_task_class(task_class: Any) -> None:
+    """Have the loop make its tasks of this class; None: of its own."""
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
+        return task_class(coroutine, loop=loop, **options)
+
+    asyncio.get_running_loop().set_task_factory(None if task_class is None else make)
+
+
 def turn_loop(runner: AsyncTaskRunner[Any], turns: int = 10) -> None:
     """Let the runner's loop do what is due, and what follows from that."""
 

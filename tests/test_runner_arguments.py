@@ -142,3 +142,12 @@ def test_without_a_factory_the_loop_is_a_uvloop(make_runner: MakeRunner, log_lin
 
     assert make_runner(loop_factory=None).run(running) is uvloop.Loop
     assert log_lines == []
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("task_id", [True, 1.0, "1", [1], None])
+def test_what_is_no_id_is_refused_by_whoever_asks_for_a_task(make_runner: MakeRunner, task_id: Any) -> None:
+    runner = make_runner()
+    for ask in (runner.wait_for_task, runner.cancel):
+        with pytest.raises(TypeError, match=r"^task_id has to be an int, not "):
+            ask(task_id)

@@ -963,3 +963,26 @@ def test_a_call_with_a_shorter_timeout_returns_and_spoils_nothing_for_one_that_w
     patient.result()
     assert runner.thread is not None
     assert not runner.thread.is_alive()
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("timeout", [None, math.inf, 1e300])
+def test_a_timeout_without_end_leaves_nothing_open(make_runner: MakeRunner, timeout: float | None) -> None:
+    runner = make_runner()
+    loop = runner.run(running_loop)
+    runner.run(asyncio.to_thread, int)
+    runner.destroy(timeout)
+    assert loop.is_closed()
+
+
+@pytest.mark.any_loop
+def test_a_short_timeout_is_enough_to_close_the_loop_whatever_is_on_it(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, door = make_runner(), Door()
+    loop = runner.run(running_loop)
+    runner.submit(door.insist)
+    door.wait_for()
+    runner.destroy(timeout=0.4)
+    assert loop.is_closed()
+    assert [line.message.split()[0] for line in log_lines] == ["tasks_abandoned"]

@@ -322,3 +322,26 @@ def test_a_runner_that_outlives_the_library_s_modules_is_collected_silently(run_
         """
     )
     assert (child.stderr, child.stdout, child.returncode) == ("", "", 0)
+
+
+def test_a_thread_of_the_executor_holds_up_no_exit_after_a_destroy_that_left_things_behind(
+    run_script: RunScript,
+) -> None:
+    before = time.monotonic()
+    child = run_script(
+        PRELUDE
+        + """
+    import logging
+    logging.getLogger("areal_core").setLevel(logging.CRITICAL)
+    runner = started(asyncio.to_thread, time.sleep, 30)
+    entered = threading.Event()
+    async def block():
+        entered.set()
+        time.sleep(30)
+    runner.submit(block)
+    entered.wait()
+    runner.destroy(timeout=0.1)
+    """
+    )
+    assert (without_slow_callbacks(child.stderr), child.stdout, child.returncode) == ("", "", 0)
+    assert time.monotonic() - before < 15

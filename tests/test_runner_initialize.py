@@ -346,3 +346,15 @@ def test_initialize_waits_for_a_destroy_under_way(make_runner: MakeRunner) -> No
     assert runner.stats() == RunnerStats(submitted=1, discarded=1, state="running")
     break_down(runner, OSError("for the next test"))
     assert runner.stats().state == "died"
+
+
+@pytest.mark.any_loop
+def test_an_initialize_that_fails_is_no_exit() -> None:
+    def no_loop() -> asyncio.AbstractEventLoop:
+        raise OSError("none left")
+
+    runner = AsyncTaskRunner[Any](1, loop_factory=no_loop)
+    with pytest.raises(OSError, match="none left"):
+        runner.initialize()
+    assert not runner.exiting.is_set()
+    assert runner.stats().state == "new"

@@ -22,7 +22,7 @@ from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerStoppedError
 from children import StartScript, without_slow_callbacks
 from conftest import MakeRunner
-from doors import LONG_S, Blockade, give, start_blocked
+from doors import LONG_S, Blockade, Caller, give, start_blocked
 from interrupts import each_step, interrupt
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -89,7 +89,7 @@ def test_destroy_interrupted_at_any_step_is_finished_by_the_next(loop_factory: L
         stage.finished(1)
         stage.running(2)
         stage.pending(3)
-        waiting = [
+        waiting: list[Caller[Any]] = [
             start_blocked(runner.wait, 4),
             start_blocked(runner.wait_for_task, 2),
             start_blocked(runner.run, stage.door.walk_through),

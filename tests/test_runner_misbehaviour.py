@@ -14,8 +14,9 @@ from typing import Any, Self
 import pytest
 
 from areal_core.async_task_runner import AsyncTaskRunner, TimedResult
+from areal_core.errors import RunnerDiedError
 from conftest import MakeRunner
-from doors import Caller, Door, fail, give, turn_loop
+from doors import Caller, Door, break_down, fail, give, turn_loop, use_task_class
 from logged import LogLines
 
 
@@ -307,6 +308,55 @@ def test_an_error_that_cannot_be_printed_is_delivered_and_logged_by_its_type(
     ]
 
 
+class LyingError(Exception):
+    """Has no class to show."""
+
+    @property  # type: ignore[misc]  # that is what is wrong with it
+    def __class__(self) -> Any:
+        raise RuntimeError("no class")
+
+
+class ExitingError(Exception):
+    def __str__(self) -> str:
+        raise SystemExit(3)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("error_class", [LyingError, ExitingError])
+def test_an_error_that_raises_when_it_is_looked_at_fails_its_task_alone(
+    healthy: AsyncTaskRunner[Any], error_class: type[Exception]
+) -> None:
+    error = error_class()
+    result = outcome_of(healthy, fail, error)
+    assert result.status == "failed"
+    assert result.error is error
+    healthy.submit(fail, error)
+    assert healthy.wait(1, timeout=10) == [None]
+
+
+@pytest.mark.any_loop
+def test_a_task_whose_cancel_raises_is_abandoned_and_keeps_no_other_from_ending(
+    make_runner: MakeRunner,
+) -> None:
+    class RefusingTask(asyncio.Task[Any]):
+        def cancel(self, msg: object = None) -> bool:
+            raise RuntimeError("no")
+
+    runner, door = make_runner(cancel_grace=0.02), Door()
+    runner.run(use_task_class, RefusingTask)
+    runner.submit(door.walk_through, task_id=1)
+    door.wait_for()
+    runner.run(use_task_class, None)
+    runner.submit(door.walk_through, task_id=2)
+    door.wait_for()
+    assert runner.cancel(1)
+    assert runner.wait_for_task(1, timeout=10).status == "cancelled"
+    assert runner.stats().abandoned == 1
+    runner.destroy()
+    assert runner.wait_for_task(2).status == "cancelled"
+    assert runner.stats().abandoned == 1
+
+
 @pytest.mark.any_loop
 def test_an_error_that_refuses_to_be_touched_is_delivered(healthy: AsyncTaskRunner[Any]) -> None:
     @dataclasses.dataclass(frozen=True)
@@ -465,6 +515,25 @@ def test_a_log_handler_may_use_the_runner(healthy: AsyncTaskRunner[Any]) -> None
 class FailingHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         raise OSError("disk full")
+
+
+@pytest.mark.any_loop
+def test_a_logger_that_exits_costs_the_line_and_a_death_is_a_death_all_the_same(
+    make_runner: MakeRunner,
+) -> None:
+    class ExitingLogger:
+        def warning(self, event: str, **fields: Any) -> None:
+            raise SystemExit(3)
+
+        debug = info = error = warning
+
+    runner = make_runner(logger=ExitingLogger())
+    runner.submit(fail, ValueError("why"))
+    assert runner.wait(1, timeout=10) == [None]
+    turn_loop(runner)
+    break_down(runner, OSError("broken"))
+    with pytest.raises(RunnerDiedError):
+        runner.wait(1, timeout=10)
 
 
 @pytest.mark.any_loop

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
+import threading
 import time
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerDiedError, RunnerStoppedError
 from conftest import MakeRunner
-from doors import Blockade, Door, break_down, fail, give, start_blocked, turn_loop
+from doors import Blockade, Door, break_down, fail, give, start_blocked, turn_loop, use_task_class
 
 
 def test_nothing_starts_while_paused(make_runner: MakeRunner) -> None:
@@ -175,3 +177,84 @@ def test_pausing_needs_a_running_runner(make_runner: MakeRunner) -> None:
     for call in (runner.pause, runner.resume):
         with pytest.raises(RunnerDiedError, match=r"^the runner died: OSError\('broken'\); "):
             call()
+
+
+@pytest.mark.parametrize("task_class", [None, asyncio.Task], ids=["our start", "a task factory"])
+def test_a_pause_within_a_burst_keeps_the_rest_from_starting_and_in_order(
+    make_runner: MakeRunner, task_class: Any
+) -> None:
+    runner = make_runner()
+    order: list[int] = []
+
+    async def note(number: int) -> int:
+        order.append(number)
+        if number == 1:
+            runner.pause()
+        return number
+
+    runner.run(use_task_class, task_class)
+    runner.pause()
+    for number in range(5):
+        runner.submit(note, number, task_id=number)
+    runner.resume()
+    assert runner.wait(2, timeout=10) == [0, 1]
+    turn_loop(runner)
+    assert order == [0, 1]
+    assert runner.stats() == RunnerStats(submitted=5, pending=3, collected=2, state="paused")
+    runner.submit(note, 5, task_id=5)
+    assert runner.cancel(3)
+    runner.resume()
+    assert [result.task_id for result in runner.as_completed(timeout=10)] == [3, 2, 4, 5]
+    assert order == [0, 1, 2, 4, 5]
+
+
+def test_a_pause_taken_back_within_the_burst_delays_nobody(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    order: list[int] = []
+
+    async def note(number: int) -> None:
+        order.append(number)
+        if number == 0:
+            runner.pause()
+            threading.Thread(target=runner.resume).start()
+
+    runner.pause()
+    for number in range(5):
+        runner.submit(note, number)
+    runner.resume()
+    runner.wait(5, timeout=10)
+    assert order == [0, 1, 2, 3, 4]
+
+
+def test_what_is_cancelled_while_a_pause_puts_it_back_is_cancelled(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+
+    async def pause_and_cancel() -> None:
+        runner.pause()
+        assert runner.cancel(2)
+
+    runner.pause()
+    runner.submit(pause_and_cancel, task_id=1)
+    runner.submit(give, task_id=2)
+    runner.submit(give, task_id=3)
+    runner.resume()
+    assert runner.wait_for_task(2, timeout=10).status == "cancelled"
+    turn_loop(runner)
+    assert runner.stats() == RunnerStats(submitted=3, pending=1, finished=1, collected=1, state="paused")
+
+
+def test_destroy_ends_what_a_pause_put_back(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+
+    async def pause() -> None:
+        runner.pause()
+
+    runner.pause()
+    runner.submit(pause, task_id=1)
+    runner.submit(give, task_id=2)
+    runner.resume()
+    runner.wait(1, timeout=10)
+    runner.destroy()
+    result = runner.wait_for_task(2)
+    assert result.status == "cancelled"
+    assert result.create_time == result.finish_time
