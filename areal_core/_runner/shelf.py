@@ -225,6 +225,8 @@ class Shelf:
                 changes = self.changes
                 finished = task_id in self.finished
                 if not finished and not self._is_unfinished(task_id):
+                    if self.changes != changes:
+                        continue
                     raise UnknownTaskError(
                         f"task_id={task_id} is not outstanding: never accepted, or delivered already"
                     )
