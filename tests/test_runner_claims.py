@@ -439,6 +439,21 @@ def test_an_interrupted_iterator_loses_nothing(make_runner: MakeRunner, where: A
 
 
 @pytest.mark.any_loop
+def test_what_an_interrupted_iterator_gives_back_goes_to_the_one_who_waits(make_runner: MakeRunner) -> None:
+    runner, callers = make_runner(), list[Caller[list[TimedResult[Any]]]]()
+    for number in range(2):
+        runner.submit(give, task_id=number)
+    turn_loop(runner)
+
+    def another_comes() -> None:
+        callers.append(start_blocked(timed, runner, 2))
+
+    with pytest.raises(KeyboardInterrupt), interrupt_when(Shelf.take_next, meanwhile=another_comes):
+        next(runner.as_completed())
+    assert ids(callers[0].result()) == [0, 1]
+
+
+@pytest.mark.any_loop
 def test_an_iterator_does_not_end_while_another_may_give_back_what_it_took(make_runner: MakeRunner) -> None:
     """The interrupted one's results are seen by one who would else find nothing outstanding."""
     runner = make_runner()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import uvloop
 
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import ArealError, RunnerDiedError
@@ -80,8 +82,6 @@ def test_nothing_is_lost_by_a_death(make_runner: MakeRunner, log_lines: LogLines
 
 @pytest.mark.any_loop
 def test_a_death_really_ends_thread_and_loop(make_runner: MakeRunner) -> None:
-    import asyncio
-
     runner = make_runner()
 
     async def running_loop() -> asyncio.AbstractEventLoop:
@@ -155,6 +155,30 @@ def test_a_second_fault_changes_nothing(make_runner: MakeRunner) -> None:
     assert runner.thread is not None
     runner.thread.join(10)
     assert died(lambda: runner.submit(give)).__cause__ is faults[0]
+
+
+def test_a_loop_that_breaks_is_a_death(make_runner: MakeRunner, loop_name: str) -> None:
+    fault = OSError("broken")
+    faults: list[BaseException] = []
+    base: Any = uvloop.Loop if loop_name == "uvloop" else asyncio.SelectorEventLoop
+
+    class BreakingLoop(base):  # type: ignore[misc]
+        def run_forever(self) -> None:
+            super().run_forever()
+            if faults:
+                raise faults.pop()
+
+    async def break_loop() -> None:
+        faults.append(fault)
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(60)
+
+    runner = make_runner(loop_factory=BreakingLoop)
+    runner.submit(break_loop, task_id=1)
+    assert runner.thread is not None
+    runner.thread.join(10)
+    assert died(lambda: runner.submit(give)).__cause__ is fault
+    assert runner.wait_for_task(1).status == "cancelled"
 
 
 @pytest.mark.any_loop

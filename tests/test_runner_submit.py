@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import logging
 import statistics
 import sys
 import threading
@@ -431,6 +432,34 @@ def test_what_the_runner_starts_for_a_task_does_not_inherit_another_tasks_contex
     runner.submit(parent)
     runner.submit(look)
     assert sorted(map(str, runner.wait(3, timeout=10))) == ["None", "none", "parent"]
+
+
+class LookingHandler(logging.Handler):
+    """Note the color in whose context each line is logged."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen.append(color.get())
+
+
+def test_what_the_library_does_for_a_task_runs_in_no_tasks_context(make_runner: MakeRunner) -> None:
+    runner, logger, handler = make_runner(), logging.getLogger("areal_core"), LookingHandler()
+
+    async def stain_and_fail() -> None:
+        color.set("stained")
+        raise ValueError
+
+    logger.addHandler(handler)
+    try:
+        runner.submit(stain_and_fail)
+        runner.wait(1, timeout=10)
+        turn_loop(runner)
+    finally:
+        logger.removeHandler(handler)
+    assert handler.seen == ["none"]
 
 
 # -- a runner that does not run ---------------------------------------------------------------------
