@@ -24,9 +24,10 @@ from itertools import count
 from operator import methodcaller
 from pathlib import Path
 from types import CodeType, FrameType
-from typing import Any
+from typing import Any, Self
 
 import areal_core
+from areal_core._runner.gate import Gate
 
 _LIBRARY = str(Path(areal_core.__file__).parent)
 
@@ -106,6 +107,34 @@ def each_step(most: int = 100_000) -> Iterator[int]:
     for step in count():
         assert step < most, "there is no end to the steps"
         yield step
+
+
+class Rescuer:
+    """A thread that calls *rescue* once the main thread has come to stand still in a gate."""
+
+    def __init__(self, rescue: Callable[[], object]) -> None:
+        self.came = False
+        self._rescue = rescue
+        self._over = threading.Event()
+        self._main_thread = threading.get_ident()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        stood_still = 0
+        while not self._over.wait(0.001):
+            frame = sys._current_frames()[self._main_thread]
+            stood_still = stood_still + 1 if frame.f_code is Gate.wait.__code__ else 0
+            if stood_still == 5:
+                self.came = True
+                self._rescue()
 
 
 class _Signal(int):

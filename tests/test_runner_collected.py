@@ -6,24 +6,21 @@ import asyncio
 import contextlib
 import gc
 import re
-import sys
-import threading
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 import acts
 from acts import BOUND, SHORT, Play, Stage
-from areal_core._runner.gate import Gate
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import TaskQueueFullError, UnknownTaskError
 from children import RunScript
 from conftest import MakeRunner
 from doors import LONG_S, Blockade, Caller, Door, give, turn_loop
-from interrupts import collect, each_step
+from interrupts import Rescuer, collect, each_step
 from logged import LogLines
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -283,34 +280,6 @@ def test_a_finalizer_that_cancels_the_same_task_changes_nothing(make_runner: Mak
         runner.resume()
         if not outcome.tripped:
             break
-
-
-class Rescuer:
-    """A thread that calls *rescue* once the main thread has come to stand still in a gate."""
-
-    def __init__(self, rescue: Callable[[], object]) -> None:
-        self.came = False
-        self._rescue = rescue
-        self._over = threading.Event()
-        self._main_thread = threading.get_ident()
-        self._thread = threading.Thread(target=self._watch)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        stood_still = 0
-        while not self._over.wait(0.001):
-            frame = sys._current_frames()[self._main_thread]
-            stood_still = stood_still + 1 if frame.f_code is Gate.wait.__code__ else 0
-            if stood_still == 5:
-                self.came = True
-                self._rescue()
 
 
 @pytest.mark.any_loop

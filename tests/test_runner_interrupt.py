@@ -13,6 +13,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from areal_core.errors import RunnerStoppedError
 from children import StartScript, without_slow_callbacks
 from conftest import MakeRunner
 from doors import LONG_S, Blockade, Caller, give, start_blocked
-from interrupts import each_step, interrupt
+from interrupts import Rescuer, each_step, interrupt
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -110,6 +111,30 @@ def test_destroy_interrupted_at_any_step_is_finished_by_the_next(loop_factory: L
         if not outcome.tripped:
             break
     assert step > 100
+
+
+@pytest.mark.parametrize(("timeout", "stride"), [(60, 1), (0, 29)])
+def test_destroy_interrupted_at_any_step_does_not_keep_the_next_from_giving_up_a_blocked_thread(
+    loop_factory: LoopFactory, timeout: float, stride: int
+) -> None:
+    """The second case takes its many steps where it describes the stack: each gives the same."""
+    for step in itertools.count(0, stride):
+        runner, blockade = AsyncTaskRunner[int](BOUND, loop_factory=loop_factory), Blockade()
+        runner.initialize()
+        runner.submit(blockade.block, 1)
+        blockade.wait_until_entered()
+        with Rescuer(blockade.lift):
+            outcome = interrupt(partial(runner.destroy, timeout), step)
+        runner.destroy(timeout=0)
+        stats = runner.stats()
+        assert (stats.running, stats.finished) == (0, 1), f"Ctrl-C at {outcome.where}"
+        blockade.lift()
+        assert runner.thread is not None
+        runner.thread.join(LONG_S)
+        assert not runner.thread.is_alive(), f"Ctrl-C at {outcome.where}"
+        if not outcome.tripped:
+            break
+    assert step > 50
 
 
 def test_a_ctrl_c_while_destroy_waits_for_the_thread_does_not_make_that_look_dead(

@@ -139,8 +139,8 @@ class Life:
         self.request_end()
         if self._left_behind:
             return
-        self._patient.append(mine)
         try:
+            self._patient.append(mine)  # in here, or a Ctrl-C could leave it there for good
             if self.thread.finished.wait(timeout):
                 self.thread.thread.join(_JOIN_S)
             elif max(self._patient) <= mine:  # else another call waits longer, and it ends well perhaps
