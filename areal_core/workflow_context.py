@@ -79,7 +79,7 @@ async def get_aiohttp_session() -> aiohttp.ClientSession:
     """Return the running loop's aiohttp session.
 
     It has no limit of connections and no total timeout, reuses connections, and keeps no cookies; see
-    `HttpConfig`. Raises RuntimeError while the loop is being closed, and on a loop of the parent process.
+    `HttpConfig`. Raises RuntimeError once the loop has run its cleanup, and on a loop of the parent process.
     """
     await import_off_loop("areal_core._http.pool")
     return clients.aiohttp_session()

@@ -524,6 +524,16 @@ def test_waiting_for_the_pool_is_not_limited_as_nobody_waits_for_it(use: Callabl
     use(work)
 
 
+def test_a_limit_may_be_infinite(use: Callable[[Use], None]) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        async with serving(echo) as peer:
+            limits = httpx.Timeout(float("inf"))
+            reply = await client.post(peer.url, content=100 * KILOBYTE, timeout=limits)
+            assert reply.status_code == 200
+
+    use(work)
+
+
 async def endless() -> AsyncIterator[bytes]:
     while True:
         yield 64 * KILOBYTE
@@ -727,6 +737,7 @@ def test_a_header_cannot_be_sent(use: Callable[[Use], None]) -> None:
         (aiohttp.ClientOSError(errno.EPIPE, "Broken pipe"), httpx.WriteError),
         (aiohttp.ClientOSError(errno.ETIMEDOUT, "Connection timed out"), httpx.ReadError),
         (aiohttp.ClientConnectionError("Connector is closed."), httpx.NetworkError),
+        (aiohttp.ClientError("new in some version"), httpx.TransportError),
         (KeyError("ours"), KeyError),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from http.cookiejar import CookieJar
@@ -33,6 +34,7 @@ _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
     (aiohttp.InvalidURL, httpx.UnsupportedProtocol),
     (aiohttp.NonHttpUrlClientError, httpx.UnsupportedProtocol),
     (aiohttp.ClientConnectionError, httpx.NetworkError),
+    (aiohttp.ClientError, httpx.TransportError),
     (TimeoutError, httpx.TimeoutException),  # the total one, which httpx has no name for
     (ValueError, httpx.LocalProtocolError),  # a header that cannot be sent
 )
@@ -144,7 +146,9 @@ def _timeout(limits: dict[str, float | None], total: float | None) -> aiohttp.Cl
 
 
 def _seconds(limit: float | None) -> float | None:
-    return None if limit is None else max(limit, 0.001)  # to aiohttp, 0 is no limit
+    if limit is None or limit == math.inf:  # aiohttp rounds, which infinity does not allow
+        return None
+    return max(limit, 0.001)  # to aiohttp, 0 is no limit
 
 
 def _extensions(reply: aiohttp.ClientResponse) -> dict[str, Any]:
