@@ -16,11 +16,9 @@ import types
 from collections.abc import Callable, Iterator
 
 from areal_core._log import get_logger
+from areal_core._process import pin
 
 _CANCEL_GRACE_S = 0.5  # to end after a cancellation; closing a connection takes a few milliseconds
-
-# Coroutines that refuse even to be closed, and would complain when they are collected: they never are.
-_immortal: list[object] = []
 
 _log = get_logger()
 
@@ -86,7 +84,7 @@ def _abandon(tasks: set[asyncio.Task[object]]) -> None:
         try:
             coroutine.close()
         except BaseException:
-            _immortal.append(coroutine)
+            pin(coroutine)  # it refuses to be closed: collected, at exit too, it would complain or never end
 
 
 @contextlib.contextmanager

@@ -42,12 +42,12 @@ def _arrive_in_child() -> None:
     _shielded.clear()
 
 
-def pin(inherited: object) -> None:
-    """Keep *inherited* and all it refers to alive to the end of the process, finalization included."""
-    import ctypes  # 10 ms, and only in a child that has something to pin
+def pin(value: object) -> None:
+    """Keep *value* and all it refers to alive to the end of the process, finalization included."""
+    import ctypes  # 10 ms, and seldom needed
 
-    # A reference held by a module would be dropped at finalization, and the loop closed after all.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(inherited))
+    # A reference held by a module would be dropped at finalization, and *value* collected after all.
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 call_in_child(_arrive_in_child)

@@ -345,3 +345,31 @@ def test_a_thread_of_the_executor_holds_up_no_exit_after_a_destroy_that_left_thi
     )
     assert (without_slow_callbacks(child.stderr), child.stdout, child.returncode) == ("", "", 0)
     assert time.monotonic() - before < 15
+
+
+def test_coroutines_that_refuse_to_be_closed_do_not_hold_up_the_exit_after_a_destroy(
+    run_script: RunScript,
+) -> None:
+    """Collected, at exit too, such a one is closed again; and one that goes on without a loop never ends."""
+    child = run_script(
+        PRELUDE
+        + """
+    logging.getLogger("areal_core").setLevel(logging.CRITICAL)
+
+    async def refuse():
+        while True:
+            try:
+                await asyncio.Event().wait()
+            except BaseException:
+                pass
+
+    async def register():
+        register_loop_cleanup(refuse, timeout=0.01)
+
+    runner = started(refuse)
+    runner.run(register)
+    runner.destroy(timeout=1.0)
+    print(runner.stats().abandoned)
+    """
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "1\n", 0)

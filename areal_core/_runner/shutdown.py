@@ -13,14 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from areal_core._drive import drive
+from areal_core._process import pin
 from areal_core._runner.events import Events
 from areal_core.loop_cleanup import run_loop_cleanup
 
 _ROUNDS = 4
 _SHORTEST_ROUND_S = 0.02  # a task told to end needs a few turns to do so, also where no grace is given
-
-# Coroutines that refuse to be closed complain when they are collected, so they never are.
-_immortal: list[Any] = []
 
 
 def cancel_tasks(loop: asyncio.AbstractEventLoop, patience_s: float, events: Events) -> None:
@@ -54,9 +52,11 @@ def _silence_tasks(loop: asyncio.AbstractEventLoop) -> None:
             if coroutines:
                 coroutines[0].close()
         except BaseException:
-            _immortal.append(task)
+            pin(task)
         # Ours catches what the task's own raises, and ends all the same.
-        _immortal.extend(part for part in coroutines if getattr(part, "cr_frame", None) is not None)
+        for part in coroutines:
+            if getattr(part, "cr_frame", None) is not None:
+                pin(part)  # one that refuses to be closed complains when it is collected, or never ends
 
 
 def _awaiting(coroutine: Any) -> Iterator[Any]:
