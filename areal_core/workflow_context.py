@@ -49,7 +49,7 @@ class WorkflowContext:
     """Whether the rollout evaluates; it then serves no training."""
 
     task_id: int | None = None
-    """The task it is part of; None outside of one."""
+    """The task it is part of; None unless whoever starts the workflow sets it."""
 
     sample_idx: int | None = None
     """Its place in its group; None where there is no group."""

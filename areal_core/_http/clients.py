@@ -124,9 +124,10 @@ def httpx_client() -> httpx.AsyncClient:
 
 
 def configure_http(config: HttpConfig) -> None:
-    """Set how the clients of loops behave that have none yet.
+    """Set how the clients of loops behave that have none yet; loops that have some keep them as they are.
 
-    Raises RuntimeError, and sets nothing, when the running loop's clients were made with another config.
+    So a trainer calls it before its first rollout. Raises RuntimeError, and sets nothing, when the
+    running loop's clients were made with another config; on a thread without a loop it cannot tell.
     """
     global _config
     if not isinstance(config, HttpConfig):
