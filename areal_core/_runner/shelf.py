@@ -100,9 +100,9 @@ class Shelf:
     def serve(self) -> None:
         """Open the gate of every waiter who can be served now; the first to come takes."""
         if self._waiters:
-            available, idle = self._available(), not self._unclaimed()
+            available = self._available()
             for waiter in self._waiters:
-                if available >= waiter.count or (idle and waiter.or_idle):
+                if available >= waiter.count:
                     waiter.gate.open()
 
     def wake_all(self) -> None:
@@ -188,7 +188,6 @@ class Shelf:
 
     def _move(self, count: int, holding: Holding, changes: int) -> bool:
         """Take *count* results into *holding*; return False, and take none, when *changes* is outdated."""
-        self.wake_all()  # an iterator ends when the last unclaimed result is taken
         if count == len(self.finished):
             nothing: OrderedDict[int, Job] = OrderedDict()
             jobs = list(self.finished.values())
