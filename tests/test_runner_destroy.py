@@ -419,10 +419,9 @@ def test_a_step_that_fails_is_logged_and_keeps_no_other_from_running(
     runner.destroy()
     assert called == ["generators", "close"]
     assert loop.is_closed()
-    described = [(line.level, line.message.partition(" error=")[0], line.error) for line in log_lines]
-    assert described == [
-        ("error", "shutdown_step_failed step=async generators", error),
-        ("error", "shutdown_step_failed step=loop close", error),
+    assert [tuple(line) for line in log_lines] == [
+        ("error", "shutdown_step_failed step=async generators error=OSError: broken", error),
+        ("error", "shutdown_step_failed step=loop close error=OSError: broken", error),
     ]
     assert runner.stats() == RunnerStats(state="stopped")
 

@@ -452,14 +452,21 @@ def test_what_the_library_does_for_a_task_runs_in_no_tasks_context(make_runner: 
         color.set("stained")
         raise ValueError
 
+    def stain_and_cancel() -> None:
+        color.set("stained")
+        runner.submit(give, task_id=1)
+        runner.cancel(1)
+
     logger.addHandler(handler)
     try:
         runner.submit(stain_and_fail)
         runner.wait(1, timeout=10)
+        runner.pause()
+        contextvars.copy_context().run(stain_and_cancel)
         turn_loop(runner)
     finally:
         logger.removeHandler(handler)
-    assert handler.seen == ["none"]
+    assert handler.seen == ["none", "none"]
 
 
 # -- a runner that does not run ---------------------------------------------------------------------

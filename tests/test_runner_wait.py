@@ -255,8 +255,8 @@ def test_the_waiter_who_can_be_served_is_and_the_other_is_not_even_woken(make_ru
         runner.submit(give, number)
     turn_loop(runner)
     assert runner.stats().finished == 2
-    assert [waiter.gate.is_open for waiter in waiting] == [False]
     assert runner.wait(1, timeout=10) == [0]
+    assert [waiter.gate.is_open for waiter in waiting] == [False]
     two = start_blocked(runner.wait, 2)
     runner.submit(give, 2)
     assert two.result() == [1, 2]
