@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+import areal_core._http.pool
+import areal_core._http.transport  # noqa: F401 - both now, so that no test is the first to import them
 from children import StartScript
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
