@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import contextlib
 import math
@@ -17,7 +18,7 @@ from areal_core._runner import exit_hook, shutdown
 from areal_core._runner.calls import Call, Calls
 from areal_core._runner.ending import Ending
 from areal_core._runner.events import Events
-from areal_core._runner.gate import GateEvent
+from areal_core._runner.gate import Gate, GateEvent
 from areal_core._runner.job import Job
 from areal_core._runner.launcher import Launcher, labels_of
 from areal_core._runner.ledger import Ledger
@@ -169,10 +170,22 @@ class Life:
         self._calls.end(ending)
 
     def _leave_behind(self) -> None:
-        with self._leaving:  # several may have waited in vain
-            if not self._left_behind:
-                self._give_up_thread()
-            self._left_behind = True
+        # In a thread of its own: a Ctrl-C here would leave the lock of a log handler held for good.
+        given_up = Gate()
+        try:
+            _thread.start_new_thread(self._give_up_once, (given_up,))
+        except RuntimeError:  # no thread to be had, and worse to come than that
+            self._give_up_once(given_up)
+        given_up.wait()
+
+    def _give_up_once(self, given_up: Gate) -> None:
+        try:
+            with self._leaving:  # several may have waited in vain
+                if not self._left_behind:
+                    self._give_up_thread()
+                self._left_behind = True
+        finally:
+            given_up.open()
 
     def _give_up_thread(self) -> None:
         self._events.thread_left_behind(self.thread.stack())
