@@ -298,6 +298,37 @@ def test_the_grace_does_not_touch_a_task_that_ended_within_it(
     assert runner.wait_for_task(1, timeout=0).status == "cancelled"
 
 
+def test_a_task_that_ends_before_its_cancellation_arrives_is_cancelled_once(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, blockade = make_runner(cancel_grace=0.02), Blockade()
+
+    async def block_next_turn() -> None:
+        await asyncio.sleep(0)
+        await blockade.block()
+
+    async def end_next_turn() -> str:
+        await asyncio.sleep(0)
+        return "value"
+
+    runner.pause()
+    runner.submit(block_next_turn, task_id=1)
+    runner.submit(end_next_turn, task_id=2)
+    runner.resume()
+    blockade.wait_until_entered()
+    assert runner.cancel(2)
+    blockade.lift()
+    turn_loop(runner)
+    with pytest.raises(TimeoutError):
+        runner.wait(3, timeout=0.05)  # past the grace
+    assert runner.stats() == RunnerStats(submitted=2, finished=2, state="running")
+    assert [line.message.split(" seconds")[0] for line in log_lines] == [
+        f"task_cancelled task=2 {end_next_turn.__qualname__}"
+    ]
+    result = runner.wait_for_task(2, timeout=0)
+    assert (result.status, result.data) == ("cancelled", None)
+
+
 def test_a_cancellation_is_delivered_once_not_again_by_the_deadline_nor_by_a_second_cancel(
     make_runner: MakeRunner,
 ) -> None:

@@ -817,12 +817,21 @@ def test_a_thread_that_goes_on_in_time_ends_in_order(make_runner: MakeRunner, lo
     door.wait_for()
     runner.submit(blockade.block, "value", task_id=2)
     blockade.wait_until_entered()
+    ran: list[bool] = []
+
+    async def run() -> None:
+        ran.append(True)
+
+    runner.submit(run, task_id=3)  # the loop has been asked to start it, before it is asked to stop
     ender = start_blocked(runner.destroy)
     assert runner.exiting.is_set()
     blockade.lift()
     ender.result()
+    assert ran == []
+    never = runner.wait_for_task(3)
+    assert (never.status, never.create_time) == ("cancelled", never.finish_time)
     assert outcomes(runner) == {1: ("cancelled", None), 2: ("completed", "value")}
-    assert [line.message for line in log_lines] == ["tasks_cancelled_by_destroy count=1"]
+    assert [line.message for line in log_lines] == ["tasks_cancelled_by_destroy count=2"]
 
 
 # -- calling it -------------------------------------------------------------------------------------

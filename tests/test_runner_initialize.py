@@ -338,7 +338,9 @@ def test_initialize_waits_for_a_destroy_under_way(make_runner: MakeRunner) -> No
     door.wait_for()
     ender = start_blocked(runner.destroy)
     cleaning.wait_for()
+    threads = runner_threads()
     beginner = start_blocked(runner.initialize)
+    assert runner_threads() == threads
     assert runner.stats().state == "stopped"
     cleaning.open()
     ender.result()

@@ -161,10 +161,12 @@ def test_the_event_exiting_is_one_object_that_can_be_waited_for(make_runner: Mak
     exiting = runner.exiting
     assert isinstance(exiting, threading.Event)
     assert not exiting.wait(timeout=0)
+    assert repr(exiting) == "<GateEvent unset>"
     waiter = Caller(exiting.wait, 10.0)
     runner.destroy()
     assert waiter.result()
     assert exiting.is_set()
+    assert repr(exiting) == "<GateEvent set>"
     runner.initialize()
     assert runner.exiting is exiting
     assert not exiting.is_set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import enum
 import functools
 import logging
 import statistics
@@ -106,8 +107,13 @@ def test_what_cannot_be_called_is_refused(make_runner: MakeRunner, thing: Any) -
 # -- ids --------------------------------------------------------------------------------------------
 
 
+class Place(enum.IntEnum):
+    FIRST = 0
+    LAST = 2**48 - 1
+
+
 @pytest.mark.any_loop
-@pytest.mark.parametrize("task_id", [0, 7, 2**48 - 1])
+@pytest.mark.parametrize("task_id", [0, 7, 2**48 - 1, *Place])
 def test_the_callers_id_comes_back_from_submit_and_with_the_result(
     make_runner: MakeRunner, task_id: int
 ) -> None:
