@@ -12,7 +12,8 @@ from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from areal_core._runner.gate import Gate
-from areal_core.async_task_runner import AsyncTaskRunner
+from areal_core.async_task_runner import AsyncTaskRunner, TimedResult
+from conftest import MakeRunner
 
 T = TypeVar("T")
 
@@ -154,6 +155,49 @@ async def use_task_class(task_class: Any) -> None:
         return task_class(coroutine, loop=loop, **options)
 
     asyncio.get_running_loop().set_task_factory(None if task_class is None else make)
+
+
+async def running_loop() -> asyncio.AbstractEventLoop:
+    """Return the loop that runs this."""
+    return asyncio.get_running_loop()
+
+
+def outcomes(runner: AsyncTaskRunner[Any]) -> dict[int, tuple[str, Any]]:
+    """Collect status and value of each task by its id."""
+    return {result.task_id: (result.status, result.data) for result in runner.as_completed(timeout=10)}
+
+
+async def work(door: Door, cleaning: Door, done: list[str]) -> str:
+    """Wait at *door*; told to end, clean up at *cleaning*."""
+    try:
+        await door.walk_through()
+    finally:
+        await cleaning.walk_through()
+        done.append("cleaned")
+    return "value"
+
+
+def with_tasks_around(make_runner: MakeRunner) -> Iterator[AsyncTaskRunner[Any]]:
+    """Make a runner with one task running and one pending, and see that both and a third are unharmed."""
+    runner, door = make_runner(), Door()
+    runner.submit(door.walk_through, "running", task_id=100)
+    door.wait_for()
+    thread = runner.thread
+    yield runner
+    door.open()
+    runner.submit(give, "later", task_id=101)
+    assert runner.wait_for_task(100, timeout=10).data == "running"
+    assert runner.wait_for_task(101, timeout=10).data == "later"
+    assert not runner.exiting.is_set()
+    assert runner.thread is thread
+    assert runner.stats().state == "running"
+
+
+def outcome_of(
+    runner: AsyncTaskRunner[Any], fn: Callable[..., Any], *args: Any, **kwargs: Any
+) -> TimedResult[Any]:
+    """Run a task and return what became of it."""
+    return runner.wait_for_task(runner.submit(fn, *args, task_id=1, **kwargs), timeout=10)
 
 
 def turn_loop(runner: AsyncTaskRunner[Any], turns: int = 10) -> None:

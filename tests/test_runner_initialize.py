@@ -12,14 +12,10 @@ import pytest
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerStoppedError
 from conftest import MakeRunner
-from doors import LONG_S, Caller, Door, break_down, give, in_thread, start_blocked, turn_loop
+from doors import LONG_S, Caller, Door, break_down, give, in_thread, running_loop, start_blocked, turn_loop
 from logged import LogLines
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-
-
-async def running_loop() -> asyncio.AbstractEventLoop:
-    return asyncio.get_running_loop()
 
 
 def runner_threads() -> list[threading.Thread]:

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import dataclasses
-import logging
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterator
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
-from areal_core.async_task_runner import AsyncTaskRunner, TimedResult
-from areal_core.errors import RunnerDiedError
+from areal_core.async_task_runner import AsyncTaskRunner
 from conftest import MakeRunner
-from doors import Caller, Door, break_down, fail, give, turn_loop, use_task_class
+from doors import (
+    Caller,
+    Door,
+    fail,
+    give,
+    outcome_of,
+    turn_loop,
+    with_tasks_around,
+)
 from logged import LogLines
 
 
 @pytest.fixture
 def healthy(make_runner: MakeRunner) -> Iterator[AsyncTaskRunner[Any]]:
-    """Make a runner with one task running and one pending, and see that both and a third are unharmed."""
-    runner, door = make_runner(), Door()
-    runner.submit(door.walk_through, "running", task_id=100)
-    door.wait_for()
-    thread = runner.thread
-    yield runner
-    door.open()
-    runner.submit(give, "later", task_id=101)
-    assert runner.wait_for_task(100, timeout=10).data == "running"
-    assert runner.wait_for_task(101, timeout=10).data == "later"
-    assert not runner.exiting.is_set()
-    assert runner.thread is thread
-    assert runner.stats().state == "running"
-
-
-def outcome_of(
-    runner: AsyncTaskRunner[Any], fn: Callable[..., Any], *args: Any, **kwargs: Any
-) -> TimedResult[Any]:
-    return runner.wait_for_task(runner.submit(fn, *args, task_id=1, **kwargs), timeout=10)
+    yield from with_tasks_around(make_runner)
 
 
 # -- calls that cannot work -------------------------------------------------------------------------
@@ -264,161 +250,6 @@ def test_a_call_ended_by_a_task_that_cancels_all_raises_in_its_caller(make_runne
     assert runner.run(give, 1) == 1
 
 
-# -- objects that misbehave -------------------------------------------------------------------------
-
-
-class Incomparable:
-    """A value that can be neither compared, nor hashed, nor printed, nor asked whether it is true."""
-
-    def _refuse(self, *_: object) -> Any:
-        raise RuntimeError("refused")
-
-    __eq__ = __bool__ = __repr__ = __str__ = __len__ = _refuse
-    __hash__ = _refuse
-
-
-@pytest.mark.any_loop
-def test_a_value_that_can_only_be_held_is_delivered(healthy: AsyncTaskRunner[Any]) -> None:
-    value = Incomparable()
-    assert outcome_of(healthy, give, value).data is value
-    healthy.submit(give, value)
-    assert healthy.wait(1, timeout=10)[0] is value
-    healthy.submit(give, value)
-    assert next(iter(healthy.as_completed(timeout=10))).data is value
-    assert healthy.run(give, value) is value
-
-
-class UnprintableError(Exception):
-    def __repr__(self) -> str:
-        raise RuntimeError("no repr")
-
-    __str__ = __repr__
-
-
-@pytest.mark.any_loop
-def test_an_error_that_cannot_be_printed_is_delivered_and_logged_by_its_type(
-    healthy: AsyncTaskRunner[Any], log_lines: LogLines
-) -> None:
-    error = UnprintableError()
-    result = outcome_of(healthy, fail, error)
-    assert result.error is error
-    turn_loop(healthy)
-    assert [line.message.partition(" error=")[2] for line in log_lines] == [
-        "UnprintableError (its str raises)"
-    ]
-
-
-class LyingError(Exception):
-    """Has no class to show."""
-
-    @property  # type: ignore[misc]  # that is what is wrong with it
-    def __class__(self) -> Any:
-        raise RuntimeError("no class")
-
-
-class ExitingError(Exception):
-    def __str__(self) -> str:
-        raise SystemExit(3)
-
-
-@pytest.mark.any_loop
-@pytest.mark.parametrize("error_class", [LyingError, ExitingError])
-def test_an_error_that_raises_when_it_is_looked_at_fails_its_task_alone(
-    healthy: AsyncTaskRunner[Any], error_class: type[Exception]
-) -> None:
-    error = error_class()
-    result = outcome_of(healthy, fail, error)
-    assert result.status == "failed"
-    assert result.error is error
-    healthy.submit(fail, error)
-    assert healthy.wait(1, timeout=10) == [None]
-
-
-@pytest.mark.any_loop
-def test_a_task_whose_cancel_raises_is_abandoned_and_keeps_no_other_from_ending(
-    make_runner: MakeRunner,
-) -> None:
-    class RefusingTask(asyncio.Task[Any]):
-        def cancel(self, msg: object = None) -> bool:
-            raise RuntimeError("no")
-
-    runner, door = make_runner(cancel_grace=0.02), Door()
-    runner.run(use_task_class, RefusingTask)
-    runner.submit(door.walk_through, task_id=1)
-    door.wait_for()
-    runner.run(use_task_class, None)
-    runner.submit(door.walk_through, task_id=2)
-    door.wait_for()
-    assert runner.cancel(1)
-    assert runner.wait_for_task(1, timeout=10).status == "cancelled"
-    assert runner.stats().abandoned == 1
-    runner.destroy()
-    assert runner.wait_for_task(2).status == "cancelled"
-    assert runner.stats().abandoned == 1
-
-
-@pytest.mark.any_loop
-def test_an_error_that_refuses_to_be_touched_is_delivered(healthy: AsyncTaskRunner[Any]) -> None:
-    @dataclasses.dataclass(frozen=True)
-    class FrozenError(Exception):
-        code: int
-
-    class StubbornError(Exception):
-        def with_traceback(self, traceback: TracebackType | None) -> Self:
-            raise RuntimeError("no")
-
-    for error in (FrozenError(5), StubbornError()):
-        result = outcome_of(healthy, fail, error)
-        assert (result.status, result.error) == ("failed", error)
-        with pytest.raises(type(error)) as raised:
-            healthy.run(fail, error)
-        assert raised.value is error
-
-
-@pytest.mark.any_loop
-def test_an_error_that_is_returned_is_a_value(healthy: AsyncTaskRunner[Any]) -> None:
-    for error in (ValueError("v"), asyncio.CancelledError(), SystemExit(3)):
-        result = outcome_of(healthy, give, error)
-        assert (result.status, result.data, result.error) == ("completed", error, None)
-        assert healthy.run(give, error) is error
-
-
-@pytest.mark.any_loop
-def test_a_long_error_is_cut_in_the_log_and_whole_in_the_outcome(
-    healthy: AsyncTaskRunner[Any], log_lines: LogLines
-) -> None:
-    error = ValueError("x" * 600)
-    assert outcome_of(healthy, fail, error).error is error
-    turn_loop(healthy)
-    assert [line.message.partition(" error=")[2] for line in log_lines] == [f"ValueError: {error}"[:500]]
-
-
-@pytest.mark.any_loop
-def test_a_function_without_a_decent_name_fails_and_completes_like_any(
-    healthy: AsyncTaskRunner[Any], log_lines: LogLines
-) -> None:
-    class Nameless:
-        def __getattr__(self, name: str) -> Any:
-            raise RuntimeError(f"no {name}")
-
-        def __call__(self, error: BaseException) -> Awaitable[None]:
-            return fail(error)
-
-    class OddlyNamed(Nameless):
-        def __getattr__(self, name: str) -> Any:
-            return 5
-
-    for fn in (Nameless(), OddlyNamed()):
-        error = ValueError("why")
-        assert outcome_of(healthy, fn, error).error is error
-        turn_loop(healthy)
-    here = "test_a_function_without_a_decent_name_fails_and_completes_like_any.<locals>"
-    assert [line.message.partition(" seconds=")[0] for line in log_lines] == [
-        f"task_failed task=1 {here}.Nameless",
-        f"task_failed task=1 {here}.OddlyNamed",
-    ]
-
-
 # -- what tasks may set on the loop -----------------------------------------------------------------
 
 
@@ -484,83 +315,3 @@ def test_an_exception_handler_that_raises_harms_nobody(
     healthy.run(use_it)
     turn_loop(healthy)
     assert "Unhandled error in exception handler" in caplog.text
-
-
-# -- logging that fails -----------------------------------------------------------------------------
-
-
-class UsingHandler(logging.Handler):
-    """A log handler that itself uses the runner."""
-
-    def __init__(self, runner: AsyncTaskRunner[Any]) -> None:
-        super().__init__()
-        self._runner = runner
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._runner.submit(give, f"{self._runner!r}"[:24], task_id=50)
-
-
-@pytest.mark.any_loop
-def test_a_log_handler_may_use_the_runner(healthy: AsyncTaskRunner[Any]) -> None:
-    logger, handler = logging.getLogger("areal_core"), UsingHandler(healthy)
-    logger.addHandler(handler)
-    try:
-        assert outcome_of(healthy, fail, ValueError("why")).status == "failed"
-        turn_loop(healthy)
-    finally:
-        logger.removeHandler(handler)
-    assert healthy.wait_for_task(50, timeout=10).data == "<AsyncTaskRunner running"
-
-
-class FailingHandler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        raise OSError("disk full")
-
-
-@pytest.mark.any_loop
-def test_a_logger_that_exits_costs_the_line_and_a_death_is_a_death_all_the_same(
-    make_runner: MakeRunner,
-) -> None:
-    class ExitingLogger:
-        def warning(self, event: str, **fields: Any) -> None:
-            raise SystemExit(3)
-
-        debug = info = error = warning
-
-    runner = make_runner(logger=ExitingLogger())
-    runner.submit(fail, ValueError("why"))
-    assert runner.wait(1, timeout=10) == [None]
-    turn_loop(runner)
-    break_down(runner, OSError("broken"))
-    with pytest.raises(RunnerDiedError):
-        runner.wait(1, timeout=10)
-
-
-@pytest.mark.any_loop
-def test_a_log_handler_that_raises_costs_the_line_and_not_the_runner(
-    healthy: AsyncTaskRunner[Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    logger, handler = logging.getLogger("areal_core"), FailingHandler()
-    logger.addHandler(handler)
-    try:
-        assert outcome_of(healthy, fail, ValueError("why")).status == "failed"
-        healthy.pause()
-        healthy.submit(give, task_id=2)
-        assert healthy.cancel(2)
-        healthy.resume()
-        turn_loop(healthy)
-    finally:
-        logger.removeHandler(handler)
-    assert [record for record in caplog.records if record.name == "asyncio"] == []
-    assert healthy.wait(1, timeout=10) == [None]
-
-
-@pytest.mark.any_loop
-def test_a_task_may_block_the_loop_for_a_while(healthy: AsyncTaskRunner[Any]) -> None:
-    import time
-
-    async def compute() -> str:
-        time.sleep(0.05)
-        return "done"
-
-    assert outcome_of(healthy, compute).data == "done"

@@ -1,12 +1,10 @@
-"""submit: ids, the bound, the order of starting, context variables, who may call it."""
+"""submit: ids, the bound, the order of starting, who may call it."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import enum
 import functools
-import logging
 import statistics
 import sys
 import threading
@@ -18,10 +16,7 @@ import pytest
 from areal_core import errors
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats, TaskQueueFullError
 from conftest import MakeRunner
-from doors import Blockade, Door, fail, give, in_thread, turn_loop
-
-color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
-
+from doors import Blockade, Door, fail, give, turn_loop
 
 # -- what is called ---------------------------------------------------------------------------------
 
@@ -351,128 +346,6 @@ def test_many_threads_submit_at_once_and_each_task_runs_once(make_runner: MakeRu
     assert {result.task_id: result.data for result in results} == expected
     starts = [result.create_time for result in sorted(results, key=lambda result: result.task_id)]
     assert runner.stats().collected == runner.stats().submitted == len(starts)
-
-
-# -- context variables ------------------------------------------------------------------------------
-
-
-def test_each_task_runs_in_its_own_copy_of_its_submitters_context(make_runner: MakeRunner) -> None:
-    runner, seen = make_runner(), list[tuple[str, str]]()
-
-    async def paint(name: str) -> str:
-        before = color.get()
-        color.set(f"{name}'s own")
-        await asyncio.sleep(0)
-        seen.append((before, color.get()))
-        return before
-
-    def submit() -> str:
-        color.set("red")
-        runner.submit(paint, "first")
-        color.set("blue")
-        runner.submit(paint, "second")
-        runner.submit(paint, "third")
-        return color.get()
-
-    runner.pause()  # so that all are started together
-    mine = contextvars.copy_context()
-    assert mine.run(submit) == "blue"
-    in_thread(runner.submit, paint, "fourth")
-    runner.resume()
-    assert runner.wait(4, timeout=10) == ["red", "blue", "blue", "none"]
-    assert [own for _, own in seen] == ["first's own", "second's own", "third's own", "fourth's own"]
-    assert mine[color] == "blue"
-    assert color.get() == "none"
-
-
-@pytest.mark.any_loop
-def test_the_context_is_that_of_the_submit_not_of_the_start(make_runner: MakeRunner) -> None:
-    runner = make_runner()
-
-    async def look() -> str:
-        return color.get()
-
-    def submit() -> None:
-        color.set("at submit")
-        runner.submit(look)
-        runner.with_options(task_timeout=10.0).submit(look)
-        color.set("later")
-
-    runner.pause()
-    contextvars.copy_context().run(submit)
-    runner.resume()
-    assert runner.wait(2, timeout=10) == ["at submit", "at submit"]
-
-
-@pytest.mark.any_loop
-def test_what_a_task_sets_reaches_neither_later_tasks_nor_what_the_loop_runs(make_runner: MakeRunner) -> None:
-    runner = make_runner()
-
-    async def stain() -> None:
-        color.set("stained")
-
-    async def look() -> str:
-        return color.get()
-
-    runner.submit(stain)
-    runner.run(stain)
-    runner.submit(look)
-    assert runner.wait(2, timeout=10) == [None, "none"]
-    assert runner.run(look) == "none"
-
-
-@pytest.mark.any_loop
-def test_what_the_runner_starts_for_a_task_does_not_inherit_another_tasks_context(
-    make_runner: MakeRunner,
-) -> None:
-    """A task whose submit comes from inside another task has that one's context, and only that."""
-    runner = make_runner()
-
-    async def look() -> str:
-        return color.get()
-
-    async def parent() -> None:
-        color.set("parent")
-        runner.submit(look)
-
-    runner.submit(parent)
-    runner.submit(look)
-    assert sorted(map(str, runner.wait(3, timeout=10))) == ["None", "none", "parent"]
-
-
-class LookingHandler(logging.Handler):
-    """Note the color in whose context each line is logged."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.seen.append(color.get())
-
-
-def test_what_the_library_does_for_a_task_runs_in_no_tasks_context(make_runner: MakeRunner) -> None:
-    runner, logger, handler = make_runner(), logging.getLogger("areal_core"), LookingHandler()
-
-    async def stain_and_fail() -> None:
-        color.set("stained")
-        raise ValueError
-
-    def stain_and_cancel() -> None:
-        color.set("stained")
-        runner.submit(give, task_id=1)
-        runner.cancel(1)
-
-    logger.addHandler(handler)
-    try:
-        runner.submit(stain_and_fail)
-        runner.wait(1, timeout=10)
-        runner.pause()
-        contextvars.copy_context().run(stain_and_cancel)
-        turn_loop(runner)
-    finally:
-        logger.removeHandler(handler)
-    assert handler.seen == ["none", "none"]
 
 
 # -- a runner that does not run ---------------------------------------------------------------------

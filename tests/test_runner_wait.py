@@ -14,14 +14,9 @@ from areal_core._runner.job import Job
 from areal_core._runner.shelf import Holding, Shelf
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats, TaskQueueFullError, TimedResult
 from areal_core.errors import RunnerStoppedError
+from collecting import shelf_of
 from conftest import MakeRunner
 from doors import Blockade, Caller, Door, fail, give, interrupt_when, start_blocked, turn_loop
-
-
-def shelf_of(runner: AsyncTaskRunner[Any]) -> Shelf:
-    assert runner._life is not None
-    return runner._life.ledger.shelf
-
 
 # -- what comes back --------------------------------------------------------------------------------
 
