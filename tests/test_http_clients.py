@@ -18,6 +18,7 @@ import pytest
 from aiohttp import web
 
 from areal_core import workflow_context
+from areal_core._http.pool import ConnectionPool
 from areal_core._process import home
 from areal_core.loop_cleanup import register_loop_cleanup
 from areal_core.workflow_context import (
@@ -226,6 +227,51 @@ def test_a_request_that_nobody_takes_does_not_hold_up_the_end_of_its_loop(
             runner.run(limited(main()))
     gc.collect()  # an unclosed transport would warn
     assert log_lines == []
+
+
+def test_a_session_that_is_closed_has_hung_up_on_everybody(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        session, holding = await get_aiohttp_session(), Holding()
+        pool = session.connector
+        assert isinstance(pool, ConnectionPool)
+        async with serving(pong) as peer, serving(holding) as slow:
+            await (await session.get(peer.url)).read()
+            waiting = asyncio.create_task(session.post(slow.url).__aenter__())
+            await holding.wait_for(1)
+            assert (pool.open_connections, pool.idle_connections) == (2, 1)
+            await session.close()
+            assert (pool.open_connections, pool.idle_connections) == (0, 0)
+            holding.go_on.set()
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await waiting
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(limited(main()))
+
+
+def test_a_session_that_is_closed_has_hung_up_on_who_took_nothing_too(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        begun = asyncio.Event()
+
+        async def body() -> AsyncIterator[bytes]:
+            begun.set()
+            yield bytes(2**25)
+
+        session = await get_aiohttp_session()
+        pool = session.connector
+        assert isinstance(pool, ConnectionPool)
+        posting = asyncio.create_task(session.post(url, data=body()).__aenter__())
+        await begun.wait()
+        posting.cancel()
+        await asyncio.wait([posting])
+        assert pool.open_connections == 1
+        await session.close()
+        assert pool.open_connections == 0
+
+    with socket.create_server(("127.0.0.1", 0)) as deaf:  # accepts in the kernel, reads nothing
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(limited(main()))
 
 
 def test_nothing_is_said_on_stderr_from_first_client_to_exit(run_script: RunScript) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import aiohttp
@@ -18,18 +17,18 @@ if TYPE_CHECKING:
 _CONTROL_CONNECTIONS_PER_SERVER = 16
 
 
-@dataclass
 class Traffic:
     """What went through a loop's data pools, the ones that somebody closed included."""
 
-    opened: int = 0
-    requests: int = 0
+    def __init__(self) -> None:
+        self.opened = 0
+        self.requests = 0
 
 
 class ConnectionPool(aiohttp.TCPConnector):
     """A pool that counts, and whose close waits for no peer."""
 
-    def __init__(self, config: HttpConfig, traffic: Traffic, *, limit_per_host: int = 0) -> None:
+    def __init__(self, config: HttpConfig, traffic: Traffic, limit_per_host: int = 0) -> None:
         super().__init__(
             limit=0,
             limit_per_host=limit_per_host,
@@ -68,7 +67,8 @@ class ConnectionPool(aiohttp.TCPConnector):
     async def _create_connection(self, *args: Any, **kwargs: Any) -> ResponseHandler:
         protocol = await super()._create_connection(*args, **kwargs)
         self._traffic.opened += 1
-        if (lost := protocol.closed) is not None and protocol.transport is not None:
+        if (lost := protocol.closed) is not None:  # else it is gone already
+            assert protocol.transport is not None
             self._transports[lost] = protocol.transport
             lost.add_done_callback(self._forget)
         return protocol
