@@ -22,7 +22,7 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Generic, Literal, TypeVar, overload
 
-from areal_core._runner import arguments
+from areal_core._runner import arguments, exit_hook
 from areal_core._runner.calls import Call
 from areal_core._runner.gate import Gate
 from areal_core._runner.job import Job
@@ -248,6 +248,7 @@ class AsyncTaskRunner(Lifecycle, Generic[T]):
         try:
             life.call(call)
             gate.wait()
+            exit_hook.stay_if_over()
         except BaseException:
             life.cancel_call(call)
             raise

@@ -238,12 +238,39 @@ def test_waiting_threads_are_told_when_the_script_ends(run_script: RunScript) ->
     threads = [threading.Thread(target=wait, args=call) for call in calls]
     for thread in threads:
         thread.start()
-    threading.Thread(target=wait, args=(runner.wait, 1), daemon=True).start()
     """
     )
     message = "the runner was destroyed; initialize() starts it again"
-    said = [f"{call} {message}" for call in ("next", "run", "wait", "wait", "wait_for_task")]
+    said = [f"{call} {message}" for call in ("next", "run", "wait", "wait_for_task")]
     assert (child.stderr, sorted(child.stdout.splitlines()), child.returncode) == ("", said, 0)
+
+
+def test_waiting_daemon_threads_are_left_where_they_are(run_script: RunScript) -> None:
+    """What they wrote, be it the traceback of what wait() raises, could abort the interpreter by now."""
+    child = run_script(
+        PRELUDE
+        + """
+    runner = started(park)
+    runner.submit(park, task_id=7)
+    blocked = threading.Semaphore(0)
+
+    def wait(call, *args):
+        sys.setprofile(notice)
+        call(*args)
+
+    def notice(frame, event, argument):
+        if event == "c_call" and argument.__name__ == "acquire" and frame.f_code.co_name == "wait":
+            sys.setprofile(None)
+            blocked.release()
+
+    calls = [(runner.wait, 1), (runner.wait_for_task, 7), (next, runner.as_completed()), (runner.run, park)]
+    for call in calls:
+        threading.Thread(target=wait, args=call, daemon=True).start()
+    for call in calls:
+        blocked.acquire()
+    """
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "", 0)
 
 
 def test_a_handler_that_runs_at_exit_finds_a_runner_that_was_stopped(run_script: RunScript) -> None:

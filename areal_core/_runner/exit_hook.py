@@ -27,6 +27,8 @@ class Endable(Protocol):
         """Wait for the end, until *deadline* at most."""
 
 
+_never = threading.Lock()
+_never.acquire()
 _live: set[Endable] = set()
 _registered = False
 _over = False
@@ -48,6 +50,16 @@ def discard(life: Endable) -> None:
     _live.discard(life)
 
 
+def stay_if_over() -> None:
+    """Keep a daemon thread from going on beside the interpreter's end, which has woken it; after a wait.
+
+    It would only tell of an error that concerns nobody any more, and by writing that alone it can abort
+    the interpreter. Other threads go on: the exit waits for them.
+    """
+    if _over and threading.current_thread().daemon:
+        _never.acquire()
+
+
 def _end_all() -> None:
     global _over
     _over = True
@@ -61,9 +73,11 @@ def _end_all() -> None:
 
 def _forget_all_in_child() -> None:
     # The tasks of a thread that is not here would complain, on being collected, that they are pending.
+    global _over
     if _live:
         _process.pin(list(_live))
     _live.clear()
+    _over = False
 
 
 _process.call_in_child(_forget_all_in_child)

@@ -19,6 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from itertools import filterfalse, islice
 
+from areal_core._runner import exit_hook
 from areal_core._runner.ending import Ending
 from areal_core._runner.gate import Gate
 from areal_core._runner.job import Job
@@ -176,6 +177,7 @@ class Shelf:
 
     def _block(self, waiter: _Waiter, deadline: float | None) -> None:
         opened = waiter.gate.wait(_left(deadline))
+        exit_hook.stay_if_over()
         with self._lock:
             received = self._available()
             self._waiters.remove(waiter)
@@ -265,7 +267,9 @@ class Shelf:
                 self._claims[task_id] = gate
                 if task_id in self.finished:
                     gate.open()  # it came when this gate was not there yet
-            if not gate.wait(_left(deadline)):
+            opened = gate.wait(_left(deadline))
+            exit_hook.stay_if_over()
+            if not opened:
                 raise TimeoutError(f"Timed out waiting for task_id={task_id}; its result keeps its place.")
             blocked = True
 
