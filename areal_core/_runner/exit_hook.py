@@ -73,11 +73,9 @@ def _end_all() -> None:
 
 def _forget_all_in_child() -> None:
     # The tasks of a thread that is not here would complain, on being collected, that they are pending.
-    global _over
     if _live:
         _process.pin(list(_live))
     _live.clear()
-    _over = False
 
 
 _process.call_in_child(_forget_all_in_child)
