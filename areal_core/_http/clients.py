@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 from areal_core._http.config import HttpConfig
 from areal_core._http.descriptors import ensure_descriptors_once
@@ -19,8 +19,6 @@ from areal_core.loop_cleanup import register_loop_cleanup
 if TYPE_CHECKING:
     import aiohttp
     import httpx
-
-    from areal_core._http.pool import ConnectionPool
 
 _ATTRIBUTE = "_areal_core_http_clients"
 
@@ -65,11 +63,12 @@ class HttpClientManager:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             return None
-        return cast("Self | None", getattr(loop, _ATTRIBUTE, None))
+        manager: Self | None = getattr(loop, _ATTRIBUTE, None)
+        return manager
 
     def stats(self) -> HttpClientStats:
         """Return what the clients have done by now. Any thread may ask."""
-        pool = cast("ConnectionPool | None", self._session and self._session.connector)
+        pool: Any = self._session and self._session.connector  # a ConnectionPool, or None
         return HttpClientStats(
             open=pool.open_connections if pool else 0,
             idle=pool.idle_connections if pool else 0,
@@ -146,7 +145,7 @@ def _of_running_loop() -> HttpClientManager:
     if manager is None:
         loop = asyncio.get_running_loop()
         manager = HttpClientManager(loop, _config)
-        register_loop_cleanup(manager._close, loop=loop)
+        register_loop_cleanup(manager._close)
         setattr(loop, _ATTRIBUTE, manager)
         ensure_descriptors_once(_config.connections)
     elif manager._home is not home():

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from areal_core._http.config import HttpConfig
-
-if TYPE_CHECKING:
-    from aiohttp.client_proto import ResponseHandler
 
 # A server that answers no control calls must not collect connections without end, nor delay calls to others.
 _CONTROL_CONNECTIONS_PER_SERVER = 16
@@ -56,11 +54,11 @@ class ConnectionPool(aiohttp.TCPConnector):
         self._traffic.requests += 1
         return await super().connect(*args, **kwargs)
 
-    async def close(self, *, abort_ssl: bool = False) -> None:
+    async def close(self, **options: Any) -> None:
         """Hang up on everybody now: what a peer has not taken yet it will never get."""
         for transport in self._transports.values():
             transport.abort()
-        await super().close(abort_ssl=abort_ssl)
+        await super().close(**options)
         if self._transports:
             await asyncio.wait(self._transports)
 
