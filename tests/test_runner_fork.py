@@ -210,13 +210,13 @@ def test_the_parent_does_not_notice_how_its_child_ends(run_script: RunScript, en
     async def park_a_child():
         await asyncio.create_task(park())
 
+    locked, forked, over = threading.Event(), threading.Event(), threading.Event()
     runner = AsyncTaskRunner(16, loop_factory=new_loop)
     runner.initialize()
     runner.submit(park)
     runner.submit(park_a_child)
-    runner.submit(asyncio.to_thread, threading.Event().wait, 1)
+    runner.submit(asyncio.to_thread, over.wait)
     parked = Parked(runner, 8)
-    locked, forked = threading.Event(), threading.Event()
     holder = threading.Thread(target=hold_locks, args=(runner, locked, forked))
     holder.start()
     locked.wait()
@@ -224,6 +224,7 @@ def test_the_parent_does_not_notice_how_its_child_ends(run_script: RunScript, en
         forked.set()
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         parked.release()
+        over.set()
         runner.destroy()
         print("parent")
     else:

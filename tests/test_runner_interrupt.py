@@ -60,7 +60,7 @@ def test_a_second_ctrl_c_while_the_first_is_answered_loses_nothing(
     play: Play, make_runner: MakeRunner
 ) -> None:
     # All pairs of the long ones, with a stride of 1, take three minutes.
-    stride = 53 if play in LONG else 1
+    stride = 101 if play in LONG else 1
     runner = make_runner(BOUND)
     for first in each_step():
         tripped = 2
