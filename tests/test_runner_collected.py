@@ -20,7 +20,7 @@ from areal_core.errors import TaskQueueFullError, UnknownTaskError
 from children import RunScript
 from conftest import MakeRunner
 from doors import LONG_S, Blockade, Caller, Door, give, turn_loop
-from interrupts import Rescuer, collect, each_step
+from interrupts import Interruption, Rescuer, collect, each_step
 from logged import LogLines
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
@@ -153,6 +153,27 @@ def test_a_runner_is_not_collected_while_a_thread_is_in_run(loop_factory: LoopFa
     with pytest.warns(ResourceWarning, match="^unclosed runner"):
         let_it_return()
     subject.assert_it_ended()
+
+
+@pytest.mark.any_loop
+def test_a_runner_that_is_collected_in_the_middle_of_a_call_of_another_ends_too(
+    loop_factory: LoopFactory, make_runner: MakeRunner
+) -> None:
+    other = make_runner(BOUND)
+    for step in each_step():
+        subject = Subject(loop_factory)
+        with pytest.warns(ResourceWarning, match="^unclosed runner"):
+            outcome = collect_meanwhile(other, step, subject)
+        subject.assert_it_ended()
+        assert other.wait(1, timeout=LONG_S) == [1]
+        if not outcome.tripped:
+            break
+
+
+def collect_meanwhile(runner: AsyncTaskRunner[Any], step: int, subject: Subject) -> Interruption:
+    outcome = collect(lambda: runner.submit(give, 1), step, subject.box.clear)
+    subject.box.clear()
+    return outcome
 
 
 # -- finalizers that the collector runs inside the library -------------------------------------------
