@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import gzip
+import socket
 import ssl
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ import aiohttp
 import httpx
 import pytest
 from aiohttp import web
+from aiohttp.abc import AbstractResolver, ResolveResult
 
 from areal_core._http.upload import Upload, body_of
 from areal_core.workflow_context import (
@@ -506,17 +508,51 @@ def test_the_peer_is_silent_for_longer_than_configured(use: RunWithClient, talk:
     use(work)
 
 
+def test_resolving_the_name_takes_longer_than_connecting_may(use: RunWithClient) -> None:
+    class Resolver(AbstractResolver):
+        async def resolve(
+            self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+        ) -> list[ResolveResult]:
+            return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+
+        async def close(self) -> None:
+            pass
+
+    async def work(client: httpx.AsyncClient) -> None:
+        session: Any = await get_aiohttp_session()
+        session.connector._resolver = Resolver()
+        timeout = httpx.Timeout(None, connect=0.05)
+        getting = client.get("http://model.example/", timeout=timeout)
+        await fails(httpx.ConnectTimeout, getting, aiohttp.ConnectionTimeoutError)
+        with pytest.raises(aiohttp.ConnectionTimeoutError):
+            await session.get("http://model.example/")
+
+    configure_http(HttpConfig(connect=0.05))
+    use(work)
+
+
+def test_a_request_without_limits_has_none(use: RunWithClient) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        async with serving(echo) as peer:
+            reply = await client._transport.handle_async_request(httpx.Request("GET", peer.url))
+            assert reply.status_code == 200
+            await reply.aclose()
+
+    use(work)
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_no_time_left_is_no_time(use: RunWithClient, limit: float) -> None:
     """To aiohttp, 0 is no limit."""
 
     async def work(client: httpx.AsyncClient) -> None:
-        async with talking(silent) as peer:
+        async with asyncio.timeout(0.9), talking(silent) as peer:
             getting = client.post(peer.url, timeout=httpx.Timeout(None, read=limit))
             await fails(httpx.ReadTimeout, getting, aiohttp.SocketTimeoutError)
         with FullListener() as url:
-            getting = client.get(url, timeout=httpx.Timeout(None, connect=limit))
-            await fails(httpx.ConnectTimeout, getting, aiohttp.ConnectionTimeoutError)
+            async with asyncio.timeout(0.9):
+                getting = client.get(url, timeout=httpx.Timeout(None, connect=limit))
+                await fails(httpx.ConnectTimeout, getting, aiohttp.ConnectionTimeoutError)
 
     use(work)
 

@@ -7,12 +7,15 @@ import socket
 from typing import Any
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
 
 from areal_core._http.config import HttpConfig
 
 # A server that answers no control calls must not collect connections without end, nor delay calls to others.
 _CONTROL_CONNECTIONS_PER_SERVER = 16
+
+# A silent peer is asked after a minute, then every 15 s; the fourth question without an answer ends it.
+_SILENCE_S = 60
+_PROBES = {"TCP_KEEPIDLE": _SILENCE_S, "TCP_KEEPALIVE": _SILENCE_S, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 class Traffic:
@@ -62,11 +65,10 @@ class ConnectionPool(aiohttp.TCPConnector):
         if self._transports:
             await asyncio.wait(self._transports)
 
-    async def _create_connection(self, *args: Any, **kwargs: Any) -> ResponseHandler:
-        protocol = await super()._create_connection(*args, **kwargs)
+    async def _create_connection(self, *args: Any, **kwargs: Any) -> Any:
+        protocol: Any = await super()._create_connection(*args, **kwargs)
         self._traffic.opened += 1
         if (lost := protocol.closed) is not None:  # else it is gone already
-            assert protocol.transport is not None
             self._transports[lost] = protocol.transport
             lost.add_done_callback(self._forget)
         return protocol
@@ -105,12 +107,8 @@ def _open_socket(address: aiohttp.AddrInfoType) -> socket.socket:
     """
     family, kind, protocol, *_ = address
     opened = socket.socket(family, kind, protocol)
-    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, True)
     for name, value in _PROBES.items():
-        if hasattr(socket, name):  # the names differ between systems
+        if hasattr(socket, name):  # systems differ in these
             opened.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
     return opened
-
-
-# After a minute of silence, then every 15 s; the fourth without an answer ends the connection.
-_PROBES = {"TCP_KEEPIDLE": 60, "TCP_KEEPALIVE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}

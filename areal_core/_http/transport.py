@@ -139,9 +139,8 @@ def _headers(request: httpx.Request) -> list[tuple[str, str]]:
 
 def _timeout(limits: dict[str, float | None], total: float | None) -> aiohttp.ClientTimeout:
     """Translate httpx's limits. The one for waiting for the pool has nothing to limit: nobody waits."""
-    connect = _seconds(limits.get("connect"))
     return aiohttp.ClientTimeout(
-        total=total, connect=connect, sock_connect=connect, sock_read=_seconds(limits.get("read"))
+        total=total, connect=_seconds(limits.get("connect")), sock_read=_seconds(limits.get("read"))
     )
 
 
@@ -152,9 +151,9 @@ def _seconds(limit: float | None) -> float | None:
 
 
 def _extensions(reply: aiohttp.ClientResponse) -> dict[str, Any]:
-    assert reply.version is not None
+    version: Any = reply.version
     return {
-        "http_version": f"HTTP/{reply.version.major}.{reply.version.minor}".encode(),
+        "http_version": f"HTTP/{version.major}.{version.minor}".encode(),
         "reason_phrase": (reply.reason or "").encode("ascii", "ignore"),
     }
 
