@@ -53,10 +53,9 @@ class Upload:
         self._expect_progress_within(None)
         try:
             chunk = await anext(self._chunks)
-        except StopAsyncIteration:
-            raise
         except Exception as failure:
-            self._failure = failure
+            if not isinstance(failure, StopAsyncIteration):
+                self._failure = failure
             raise
         self._expect_progress_within(self._stall_s)
         return chunk
