@@ -103,6 +103,42 @@ def test_a_cancelled_arun_cancels_the_coroutine(make_runner: MakeRunner, loop_fa
     assert runner.run(give, 1) == 1
 
 
+@pytest.mark.parametrize("bad_end", [False, True])
+def test_what_a_coroutine_raises_after_its_caller_has_gone_is_logged(
+    make_runner: MakeRunner, loop_factory: LoopFactory, log_lines: LogLines, bad_end: bool
+) -> None:
+    runner, door, ended = make_runner(), Door(), threading.Event()
+
+    async def work() -> None:
+        try:
+            await door.walk_through()
+        except asyncio.CancelledError:
+            if bad_end:
+                raise ValueError("the connection broke") from None
+            raise
+        finally:
+            asyncio.get_running_loop().call_later(0, ended.set)  # when its end has been published
+
+    async def main() -> None:
+        call = asyncio.create_task(runner.arun(work))
+        await asyncio.sleep(0)
+        door.wait_for()
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    with asyncio.Runner(loop_factory=loop_factory) as mine:
+        mine.run(main())
+    if bad_end:
+        line = log_lines.wait_for("task_failed")
+        assert line.level == "error"
+        assert isinstance(line.error, ValueError)
+        assert "the connection broke" in line.message
+    assert ended.wait(LONG_S)
+    runner.run(give, 1)
+    assert bool(log_lines.of("error")) == bad_end
+
+
 def test_a_call_whose_callers_loop_is_closed_harms_nobody(
     make_runner: MakeRunner, loop_factory: LoopFactory, log_lines: LogLines
 ) -> None:

@@ -45,7 +45,8 @@ class Call(Job):
 class Calls(Sink):
     """The calls under way. Every one of them arrives, at its coroutine's end or at the runner's."""
 
-    def __init__(self) -> None:
+    def __init__(self, tell_failure: Callable[[Job], None]) -> None:
+        self._tell_failure = tell_failure
         self._lock = threading.RLock()
         self._open: set[Call] = set()
         self._ending: Ending | None = None
@@ -70,7 +71,8 @@ class Calls(Sink):
             if isinstance(job, Call):
                 # Freed in the caller's thread, its weak references would call back there: into a Ctrl-C.
                 job.task = None
-                self._arrive(job)
+                if not self._arrive(job) and job.status == "failed":
+                    self._tell_failure(job)  # its caller has gone, and nobody else would hear of it
 
     def end(self, ending: Ending) -> None:
         """Let all callers go on, with the error of *ending*."""
@@ -81,13 +83,14 @@ class Calls(Sink):
         for call in calls:
             self._arrive(call, ending)
 
-    def _arrive(self, call: Call, ending: Ending | None = None) -> None:
+    def _arrive(self, call: Call, ending: Ending | None = None) -> bool:
         with self._lock:
             if call not in self._open:
-                return
+                return False
             if ending is not None:
                 call.abandoned = True  # what the coroutine does from here on is not the outcome
                 call.error = ending.error()
             # While it is in there: a Ctrl-C between the two must not leave its caller waiting.
             call.arrived()
             self._open.discard(call)
+            return True

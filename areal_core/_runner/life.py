@@ -55,7 +55,7 @@ class Life:
         self._leaving = threading.Lock()
         self.thread = LoopThread(settings.loop_factory, self._events, self._on_fault, self._on_end)
         self.ledger = Ledger(settings.max_queue_size, self._request_start, self._request_cancel)
-        self._calls = Calls()
+        self._calls = Calls(self._events.task_ended_badly)
         self._task_launcher = Launcher(
             self.thread, self.ledger, self._events, settings.cancel_grace_s, settings.tracing
         )
