@@ -11,10 +11,18 @@ from typing import TYPE_CHECKING
 
 from areal_core.errors import (
     ArealError,
+    ControlError,
+    EngineStoppedError,
+    GenerationTimeoutError,
+    InferenceError,
+    MalformedReplyError,
     RunnerDiedError,
     RunnerStoppedError,
+    ServerStatusError,
+    ServerUnreachableError,
     TaskQueueFullError,
     UnknownTaskError,
+    WeightUpdateError,
 )
 
 __version__ = "0.1.0"
@@ -22,14 +30,28 @@ __version__ = "0.1.0"
 __all__ = [
     "ArealError",
     "AsyncTaskRunner",
+    "ControlError",
     "EmbeddedServer",
+    "EngineStoppedError",
+    "GenerationHyperparameters",
+    "GenerationTimeoutError",
     "HttpConfig",
+    "InferenceEngineConfig",
+    "InferenceError",
+    "MalformedReplyError",
+    "ModelRequest",
+    "ModelResponse",
+    "RemoteInfEngine",
+    "RolloutWorkflow",
     "RunnerDiedError",
     "RunnerStats",
     "RunnerStoppedError",
+    "ServerStatusError",
+    "ServerUnreachableError",
     "TaskQueueFullError",
     "TimedResult",
     "UnknownTaskError",
+    "WeightUpdateError",
     "WorkflowContext",
     "register_loop_cleanup",
     "unregister_loop_cleanup",
@@ -39,14 +61,23 @@ __all__ = [
 if TYPE_CHECKING:
     from areal_core import workflow_context
     from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats, TimedResult
+    from areal_core.config import InferenceEngineConfig
     from areal_core.embedded import EmbeddedServer
     from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
+    from areal_core.remote_inf_engine import RemoteInfEngine
+    from areal_core.types import GenerationHyperparameters, ModelRequest, ModelResponse, RolloutWorkflow
     from areal_core.workflow_context import HttpConfig, WorkflowContext
 else:  # a type checker that saw __getattr__ would let every misspelt name pass
     _module_of = {
         "AsyncTaskRunner": "async_task_runner",
         "EmbeddedServer": "embedded",
+        "GenerationHyperparameters": "types",
         "HttpConfig": "workflow_context",
+        "InferenceEngineConfig": "config",
+        "ModelRequest": "types",
+        "ModelResponse": "types",
+        "RemoteInfEngine": "remote_inf_engine",
+        "RolloutWorkflow": "types",
         "RunnerStats": "async_task_runner",
         "TimedResult": "async_task_runner",
         "WorkflowContext": "workflow_context",

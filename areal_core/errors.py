@@ -4,19 +4,37 @@ ArealError
 ├── RunnerStoppedError   (RuntimeError)  the runner was stopped by you, or never started
 ├── RunnerDiedError      (RuntimeError)  the runner was broken by something; the cause is chained
 ├── TaskQueueFullError   (RuntimeError)  as many tasks as ``max_queue_size`` are not yet collected
-└── UnknownTaskError     (LookupError)   no such task: never accepted, or already delivered
+├── UnknownTaskError     (LookupError)   no such task: never accepted, or already delivered
+└── InferenceError       (RuntimeError)  inference servers, or the engine that asks them
+    ├── ServerStatusError                a server answered that it would not, or could not
+    ├── ServerUnreachableError           a server could not be reached, or hung up; or none is left
+    ├── MalformedReplyError              a server's answer is not what its protocol says
+    ├── GenerationTimeoutError (TimeoutError)  a generation took longer than ``request_timeout``
+    ├── EngineStoppedError               the engine was destroyed, or never initialized
+    └── ControlError                     a control call failed at some servers; their answers are in it
+        └── WeightUpdateError            the same, of a weight update: the version did not rise
 
 Bad arguments are ValueError and TypeError, a passed deadline is TimeoutError, all three built in.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
     "ArealError",
+    "ControlError",
+    "EngineStoppedError",
+    "GenerationTimeoutError",
+    "InferenceError",
+    "MalformedReplyError",
     "RunnerDiedError",
     "RunnerStoppedError",
+    "ServerStatusError",
+    "ServerUnreachableError",
     "TaskQueueFullError",
     "UnknownTaskError",
+    "WeightUpdateError",
 ]
 
 
@@ -38,3 +56,73 @@ class TaskQueueFullError(ArealError, RuntimeError):
 
 class UnknownTaskError(ArealError, LookupError):
     """No task with this id is outstanding: it was never accepted, or its result was delivered."""
+
+
+class InferenceError(ArealError, RuntimeError):
+    """Base of what goes wrong between the engine and its servers."""
+
+
+class ServerStatusError(InferenceError):
+    """A server answered with an error status."""
+
+    def __init__(self, server: str, call: str, status: int, words: str, retry_after_s: float | None = None):
+        self.server = server
+        """Its address."""
+        self.call = call
+        """Method and path."""
+        self.status = status
+        self.words = words
+        """What the server said, shortened."""
+        self.retry_after_s = retry_after_s
+        """Seconds it asks to be left alone; None: it does not say."""
+        super().__init__(server, call, status, words, retry_after_s)
+
+    def __str__(self) -> str:
+        return f"{self.server} answered {self.call} with {self.status}: {self.words or 'without a word'}"
+
+
+class ServerUnreachableError(InferenceError):
+    """A server could not be reached, or hung up, or was silent for too long; or no server is left."""
+
+    def __init__(self, message: str, *, sent: bool = False):
+        self.sent = sent
+        """Whether the request may have reached the server."""
+        super().__init__(message)
+
+
+class MalformedReplyError(InferenceError):
+    """A server's answer is not what its protocol says; the message names the server and the field."""
+
+    def __init__(self, server: str, call: str, problem: str):
+        self.server = server
+        self.call = call
+        self.problem = problem
+        super().__init__(server, call, problem)
+
+    def __str__(self) -> str:
+        return f"the reply of {self.server} to {self.call} is malformed: {self.problem}"
+
+
+class GenerationTimeoutError(InferenceError, TimeoutError):
+    """A generation took longer than ``request_timeout``, over all its attempts."""
+
+
+class EngineStoppedError(InferenceError):
+    """The engine does not work: it was destroyed, never initialized, or belongs to another process."""
+
+
+class ControlError(InferenceError):
+    """A control call failed at some of the servers."""
+
+    def __init__(self, message: str, answers: Mapping[str, BaseException | None]):
+        self.answers = dict(answers)
+        """What became of the call at each server, by address: None where it succeeded."""
+        super().__init__(message, self.answers)
+
+    def __str__(self) -> str:
+        failed = [f"{server}: {error}" for server, error in self.answers.items() if error is not None]
+        return "; ".join([str(self.args[0]), *failed])
+
+
+class WeightUpdateError(ControlError):
+    """A weight update failed at some of the servers; the policy version did not rise."""
