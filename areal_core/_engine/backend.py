@@ -15,7 +15,16 @@ from areal_core.types import GenerationHyperparameters
 
 
 class ReplyError(Exception):
-    """A reply that its protocol does not allow. The message names the field; who knows the server adds it."""
+    """A reply that its protocol does not allow, or that says inside a 200 that the request failed.
+
+    The message names the field, or is what the server said; who knows the server adds it.
+    """
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """The status this would have had before the stream began, as the server says; None: it does not,
+        or the reply makes no sense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,8 @@ class Ask:
     min_new_tokens: int
     gconfig: GenerationHyperparameters
     extra: Mapping[str, Any]
-    """Fields to merge into the body, over all others."""
+    """Fields to merge into the body, over ``gconfig.extra`` and all others. A mapping is merged into the
+    mapping it meets, so that ``{"sampling_params": {"min_p": 0.1}}`` adds one parameter."""
     model: str | None = None
 
 
@@ -58,8 +68,9 @@ class Piece:
     """What a reply, or one event of a stream, adds to a generation."""
 
     tokens: Sequence[int]
+    """Each in 0..2**63-1."""
     logprobs: Sequence[float]
-    """As many as tokens."""
+    """As many as tokens; finite, and none above 0."""
     finish: str | None
     """Why there are no more: ``"stop"``, ``"length"``, ``"abort"``...; None while there are more to come."""
     label: int | None = None
@@ -69,13 +80,19 @@ class Piece:
 
 
 class Reader(Protocol):
-    """Reads the answer to one `Ask`, in one of the two forms a server may give it. Raises ReplyError."""
+    """Reads the answer to one `Ask`, in one of the two forms a server may give it. Raises ReplyError.
+
+    Each answer needs a reader of its own: it counts what came. After a ReplyError it is of no use.
+    """
 
     def whole(self, body: bytes) -> Piece:
-        """Read a reply that is one JSON document."""
+        """Read a reply that is one JSON document; its ``finish`` is not None."""
 
     def event(self, data: bytes) -> Piece | None:
-        """Read the data of one event of a stream; None when it adds nothing (its end, a comment)."""
+        """Read the data of one event of a stream; None when it adds nothing (its end, a comment).
+
+        A stream that ends before a piece had a ``finish`` was cut off: only who reads it can tell.
+        """
 
 
 class Backend(Protocol):
@@ -108,7 +125,7 @@ class Backend(Protocol):
         """Return the calls that load weights from *path* and label them, in order; none: it cannot."""
 
     def check_update(self, body: bytes) -> str | None:
-        """Return what a server with status 200 said of weights that did not load; None: they did."""
+        """Return what one of those calls answered, with status 200, of weights that did not load; None: all well."""
 
     def weight_version(self) -> HttpCall | None:
         """Return the call that asks which weights the server has."""
