@@ -65,14 +65,16 @@ class Faults:
         response = await handler(request)
         if idle is not None:
             await _send(request, response)
-            loop = asyncio.get_running_loop()
-            loop.call_later(idle.value, self._hang_up_if_idle, request, number, idle)
-        return response
+            # When the request is over it knows neither of them.
+            connection, transport = request.task, request.transport
 
-    def _hang_up_if_idle(self, request: web.Request, number: int, fault: Fault) -> None:
-        if self._arrived[request.task] == number and request.transport is not None:
-            self._counters.add_fault(fault.name)
-            hang_up(request, reset=False)
+            def hang_up_if_idle() -> None:
+                if self._arrived[connection] == number and transport and not transport.is_closing():
+                    self._counters.add_fault("idle")
+                    transport.close()
+
+            asyncio.get_running_loop().call_later(idle.value, hang_up_if_idle)
+        return response
 
 
 async def _send(request: web.Request, response: web.StreamResponse) -> None:
