@@ -19,14 +19,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core.embedded import EmbeddedServer, ServerOptions, ServerStats
-from areal_core.embedded._generations import Ask, Generated, Generations
-from areal_core.embedded._options import parse
+from areal_core.embedded._generation import Ask, Generation
+from areal_core.embedded._generations import Generations
+from areal_core.embedded._models import model_of
+from areal_core.embedded._options import MODES, parse
 from areal_core.embedded._pace import ms_per_token
 from areal_core.embedded._stats import Counters
 from areal_core.embedded._tokens import Sampling
 from calls import call, generate
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+
+def make_generations(options: ServerOptions, counters: Counters | None = None) -> Generations:
+    return Generations(options, counters or Counters(), *model_of(options))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +78,7 @@ def test_a_pace_is_the_same_in_every_process_and_version() -> None:
 
 def test_made_up_ids_repeat_with_the_seed_and_none_is_a_prefix_of_another() -> None:
     def ids(seed: int) -> list[str]:
-        generations = Generations(ServerOptions(seed=seed), Counters())
+        generations = make_generations(ServerOptions(seed=seed))
         return [generations.new_id() for _ in range(100)]
 
     assert ids(0) == ids(0)
@@ -133,16 +139,21 @@ def test_a_client_that_disconnects_cancels_its_generations(loop_factory: LoopFac
         runner.run(talk(server))
 
 
-def test_a_cancelled_generation_leaves_no_timer_behind(loop_factory: LoopFactory) -> None:
+async def generate_whole(generations: Generations) -> None:
+    with generations.start([Ask("r", [21], Sampling())]) as started:
+        await started.ended()
+
+
+def test_a_cancelled_generation_leaves_nothing_behind(loop_factory: LoopFactory) -> None:
     async def cancel_one() -> None:
-        generations = Generations(ServerOptions(ms_per_token=1e6), Counters())
-        running = asyncio.create_task(generations.generate([Ask("r", [21], Sampling())]))
+        generations = make_generations(ServerOptions(ms_per_token=1e6))
+        running = asyncio.create_task(generate_whole(generations))
         await asyncio.sleep(0)
         running.cancel()
         await asyncio.wait([running])
+        del running  # it has the frames that the cancellation came through
         gc.collect()
-        # What the timer would have delivered.
-        assert not [one for one in gc.get_objects() if isinstance(one, Generated)]
+        assert not [one for one in gc.get_objects() if isinstance(one, Generation)]
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(cancel_one())
@@ -154,14 +165,14 @@ def test_a_generation_may_be_cancelled_in_the_moment_it_ends() -> None:
     async def cancel_one() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, complaint: complaints.append(complaint))
         counters = Counters()
-        generations = Generations(ServerOptions(ms_per_token=0), counters)
-        running = asyncio.create_task(generations.generate([Ask("r", [21], Sampling())]))
-        await asyncio.sleep(0)
+        running = asyncio.create_task(
+            generate_whole(make_generations(ServerOptions(ms_per_token=0), counters))
+        )
         await asyncio.sleep(0)
         # It is started, and its timer is due: it will be called next after this step.
         running.cancel()
         await asyncio.wait([running])
-        assert counters.stats == ServerStats(generations=1, cancelled=1, peak=1)
+        assert counters.stats == ServerStats(generations=1, completed=1, peak=1)
 
     asyncio.run(cancel_one())
     assert complaints == []
@@ -229,6 +240,11 @@ def test_waiting_for_a_counter_is_bounded_and_knows_the_counters(server: Embedde
         sigma=st.floats(0, 1e9),
         cap=st.floats(1e-300, 1e9),
         seed=st.integers(),
+        slots=st.integers(0),
+        mode=st.sampled_from(MODES),
+        weights=st.none() | st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1),
+        incremental_streaming_output=st.booleans(),
+        weight_version_spans=st.booleans(),
     ),
     st.none() | st.integers(1),
 )
@@ -258,6 +274,11 @@ def test_class_and_command_have_the_same_options_and_defaults() -> None:
         ({"cap": 0}, "cap=0.0 leaves no pace; ms_per_token=0 answers at once"),
         ({"port": 7.0}, "port=7.0 is not an int"),
         ({"seed": True}, "seed=True is not an int"),
+        ({"slots": -1}, "slots=-1 is less than none; 0 sets no limit"),
+        ({"mode": "magic"}, "mode='magic' is not one of text, test, policy"),
+        ({"weights": ""}, "weights='' names no file; None starts with those of version 0"),
+        ({"weights": b"w"}, "weights=b'w' is not a str"),
+        ({"weight_version_spans": 1}, "weight_version_spans=1 is not a bool"),
         ({"sigma": "1"}, "sigma='1' is not a float"),
         ({"host": None}, "host=None is not a str"),
         ({"start_timeout": 0}, "start_timeout=0 is not a number of seconds above 0"),

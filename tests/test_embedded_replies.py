@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import fields
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_core.embedded import EmbeddedServer, ServerStats
-from areal_core.embedded._tokens import END_TOKEN, Sampling, complete
+from areal_core.embedded import EmbeddedServer
+from areal_core.embedded._letters import END_TOKEN
+from areal_core.embedded._stats import COUNTERS
+from areal_core.embedded._tokens import Finish, Sampling
 from calls import call, generate
+from completions import complete, predict
 
 # [21] is answered by eleven tokens: ten letters and the end.
 KPX = [107, 112, 120, 109, 114, 110, 116, 97, 108, 103, END_TOKEN]
@@ -32,42 +34,45 @@ def finish(reply: Any) -> tuple[list[int], Any]:
     return reply["output_ids"], reply["meta_info"]["finish_reason"]
 
 
-@given(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20), st.integers(0, 128))
+@given(
+    st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20), st.integers(0, 128), st.integers(0, 2**63)
+)
 def test_a_generation_resumed_from_its_first_tokens_continues_as_if_it_had_not_stopped(
-    prompt: list[int], cut: int
+    prompt: list[int], cut: int, version: int
 ) -> None:
-    whole = complete(prompt, Sampling())
-    head = complete(prompt, Sampling(max_new_tokens=cut))
-    if head.finish == "stop":
-        assert head.tokens == whole.tokens
+    whole = complete(prompt, version=version)
+    head = complete(prompt, Sampling(max_new_tokens=cut), version)
+    if head.drafted is not None and head.drafted.kind == "stop":
+        assert head.tokens() == whole.tokens()
         return
-    tail = complete(prompt + head.tokens, Sampling(max_new_tokens=128 - cut))
-    assert head.tokens + tail.tokens == whole.tokens
-    assert head.logprobs + tail.logprobs == whole.logprobs
-    assert (tail.finish, tail.matched) == (whole.finish, whole.matched)
+    tail = complete(prompt + head.tokens(), Sampling(max_new_tokens=128 - cut), version)
+    assert head.tokens() + tail.tokens() == whole.tokens()
+    assert head.logprobs() + tail.logprobs() == whole.logprobs()
+    assert tail.drafted == whole.drafted
 
 
 def test_the_same_prompt_gets_the_same_answer_from_every_server(server: EmbeddedServer) -> None:
     with EmbeddedServer(ms_per_token=0, seed=5) as other:
         answers = [finish(generate(one, input_ids=[21])) for one in (server, other)]
     assert answers == [(KPX, {"type": "stop", "matched": END_TOKEN})] * 2
-    assert complete(HELLO, Sampling()).tokens[:8] == list(b"bxde ywr")
+    assert predict(HELLO, 8)[0] == list(b"bxde ywr")
 
 
 def test_lengths_spread_up_to_the_limit_and_a_third_of_them_reaches_it() -> None:
-    completions = [complete([first], Sampling()) for first in range(2000)]
-    lengths = [len(one.tokens) for one in completions]
+    completions = [complete([first]) for first in range(2000)]
+    lengths = [len(one) for one in completions]
     assert 75 < statistics.mean(lengths) < 87  # 81: 128 draws that each end it with probability 1/128
-    assert 0.32 < sum(one.finish == "length" for one in completions) / 2000 < 0.42
+    assert 0.32 < sum(one.drafted == Finish("length") for one in completions) / 2000 < 0.42
     assert min(lengths) <= 3
-    assert all((one.finish == "length") == (one.tokens[-1] != END_TOKEN) for one in completions)
-    assert all(-23 < logprob <= 0 for one in completions for logprob in one.logprobs)
+    for one in completions:
+        assert (one.drafted == Finish("length")) == (one.tokens()[-1] != END_TOKEN)
+        assert all(-23 < logprob <= 0 for logprob in one.logprobs())
 
 
 def test_a_reply_has_the_fields_of_sglang(server: EmbeddedServer) -> None:
     reply = generate(server, input_ids=[21], rid="r-1", return_logprob=True)
     assert reply["meta_info"].pop("e2e_latency") >= 0
-    logprobs = complete([21], Sampling()).logprobs
+    _, logprobs = predict([21])
     assert reply == {
         "text": "kpxmrntalg",
         "output_ids": KPX,
@@ -89,7 +94,7 @@ def test_a_reply_has_the_fields_of_sglang(server: EmbeddedServer) -> None:
 
 def test_a_text_prompt_is_its_bytes(server: EmbeddedServer) -> None:
     reply = generate(server, text="hello")
-    assert finish(reply) == (complete(HELLO, Sampling()).tokens, {"type": "length", "length": 128})
+    assert finish(reply) == (predict(HELLO)[0], {"type": "length", "length": 128})
     assert reply["text"].startswith("bxde ywr")
     assert generate(server, text="Ω")["meta_info"]["prompt_tokens"] == 2
 
@@ -185,7 +190,11 @@ def test_a_batch_is_answered_by_a_list_in_its_order(server: EmbeddedServer) -> N
             "rid='a' is running already; abort it first, or use another id",
         ),
         ({"text": "x", "return_logprob": "yes"}, "return_logprob='yes' is not true or false"),
-        ({"text": "x", "stream": True}, "stream=True asks for something this server does not have"),
+        ({"text": "x", "stream": "yes"}, "stream='yes' is not true or false"),
+        (
+            {"text": "x", "image_data": "x"},
+            "image_data='x' asks for something this server does not have",
+        ),
         (
             {"text": "x", "logprob_start_len": 0},
             "logprob_start_len=0 asks for something this server does not have",
@@ -215,6 +224,10 @@ def test_a_malformed_request_is_told_the_field_and_its_value(
         ("min_new_tokens", 129, "is not an integer in 0..128"),
         ("max_tokens", 7, "is not a sampling parameter of this server"),
         ("temperature", "hot", "is not a number"),
+        ("temperature", -1, "is not in 0..inf"),
+        ("top_p", 1.5, "is not in 0..1"),
+        ("top_k", "x", "is not a number"),
+        ("sampling_seed", 0.5, f"is not an integer in {-(2**63)}..{2**63 - 1}"),
         ("top_p", True, "is not a number"),
         ("ignore_eos", 1, "is not true or false"),
         ("n", 2, "is not 1; send a batch of prompts"),
@@ -254,6 +267,5 @@ def test_other_paths_and_methods_are_errors_in_json(server: EmbeddedServer) -> N
     )
     problem = "in_flight='x' is not a number to wait for"
     assert call(server, "GET", "/stats?in_flight=x") == (400, {"error": {"message": problem}})
-    names = ", ".join(spec.name for spec in fields(ServerStats))
-    problem = f"bogus='1' is not a counter; there are {names}"
+    problem = f"bogus='1' is not a counter; there are {', '.join(COUNTERS)}"
     assert call(server, "GET", "/stats?bogus=1") == (400, {"error": {"message": problem}})

@@ -9,20 +9,51 @@ with EmbeddedServer(ms_per_token=1) as server:
 ```
 
 It listens on a real port, in a process of its own, and speaks SGLang's dialect over real HTTP: replies
-take as long as their tokens would, some requests are long stragglers, and a client that hangs up
-cancels its generation. What it says is made up, and repeats: equal prompts get equal answers.
+take as long as their tokens would, some requests are long stragglers, generations can be streamed,
+aborted and paused, and a client that hangs up cancels its own.
+
+What makes the tokens is the option ``mode``. In "text" they are letters that repeat: equal prompts get
+equal answers. In "test" each is also a function of the version of the weights: `token_of` says which. In
+"policy" a small transformer samples them, from the weights in a file.
 
 The same server runs from a shell as ``python -m areal_core.embedded``.
 
-Where things are: the options in ``_options``, the child process in ``_server`` and ``_child``; in the
-child, the command in ``__main__``, the loop in ``_serve``, HTTP in ``_app``, SGLang's words in
-``_sglang``, running requests in ``_generations``, tokens in ``_tokens``, speed in ``_pace``.
+Where things are: the options in ``_options``, the child process in ``_server`` and ``_child``. In the
+child, the command in ``__main__``, the loop in ``_serve``, HTTP in ``_app``; what a dialect is in
+``_dialect``, SGLang's in ``_sglang`` and its neighbours. Generations in ``_generations``, which tells how
+a dialect uses them, one of them in ``_generation``, what makes their tokens behind ``_model``: ``_letters``
+and ``_policy_model``; their speed in ``_pace``, their weights in ``_weights``.
 """
 
 from __future__ import annotations
 
-from ._options import ServerOptions
-from ._server import EmbeddedServer
-from ._stats import ServerStats
+from importlib import import_module
+from typing import TYPE_CHECKING
 
-__all__ = ["EmbeddedServer", "ServerOptions", "ServerStats"]
+__all__ = ["EmbeddedServer", "ServerOptions", "ServerStats", "logprob_of", "token_of", "write_weights"]
+
+# On first use: every pytest of an environment with this library in it imports this package, for its plugin.
+if TYPE_CHECKING:
+    from ._letters import logprob_of, token_of
+    from ._options import ServerOptions
+    from ._server import EmbeddedServer
+    from ._stats import ServerStats
+    from ._weights import write_weights
+else:  # a type checker that saw __getattr__ would let every misspelt name pass
+    _module_of = {
+        "EmbeddedServer": "_server",
+        "ServerOptions": "_options",
+        "ServerStats": "_stats",
+        "logprob_of": "_letters",
+        "token_of": "_letters",
+        "write_weights": "_weights",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _module_of:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = globals()[name] = getattr(import_module(f"{__name__}.{_module_of[name]}"), name)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(globals() | dict.fromkeys(__all__))

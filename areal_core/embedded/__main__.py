@@ -7,6 +7,7 @@ import sys
 
 from ._options import ServerOptions, parse
 from ._signals import StopSignals
+from ._weights import WeightsError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -20,7 +21,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     from ._serve import run  # aiohttp: only now, when the address is ours
 
-    run(options, listener, signals, parent)
+    try:
+        run(options, listener, signals, parent)
+    except (WeightsError, ModuleNotFoundError) as error:
+        print(f"cannot generate: {error}", file=sys.stderr)
+        return 1
     signals.ignore()
     return 0
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, fields
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from aiohttp import web
 
-from . import _sglang
 from ._checks import BadRequestError
+from ._dialect import Dialect, json_body
+from ._fault_script import FAULT_NAMES, read_fault
+from ._faults import Faults
 from ._generations import DuplicateIdError, Generations
+from ._model import PromptError
+from ._models import model_of
 from ._options import ServerOptions
-from ._stats import Counters, ServerStats
+from ._sglang import SGLang
+from ._stats import COUNTERS, Counters
 
 # A batch of 64 prompts of 32 000 tokens is 14 MB of JSON.
 _MAX_BODY_BYTES = 256 * 2**20
@@ -23,20 +26,35 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class ServerApp:
-    """Answer the requests of one server."""
+    """Answer the requests of one server, each in the dialect that has its path.
+
+    Raises WeightsError and ModuleNotFoundError for *options* that it cannot generate with.
+    """
 
     def __init__(self, options: ServerOptions) -> None:
         self.counters = Counters()
-        self._generations = Generations(options, self.counters)
+        self._generations = Generations(options, self.counters, *model_of(options))
+        # The first has the paths that no dialect has.
+        self._dialects: Sequence[Dialect] = (SGLang(self._generations, options),)
+        self._dialect_of = {
+            route.path: dialect for dialect in reversed(self._dialects) for route in dialect.routes()
+        }
+        self._faults = Faults(self.counters)
+        self._turn_on([(f"fault {text!r}", text) for text in options.fault])
 
     def build(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(client_max_size=_MAX_BODY_BYTES, middlewares=[self._count_and_explain])
+        app = web.Application(
+            client_max_size=_MAX_BODY_BYTES, middlewares=[self._count_and_explain, self._faults.strike]
+        )
+        for dialect in self._dialects:
+            app.add_routes(dialect.routes())
         app.add_routes(
             [
-                web.post("/generate", self._generate),
                 web.get("/health", self._health),
                 web.get("/stats", self._stats),
+                web.get("/log", self._log),
+                web.post("/faults", self._set_faults),
             ]
         )
         return app
@@ -44,44 +62,43 @@ class ServerApp:
     @web.middleware
     async def _count_and_explain(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         self.counters.add(requests=1)
+        dialect = self._dialect_of.get(request.path, self._dialects[0])
         try:
             return await handler(request)
-        except BadRequestError as error:
-            return web.json_response(_sglang.error(str(error)), status=400)
+        except (BadRequestError, PromptError) as error:
+            status, message, headers = 400, str(error), None
         except DuplicateIdError as error:
             message = f"rid={error.args[0]!r} is running already; abort it first, or use another id"
-            return web.json_response(_sglang.error(message), status=400)
+            status, headers = 400, None
         except web.HTTPException as error:
-            message = f"{request.method} {request.path}: {error.reason}"
+            status, message = error.status, f"{request.method} {request.path}: {error.reason}"
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
-            return web.json_response(_sglang.error(message), status=error.status, headers=headers)
-
-    async def _generate(self, request: web.Request) -> web.Response:
-        wishes, batched = _sglang.read(await _body(request), self._generations.new_id)
-        done = await self._generations.generate([wish.ask for wish in wishes])
-        now = asyncio.get_running_loop().time()
-        replies = [_sglang.reply(wish, one, now) for wish, one in zip(wishes, done, strict=True)]
-        return web.json_response(replies if batched else replies[0])
+        return web.json_response(dialect.error(message, status), status=status, headers=headers)
 
     async def _health(self, _request: web.Request) -> web.Response:
         return web.Response()
 
     async def _stats(self, request: web.Request) -> web.Response:
         """Answer with the counters; ``?in_flight=64`` first waits until that many run, and so on."""
-        known = [spec.name for spec in fields(ServerStats)]
         wanted = {}
         for name, value in request.query.items():
-            if name not in known:
-                raise BadRequestError(name, value, f"is not a counter; there are {', '.join(known)}")
+            if name not in COUNTERS and name not in FAULT_NAMES:
+                raise BadRequestError(name, value, f"is not a counter; there are {', '.join(COUNTERS)}")
             if not value.isdecimal():
                 raise BadRequestError(name, value, "is not a number to wait for")
             wanted[name] = int(value)
         return web.json_response(asdict(await self.counters.reach(wanted)))
 
+    async def _log(self, _request: web.Request) -> web.Response:
+        return web.json_response(self._generations.log.read())
 
-async def _body(request: web.Request) -> Any:
-    body = await request.read()
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadRequestError("body", body, f"is not JSON: {str(error)[:200]}") from None
+    async def _set_faults(self, request: web.Request) -> web.Response:
+        """Put a list of faults, each as an object or as text, in the place of those before."""
+        given = await json_body(request)
+        if not isinstance(given, list):
+            raise BadRequestError("faults", given, "is not a list")
+        self._turn_on([(f"faults[{index}]", one) for index, one in enumerate(given)])
+        return web.json_response({})
+
+    def _turn_on(self, faults: Sequence[tuple[str, Any]]) -> None:
+        self._faults.turn_on([read_fault(where, one) for where, one in faults])

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
+from ._checks import BadRequestError
+from ._fault_script import GRAMMAR, read_fault
+
 # Far from any use, and far enough from infinity that no product of two overflows.
 _MOST = 1e9
+
+MODES = ("text", "test", "policy")
+"""What can make the tokens."""
 
 
 def _option(default: Any, text: str) -> Any:
@@ -27,11 +34,20 @@ class ServerOptions:
     sigma: float = _option(0.8, "sigma of the lognormal each request's pace is drawn from; 0 makes all equal")
     cap: float = _option(8.0, "the slowest request takes this many times ms-per-token")
     seed: int = _option(0, "another seed gives other requests the slow paces; tokens do not depend on it")
+    slots: int = _option(128, "how many generations run at once, others wait; 0 sets no limit")
+    mode: str = _option("text", f"what makes the tokens: {', '.join(MODES)}")
+    weights: str | None = _option(None, "file with the weights to start with; None has those of version 0")
+    incremental_streaming_output: bool = _option(False, "stream what is new, not all there is, in each chunk")
+    weight_version_spans: bool = _option(False, "tell which weights made which tokens, as new SGLangs do")
+    fault: Sequence[str] = _option(
+        (), "KEY=VALUE,... is a fault to begin with, see below; repeat it for more"
+    )
 
     def __post_init__(self) -> None:
-        kinds = get_type_hints(type(self))
-        for spec in fields(self):
-            object.__setattr__(self, spec.name, _typed(spec.name, getattr(self, spec.name), kinds[spec.name]))
+        for name, kind in _single().items():
+            if name != "weights" or self.weights is not None:
+                object.__setattr__(self, name, _typed(name, getattr(self, name), kind))
+        object.__setattr__(self, "fault", _fault_texts(self.fault))
         if not self.host:
             raise ValueError("host='' names no address; the default is 127.0.0.1")
         if self.port not in range(65536):
@@ -41,10 +57,22 @@ class ServerOptions:
                 raise ValueError(f"{name}={getattr(self, name)} is not in 0..{_MOST:g}")
         if self.cap == 0:
             raise ValueError("cap=0.0 leaves no pace; ms_per_token=0 answers at once")
+        self._check_generating()
+
+    def _check_generating(self) -> None:
+        if self.slots < 0:
+            raise ValueError(f"slots={self.slots} is less than none; 0 sets no limit")
+        if self.mode not in MODES:
+            raise ValueError(f"mode={self.mode!r} is not one of {', '.join(MODES)}")
+        if self.weights == "":
+            raise ValueError("weights='' names no file; None starts with those of version 0")
 
     def arguments(self) -> list[str]:
         """Return the command-line arguments that `parse` turns back into equal options."""
-        return [f"{_flag(spec.name)}={getattr(self, spec.name)}" for spec in fields(self)]
+        given = [
+            _argument(name, getattr(self, name)) for name in _single() if getattr(self, name) is not None
+        ]
+        return given + [f"--fault={text}" for text in self.fault]
 
 
 def parse(argv: list[str] | None) -> tuple[ServerOptions, int | None]:
@@ -54,14 +82,23 @@ def parse(argv: list[str] | None) -> tuple[ServerOptions, int | None]:
     """
     parser = argparse.ArgumentParser(
         prog="python -m areal_core.embedded",
-        description="Answer SGLang's POST /generate with made-up tokens at a realistic pace, without a GPU. "
-        "Prints one JSON line with addr and pid once it listens; ends on SIGTERM or SIGINT.",
+        description="Answer SGLang's POST /generate with made-up tokens at a realistic pace,\n"
+        "without a GPU. Prints one JSON line with addr and pid once it listens; ends on\n"
+        "SIGTERM or SIGINT.",
+        epilog=f"The faults. {GRAMMAR}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    kinds = get_type_hints(ServerOptions)
+    single = _single()
     for spec in fields(ServerOptions):
-        text = f"{spec.metadata['help']} (default: %(default)s)"
-        parser.add_argument(_flag(spec.name), type=kinds[spec.name], default=spec.default, help=text)
+        flag, text = _flag(spec.name), spec.metadata["help"]
+        if single.get(spec.name) is bool:
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=spec.default, help=text)
+        elif spec.name in single:
+            text = text if spec.default is None else f"{text} (default: %(default)s)"
+            parser.add_argument(flag, type=single[spec.name], default=spec.default, help=text)
+        else:
+            parser.add_argument(flag, action="append", default=[], help=text)
     parser.add_argument(
         "--parent",
         type=int,
@@ -80,10 +117,34 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def _argument(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return _flag(name) if value else _flag(f"no_{name}")
+    return f"{_flag(name)}={value}"
+
+
+def _single() -> dict[str, type]:
+    """Return name and type of each option that is there once; that of an optional one is what it has."""
+    kinds = get_type_hints(ServerOptions)
+    kinds["weights"] = str
+    return {spec.name: kinds[spec.name] for spec in fields(ServerOptions) if spec.name != "fault"}
+
+
+def _fault_texts(texts: Any) -> tuple[str, ...]:
+    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"fault={texts!r} is not a list of texts")
+    try:
+        for text in texts:
+            read_fault(f"fault {text!r}", text)
+    except BadRequestError as error:
+        raise ValueError(str(error)) from None
+    return tuple(texts)
+
+
 def _typed(name: str, value: Any, kind: type) -> Any:
     """Return *value* as a *kind*; only an int that stands for a float changes."""
     if kind is float and type(value) is int:
         return float(value)
-    if isinstance(value, bool) or not isinstance(value, kind):
+    if (isinstance(value, bool) and kind is not bool) or not isinstance(value, kind):
         raise TypeError(f"{name}={value!r} is not {'an int' if kind is int else f'a {kind.__name__}'}")
     return value

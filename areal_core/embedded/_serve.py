@@ -26,18 +26,17 @@ _SHUTDOWN_S = 0.01
 def run(options: ServerOptions, listener: socket.socket, signals: StopSignals, parent: int | None) -> None:
     """Serve on *listener* until a signal arrives, or the process *parent* ends (None: nobody's child).
 
-    Closes *listener* then.
+    Closes *listener* then. Raises WeightsError and ModuleNotFoundError for *options* that it cannot
+    generate with.
     """
+    app = ServerApp(options)
     _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        runner.run(_serve(options, listener, signals, parent))
+        runner.run(_serve(app, listener, signals, parent))
 
 
-async def _serve(
-    options: ServerOptions, listener: socket.socket, signals: StopSignals, parent: int | None
-) -> None:
+async def _serve(app: ServerApp, listener: socket.socket, signals: StopSignals, parent: int | None) -> None:
     stop = asyncio.Event()
-    app = ServerApp(options)
     runner = web.AppRunner(
         app.build(),
         access_log=None,

@@ -6,16 +6,19 @@ import atexit
 import dataclasses
 import http.client
 import json
+import os
 import threading
 import warnings
 import weakref
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 from .._process import call_in_child
 from ._child import ServerProcess
+from ._fault_script import FAULT_NAMES
 from ._options import ServerOptions
-from ._stats import ServerStats
+from ._stats import COUNTERS, ServerStats
 
 _servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
 
@@ -31,7 +34,11 @@ class EmbeddedServer:
     The arguments are the options of ``python -m areal_core.embedded``: *host* and *port* (0 takes a free
     one) to listen on; *ms_per_token*, the median time per token in milliseconds (0 answers at once);
     *sigma* and *cap* of the lognormal that each request's pace is drawn from; *seed*, which decides
-    which requests are slow. *start_timeout* bounds the start, in seconds.
+    which requests are slow; *slots*, how many run at once while others wait (0: no limit); *mode* "text",
+    "test" or "policy", what makes the tokens; *weights*, the file to start with, None for those of version
+    0; *incremental_streaming_output*, to stream only what is new in each chunk; *weight_version_spans*, to
+    tell which weights made which tokens, as new versions of SGLang do; *fault*, the faults to begin with
+    (see `faults`). *start_timeout* bounds the start, in seconds.
 
     The server is stopped at the end of the block, by `stop`, when the interpreter exits, and with this
     process, even one that is killed. Ctrl-C does not reach it. Constructing starts nothing. Any thread
@@ -49,6 +56,12 @@ class EmbeddedServer:
         sigma: float = ServerOptions.sigma,
         cap: float = ServerOptions.cap,
         seed: int = ServerOptions.seed,
+        slots: int = ServerOptions.slots,
+        mode: str = ServerOptions.mode,
+        weights: str | os.PathLike[str] | None = ServerOptions.weights,
+        incremental_streaming_output: bool = ServerOptions.incremental_streaming_output,
+        weight_version_spans: bool = ServerOptions.weight_version_spans,
+        fault: Sequence[str] = ServerOptions.fault,
         *,
         start_timeout: float = 30.0,
     ) -> None:
@@ -58,7 +71,20 @@ class EmbeddedServer:
         if not start_timeout > 0:
             raise ValueError(f"start_timeout={start_timeout} is not a number of seconds above 0")
         self._start_timeout = start_timeout
-        self.options = ServerOptions(host, port, ms_per_token, sigma, cap, seed)
+        self.options = ServerOptions(
+            host,
+            port,
+            ms_per_token,
+            sigma,
+            cap,
+            seed,
+            slots,
+            mode,
+            os.fspath(weights) if isinstance(weights, os.PathLike) else weights,
+            incremental_streaming_output,
+            weight_version_spans,
+            fault,
+        )
         _servers.add(self)
 
     def start(self) -> None:
@@ -125,22 +151,63 @@ class EmbeddedServer:
         ``server.stats(in_flight=64)`` waits until 64 generations run at once, ``server.stats()`` for
         nothing. Asking takes a connection and a request of its own, and both are counted.
 
+        The names of faults are counters too: ``server.stats(status_503=3)``.
+
         Raises TimeoutError after *timeout* seconds, TypeError for a name that is no counter, and
         RuntimeError when the server does not run.
         """
-        known = [spec.name for spec in dataclasses.fields(ServerStats)]
         for name in at_least:
-            if name not in known:
-                raise TypeError(f"{name} is not a counter; there are {', '.join(known)}")
-        self._running_process()
+            if name not in COUNTERS and name not in FAULT_NAMES:
+                raise TypeError(f"{name} is not a counter; there are {', '.join(COUNTERS)}")
         query = "&".join(f"{name}={value}" for name, value in at_least.items())
+        _, body = self._call("GET", f"/stats?{query}", None, timeout, query or "answer")
+        return ServerStats(**json.loads(body))
+
+    def faults(self, faults: Sequence[str | Mapping[str, Any]], timeout: float = 10.0) -> None:
+        """Turn *faults* on, in the place of those before; ``[]`` turns all off.
+
+        Each is a text or a mapping; ``python -m areal_core.embedded --help`` has the words:
+
+        ```python
+        server.faults(["status=503,every=3", {"latency": 20, "distribution": "exponential"}])
+        ```
+
+        Requests that have arrived keep those they met. `stats` counts how often each struck.
+
+        Raises ValueError for a fault the server does not know, TimeoutError after *timeout* seconds, and
+        RuntimeError when the server does not run.
+        """
+        body = json.dumps(list(faults))
+        status, reply = self._call("POST", "/faults", body, timeout, "answer")
+        if status != 200:
+            raise ValueError(json.loads(reply)["error"]["message"])
+
+    def log(self, timeout: float = 10.0) -> list[dict[str, Any]]:
+        """Return what the server wrote down, oldest first; it keeps the last 100 000 events.
+
+        Each has ``event`` and ``at``, seconds on this machine's monotonic clock. A "start" has ``id`` and
+        ``prompt_tokens``; an "end" also ``tokens``, how many there were, ``versions``, a list of
+        ``[version, tokens]`` in their order, and ``how``: "stop", "length", "abort" or "disconnect". A
+        generation starts when it need no more wait for the end of a pause. A "weights" has the ``version``
+        and the ``label`` of the weights from then on.
+
+        Raises TimeoutError after *timeout* seconds, and RuntimeError when the server does not run.
+        """
+        events: list[dict[str, Any]] = json.loads(self._call("GET", "/log", None, timeout, "log")[1])
+        return events
+
+    def _call(
+        self, method: str, path: str, body: str | None, timeout: float, awaited: str
+    ) -> tuple[int, bytes]:
+        self._running_process()
         host, _, port = self.addr.rpartition(":")
         connection = http.client.HTTPConnection(host.strip("[]"), int(port), timeout=timeout)
         try:
-            connection.request("GET", f"/stats?{query}")
-            return ServerStats(**json.loads(connection.getresponse().read()))
+            connection.request(method, path, body)
+            reply = connection.getresponse()
+            return reply.status, reply.read()
         except TimeoutError:
-            raise TimeoutError(f"no {query or 'answer'} from {self.addr} within {timeout} s") from None
+            raise TimeoutError(f"no {awaited} from {self.addr} within {timeout} s") from None
         finally:
             connection.close()
 

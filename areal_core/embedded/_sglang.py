@@ -1,241 +1,64 @@
-"""SGLang's dialect: what a body of ``POST /generate`` asks for, and what the answer looks like.
-
-Fields this server cannot honour are refused rather than ignored where the reply would lack something
-or have something else in it (``stream``, ``n``, log-probabilities of the prompt). Those that only
-shape the distribution of the tokens (``temperature``, ``top_p``, ...) are checked and change nothing:
-the next token is a function of the tokens before it.
-"""
+"""SGLang's dialect: generating, whole and streamed. The calls that control are in ``_sglang_control``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Sequence
 from typing import Any
 
-from ._checks import BadRequestError, boolean, integer, mapping, number, string, token_ids
-from ._generations import Ask, Generated
-from ._tokens import END_TOKEN, Completion, Sampling, decode, encode
+from aiohttp import web
 
-CONTEXT_TOKENS = 131_072
-"""Prompt and new tokens together; making this many takes 0.1 s of the server's time."""
-
-# Each is a number that shapes the distribution of the tokens.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-        "sampling_seed",
-    }
-)
-_WITH_EFFECT = frozenset(
-    {
-        "max_new_tokens",
-        "min_new_tokens",
-        "ignore_eos",
-        "stop",
-        "stop_token_ids",
-        "n",
-        "skip_special_tokens",
-        "no_stop_trim",
-    }
-)
-_REFUSED_UNLESS: Mapping[str, tuple[object, ...]] = {
-    "stream": (False, None),
-    "logprob_start_len": (-1, None),
-    "top_logprobs_num": (0, None),
-    "token_ids_logprob": (None,),
-    "return_routed_experts": (False, None),
-    "image_data": (None,),
-    "lora_path": (None,),
-}
+from ._dialect import json_body
+from ._generations import Generations
+from ._options import ServerOptions
+from ._sglang_asks import Order, read
+from ._sglang_control import Control
+from ._sglang_replies import Replies, error
+from ._started import Started
 
 
-@dataclass(frozen=True)
-class Wish:
-    """One prompt of a request: what to generate, and how to show it."""
+class SGLang:
+    """Speak SGLang's dialect; a `Dialect`."""
 
-    ask: Ask
-    return_logprob: bool
-    return_text_in_logprobs: bool
-    skip_special_tokens: bool
-    no_stop_trim: bool
+    def __init__(self, generations: Generations, options: ServerOptions) -> None:
+        self._generations = generations
+        self._incremental = options.incremental_streaming_output
+        self._replies = Replies(generations.model, options.weight_version_spans)
+        self._control = Control(generations, options)
 
+    def routes(self) -> Sequence[web.RouteDef]:
+        """Return its routes."""
+        return [web.post("/generate", self._generate), *self._control.routes()]
 
-def read(body: Any, new_id: Callable[[], str]) -> tuple[list[Wish], bool]:
-    """Return the wishes in the decoded *body*, and whether they are a batch.
+    def error(self, message: str, _status: int) -> dict[str, Any]:
+        """Return the body that says *message*."""
+        return error(message)
 
-    Raises BadRequestError for a body that SGLang would refuse, or that asks for what is not here.
-    """
-    fields = mapping("body", body)
-    for name, allowed in _REFUSED_UNLESS.items():
-        if fields.get(name) not in allowed:
-            raise BadRequestError(name, fields[name], "asks for something this server does not have")
-    prompts, batched = _prompts(fields)
-    rids = _rids(fields.get("rid"), len(prompts) if batched else None)
-    params = _spread("sampling_params", fields.get("sampling_params"), len(prompts) if batched else None)
-    logprob = _spread("return_logprob", fields.get("return_logprob"), len(prompts) if batched else None)
-    in_text = boolean("return_text_in_logprobs", fields.get("return_text_in_logprobs") or False)
-    wishes = []
-    for prompt, rid, (where, given), (name, wanted) in zip(prompts, rids, params, logprob, strict=True):
-        values = mapping(where, {} if given is None else given)
-        wishes.append(
-            Wish(
-                Ask(new_id() if rid is None else rid, prompt, _sampling(where, values, len(prompt))),
-                boolean(name, wanted or False),
-                in_text,
-                _flag(where, values, "skip_special_tokens", True),
-                _flag(where, values, "no_stop_trim", False),
-            )
-        )
-    return wishes, batched
+    async def _generate(self, request: web.Request) -> web.StreamResponse:
+        order = read(await json_body(request), self._generations.new_id, self._generations.model.encode)
+        with self._generations.start([wish.ask for wish in order.wishes], order.stream) as started:
+            if order.stream:
+                return await self._stream(request, order, started)
+            ended = await started.ended()
+            label = self._generations.weights.label
+            pairs = zip(order.wishes, ended, strict=True)
+            replies = [self._replies.reply(wish, generation, label) for wish, generation in pairs]
+        return web.json_response(replies if order.batched else replies[0])
 
-
-def reply(wish: Wish, generated: Generated, now: float) -> dict[str, Any]:
-    """Return SGLang's answer to *wish*; *now* is on the clock of ``generated.started``, in seconds."""
-    completion = generated.completion
-    finish: dict[str, Any] = {"type": completion.finish}
-    if completion.finish == "stop":
-        finish["matched"] = completion.matched
-    else:
-        finish["length"] = wish.ask.sampling.max_new_tokens
-    meta: dict[str, Any] = {
-        "id": wish.ask.rid,
-        "finish_reason": finish,
-        "prompt_tokens": len(wish.ask.prompt),
-        "completion_tokens": len(completion.tokens),
-        "cached_tokens": 0,
-        "weight_version": "default",
-        "e2e_latency": now - generated.started,
-    }
-    if wish.return_logprob:
-        meta["input_token_logprobs"] = []
-        meta["output_token_logprobs"] = [
-            [logprob, token, decode([token]) if wish.return_text_in_logprobs else None]
-            for token, logprob in zip(completion.tokens, completion.logprobs, strict=True)
-        ]
-    return {"text": _text(wish, completion), "output_ids": completion.tokens, "meta_info": meta}
-
-
-def error(message: str) -> dict[str, Any]:
-    """Return SGLang's body for a refused request."""
-    return {"error": {"message": message}}
-
-
-def _text(wish: Wish, completion: Completion) -> str:
-    tokens = completion.tokens
-    matched = completion.matched
-    if isinstance(matched, int) and not wish.no_stop_trim:
-        tokens = tokens[:-1]
-    if wish.skip_special_tokens:
-        tokens = [token for token in tokens if token != END_TOKEN]
-    text = decode(tokens)
-    return text.removesuffix(matched) if isinstance(matched, str) and not wish.no_stop_trim else text
-
-
-def _prompts(fields: dict[str, Any]) -> tuple[list[Sequence[int]], bool]:
-    """Return the prompts, and whether they are a batch: a list of texts, or a list of lists of ids."""
-    text, ids = fields.get("text"), fields.get("input_ids")
-    if text is not None and ids is not None:
-        raise BadRequestError("text", text, "and input_ids are two prompts; give one of them")
-    if text is not None:
-        return _one_or_more("text", text, isinstance(text, list), _text_prompt)
-    if ids is not None:
-        return _one_or_more("input_ids", ids, _is_nested(ids), _ids_prompt)
-    raise BadRequestError("input_ids", ids, "is no prompt; give input_ids or text")
-
-
-def _one_or_more(
-    name: str, value: Any, batched: bool, read_one: Callable[[str, Any], Sequence[int]]
-) -> tuple[list[Sequence[int]], bool]:
-    if not batched:
-        return [read_one(name, value)], False
-    if not value:
-        raise BadRequestError(name, value, "is empty; give at least one prompt")
-    return [read_one(f"{name}[{index}]", one) for index, one in enumerate(value)], True
-
-
-def _is_nested(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
-
-
-def _text_prompt(name: str, value: Any) -> Sequence[int]:
-    return encode(string(name, value))
-
-
-def _ids_prompt(name: str, value: Any) -> Sequence[int]:
-    if not isinstance(value, list) or not value:
-        raise BadRequestError(name, value, "is not a list of at least one token id")
-    return token_ids(name, value)
-
-
-def _rids(value: Any, count: int | None) -> list[str | None]:
-    """Return an id or None per prompt; one id for a batch is numbered, as SGLang does it."""
-    if value is None:
-        return [None] * (count or 1)
-    if count is None:
-        return [string("rid", value)]
-    if isinstance(value, str):
-        return [f"{string('rid', value)}_{index}" for index in range(count)]
-    return [string(name, rid) for name, rid in _spread("rid", value, count)]
-
-
-def _spread(name: str, value: Any, count: int | None) -> list[tuple[str, Any]]:
-    """Return name and value for each prompt of a batch of *count* (None: of the one prompt)."""
-    if count is None:
-        return [(name, value)]
-    if not isinstance(value, list):
-        return [(name, value)] * count
-    if len(value) != count:
-        raise BadRequestError(name, value, f"has {len(value)} values for {count} prompts")
-    return [(f"{name}[{index}]", one) for index, one in enumerate(value)]
-
-
-def _sampling(where: str, values: Mapping[str, Any], prompt_tokens: int) -> Sampling:
-    for name, value in values.items():
-        if name in _WITHOUT_EFFECT:
-            number(f"{where}.{name}", 0 if value is None else value)
-        elif name not in _WITH_EFFECT:
-            raise BadRequestError(f"{where}.{name}", value, "is not a sampling parameter of this server")
-    if values.get("n") not in (None, 1):
-        raise BadRequestError(f"{where}.n", values["n"], "is not 1; send a batch of prompts")
-    most = _given(values, "max_new_tokens", Sampling.max_new_tokens)
-    longest = integer(f"{where}.max_new_tokens", most, 0, CONTEXT_TOKENS)
-    if prompt_tokens + longest > CONTEXT_TOKENS:
-        problem = (
-            f"after a prompt of {prompt_tokens} tokens is more than the {CONTEXT_TOKENS} there is room for"
-        )
-        raise BadRequestError(f"{where}.max_new_tokens", longest, problem)
-    return Sampling(
-        max_new_tokens=longest,
-        min_new_tokens=integer(f"{where}.min_new_tokens", _given(values, "min_new_tokens", 0), 0, longest),
-        ignore_eos=_flag(where, values, "ignore_eos", False),
-        stop_token_ids=_stop_tokens(f"{where}.stop_token_ids", _given(values, "stop_token_ids", [])),
-        stop=_stop_strings(f"{where}.stop", _given(values, "stop", [])),
-    )
-
-
-def _stop_tokens(name: str, value: Any) -> frozenset[int]:
-    if not isinstance(value, list):
-        raise BadRequestError(name, value, "is not a list of token ids")
-    return frozenset(token_ids(name, value))
-
-
-def _stop_strings(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, list):
-        return tuple(string(f"{name}[{index}]", one) for index, one in enumerate(value))
-    return (string(name, value),)
-
-
-def _flag(where: str, values: Mapping[str, Any], name: str, default: bool) -> bool:
-    return boolean(f"{where}.{name}", _given(values, name, default))
-
-
-def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return the value, or *default* where it is absent or null."""
-    value = values.get(name)
-    return default if value is None else value
+    async def _stream(self, request: web.Request, order: Order, started: Started) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        places = {generation: place for place, generation in enumerate(started.generations)}
+        told = [0] * len(places)
+        async for generation in started:
+            place = places[generation]
+            since = told[place] if self._incremental else 0
+            label = self._generations.weights.label
+            chunk = self._replies.reply(order.wishes[place], generation, label, since)
+            told[place] = len(generation)
+            if order.batched:
+                chunk["index"] = place
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        await response.write_eof()
+        return response

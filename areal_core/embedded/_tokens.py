@@ -1,89 +1,85 @@
-"""Where the tokens come from: each is a pure function of all the tokens before it, prompt included.
-
-A generation that is cut off and resumed from the tokens it had therefore continues as if nothing had
-happened, and any server, whatever its seed, gives the same answer to the same prompt.
-
-A token is a byte of text: the end token is ASCII's "end of transmission", all others are letters and
-spaces. Text prompts are their UTF-8 bytes; prompts made of any other token ids are as good.
-"""
+"""What a generation consists of: its sampling parameters, its tokens so far, and why it ended."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-END_TOKEN = 4
-_LETTERS = b" abcdefghijklmnopqrstuvwxyz"
-# Every token ends its generation with probability 1/128, so lengths have the mean that is also
-# SGLang's default for max_new_tokens: about a third of them reaches that limit.
-_END_ONE_IN = 128
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """What ends a generation, named as SGLang names it."""
+    """How to generate, named as SGLang names it; each dialect translates its own names."""
 
     max_new_tokens: int = 128
     min_new_tokens: int = 0
     ignore_eos: bool = False
     stop_token_ids: frozenset[int] = frozenset()
     stop: tuple[str, ...] = ()
+    temperature: float = 1.0
+    """0 takes the likeliest token. Like the two below, it matters to the policy alone: elsewhere a token
+    is a function of those before it."""
+    top_p: float = 1.0
+    seed: int | None = None
+    """None draws from the server's seed and the request's id."""
 
 
 @dataclass(frozen=True)
-class Completion:
-    """The tokens after a prompt, and why there are no more."""
+class Finish:
+    """Why a generation has no more tokens."""
 
-    tokens: list[int]
-    logprobs: list[float]
-    finish: str
-    """``"stop"``, or ``"length"`` when max_new_tokens were made."""
-    matched: int | str | None
-    """The token or the string that stopped it; None at ``"length"``."""
-
-
-def encode(text: str) -> list[int]:
-    """Return the tokens of *text*."""
-    return list(text.encode("utf-8", "replace"))
+    kind: str
+    """``"stop"``, ``"length"`` or ``"abort"``."""
+    matched: int | str | None = None
+    """The token or the string that stopped it."""
+    message: str | None = None
+    """Who aborted it, or where."""
 
 
-def decode(tokens: Sequence[int]) -> str:
-    """Return the text of *tokens* that `complete` made."""
-    return bytes(tokens).decode("ascii")
+class Prefix:
+    """The tokens of one generation, prompt and all, and a running hash of them.
+
+    A model draws from the hash, so that what it makes is a function of the tokens before.
+    """
+
+    __slots__ = ("_hash", "key", "logprobs", "prompt", "sampling", "tokens")
+
+    def __init__(self, key: str, prompt: Sequence[int], sampling: Sampling) -> None:
+        self.key = key
+        """What makes the draws of one request differ from another's, where the tokens alone do not."""
+        self.prompt = prompt
+        self.sampling = sampling
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self._hash = _hash_of(prompt)
+
+    @property
+    def may_end(self) -> bool:
+        """Whether the next token may be the one that ends."""
+        return not self.sampling.ignore_eos and len(self.tokens) + 1 >= self.sampling.min_new_tokens
+
+    def draw(self) -> int:
+        """Return 64 bits: a function of all the tokens there are."""
+        return int.from_bytes(self._hash.copy().digest(), "little")
+
+    def add(self, token: int, logprob: float) -> None:
+        """Append *token*."""
+        self.tokens.append(token)
+        self.logprobs.append(logprob)
+        self._hash.update(token.to_bytes(8, "little"))
+
+    def cut(self, count: int) -> None:
+        """Forget all new tokens but the first *count*."""
+        if count < len(self.tokens):
+            del self.tokens[count:], self.logprobs[count:]
+            self._hash = _hash_of([*self.prompt, *self.tokens])
 
 
-def complete(prompt: Sequence[int], sampling: Sampling) -> Completion:
-    """Return what follows *prompt*: equal arguments give an equal completion, in every process."""
-    tokens: list[int] = []
-    logprobs: list[float] = []
-    longest = max((len(stop.encode()) for stop in sampling.stop), default=0)
-    draws = _draws(prompt, tokens, sampling)
-    while len(tokens) < sampling.max_new_tokens:
-        token, logprob = next(draws)
-        tokens.append(token)
-        logprobs.append(logprob)
-        if len(tokens) < sampling.min_new_tokens:
-            continue
-        if token in sampling.stop_token_ids or (token == END_TOKEN and not sampling.ignore_eos):
-            return Completion(tokens, logprobs, "stop", token)
-        if longest:
-            tail = decode(tokens[-longest:])
-            for stop in sampling.stop:
-                if tail.endswith(stop):
-                    return Completion(tokens, logprobs, "stop", stop)
-    return Completion(tokens, logprobs, "length", None)
+def draw_of(prefix: Sequence[int]) -> int:
+    """Return what `Prefix.draw` does when these are its tokens."""
+    return int.from_bytes(_hash_of(prefix).digest(), "little")
 
 
-def _draws(prompt: Sequence[int], tokens: list[int], sampling: Sampling) -> Iterator[tuple[int, float]]:
-    """Yield token after token with its log-probability; each is to be in *tokens* before the next."""
-    prefix = hashlib.blake2b(struct.pack(f"<{len(prompt)}Q", *prompt), digest_size=8)
-    while True:
-        draw = int.from_bytes(prefix.copy().digest(), "little")
-        may_end = not sampling.ignore_eos and len(tokens) + 1 >= sampling.min_new_tokens
-        letter = _LETTERS[(draw >> 16) % len(_LETTERS)]
-        token = END_TOKEN if may_end and draw % _END_ONE_IN == 0 else letter
-        yield token, math.log(((draw >> 32) + 1) / 2**32)
-        prefix.update(token.to_bytes(8, "little"))
+def _hash_of(tokens: Sequence[int]) -> hashlib.blake2b:
+    return hashlib.blake2b(struct.pack(f"<{len(tokens)}Q", *tokens), digest_size=8)

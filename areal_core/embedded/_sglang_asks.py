@@ -1,0 +1,221 @@
+"""SGLang's dialect: what a body of ``POST /generate`` asks for.
+
+Fields this server cannot honour are refused rather than ignored where the reply would lack something
+or have something else in it (``n``, log-probabilities of the prompt). Those that only shape the
+distribution of the tokens are checked, and of them ``temperature``, ``top_p`` and ``sampling_seed`` matter
+to the policy alone: elsewhere the next token is a function of the tokens before it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ._checks import BadRequestError, boolean, integer, mapping, number, string, token_ids
+from ._generation import Ask
+from ._letters import CONTEXT_TOKENS
+from ._tokens import Sampling
+
+# Each is a number that shapes the distribution of the tokens.
+_WITHOUT_EFFECT = frozenset(
+    {
+        "top_k",
+        "min_p",
+        "frequency_penalty",
+        "presence_penalty",
+        "repetition_penalty",
+    }
+)
+_WITH_EFFECT = frozenset(
+    {
+        "max_new_tokens",
+        "min_new_tokens",
+        "ignore_eos",
+        "stop",
+        "stop_token_ids",
+        "temperature",
+        "top_p",
+        "sampling_seed",
+        "n",
+        "skip_special_tokens",
+        "no_stop_trim",
+    }
+)
+_REFUSED_UNLESS: Mapping[str, tuple[object, ...]] = {
+    "logprob_start_len": (-1, None),
+    "top_logprobs_num": (0, None),
+    "token_ids_logprob": (None,),
+    "return_routed_experts": (False, None),
+    "image_data": (None,),
+    "lora_path": (None,),
+}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One prompt of a request: what to generate, and how to show it."""
+
+    ask: Ask
+    return_logprob: bool
+    return_text_in_logprobs: bool
+    skip_special_tokens: bool
+    no_stop_trim: bool
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request: its wishes, and how to answer."""
+
+    wishes: Sequence[Wish]
+    batched: bool
+    """Whether the answer is a list."""
+    stream: bool
+
+
+def read(body: Any, new_id: Callable[[], str], encode: Callable[[str], list[int]]) -> Order:
+    """Return what the decoded *body* asks for.
+
+    Raises BadRequestError for a body that SGLang would refuse, or that asks for what is not here.
+    """
+    fields = mapping("body", body)
+    for name, allowed in _REFUSED_UNLESS.items():
+        if fields.get(name) not in allowed:
+            raise BadRequestError(name, fields[name], "asks for something this server does not have")
+    prompts, batched = _prompts(fields, encode)
+    rids = _rids(fields.get("rid"), len(prompts) if batched else None)
+    params = _spread("sampling_params", fields.get("sampling_params"), len(prompts) if batched else None)
+    logprob = _spread("return_logprob", fields.get("return_logprob"), len(prompts) if batched else None)
+    in_text = boolean("return_text_in_logprobs", fields.get("return_text_in_logprobs") or False)
+    wishes = []
+    for prompt, rid, (where, given), (name, wanted) in zip(prompts, rids, params, logprob, strict=True):
+        values = mapping(where, {} if given is None else given)
+        wishes.append(
+            Wish(
+                Ask(new_id() if rid is None else rid, prompt, _sampling(where, values, len(prompt))),
+                boolean(name, wanted or False),
+                in_text,
+                _flag(where, values, "skip_special_tokens", True),
+                _flag(where, values, "no_stop_trim", False),
+            )
+        )
+    return Order(wishes, batched, boolean("stream", fields.get("stream") or False))
+
+
+def _prompts(fields: dict[str, Any], encode: Callable[[str], list[int]]) -> tuple[list[Sequence[int]], bool]:
+    """Return the prompts, and whether they are a batch: a list of texts, or a list of lists of ids."""
+    text, ids = fields.get("text"), fields.get("input_ids")
+    if text is not None and ids is not None:
+        raise BadRequestError("text", text, "and input_ids are two prompts; give one of them")
+    if text is not None:
+
+        def text_prompt(name: str, value: Any) -> Sequence[int]:
+            return encode(string(name, value))
+
+        return _one_or_more("text", text, isinstance(text, list), text_prompt)
+    if ids is not None:
+        return _one_or_more("input_ids", ids, _is_nested(ids), _ids_prompt)
+    raise BadRequestError("input_ids", ids, "is no prompt; give input_ids or text")
+
+
+def _one_or_more(
+    name: str, value: Any, batched: bool, read_one: Callable[[str, Any], Sequence[int]]
+) -> tuple[list[Sequence[int]], bool]:
+    if not batched:
+        return [read_one(name, value)], False
+    if not value:
+        raise BadRequestError(name, value, "is empty; give at least one prompt")
+    return [read_one(f"{name}[{index}]", one) for index, one in enumerate(value)], True
+
+
+def _is_nested(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], list)
+
+
+def _ids_prompt(name: str, value: Any) -> Sequence[int]:
+    if not isinstance(value, list) or not value:
+        raise BadRequestError(name, value, "is not a list of at least one token id")
+    return token_ids(name, value)
+
+
+def _rids(value: Any, count: int | None) -> list[str | None]:
+    """Return an id or None per prompt; one id for a batch is numbered, as SGLang does it."""
+    if value is None:
+        return [None] * (count or 1)
+    if count is None:
+        return [string("rid", value)]
+    if isinstance(value, str):
+        return [f"{string('rid', value)}_{index}" for index in range(count)]
+    return [string(name, rid) for name, rid in _spread("rid", value, count)]
+
+
+def _spread(name: str, value: Any, count: int | None) -> list[tuple[str, Any]]:
+    """Return name and value for each prompt of a batch of *count* (None: of the one prompt)."""
+    if count is None:
+        return [(name, value)]
+    if not isinstance(value, list):
+        return [(name, value)] * count
+    if len(value) != count:
+        raise BadRequestError(name, value, f"has {len(value)} values for {count} prompts")
+    return [(f"{name}[{index}]", one) for index, one in enumerate(value)]
+
+
+def _sampling(where: str, values: Mapping[str, Any], prompt_tokens: int) -> Sampling:
+    for name, value in values.items():
+        if name in _WITHOUT_EFFECT:
+            number(f"{where}.{name}", 0 if value is None else value)
+        elif name not in _WITH_EFFECT:
+            raise BadRequestError(f"{where}.{name}", value, "is not a sampling parameter of this server")
+    if values.get("n") not in (None, 1):
+        raise BadRequestError(f"{where}.n", values["n"], "is not 1; send a batch of prompts")
+    most = _given(values, "max_new_tokens", Sampling.max_new_tokens)
+    longest = integer(f"{where}.max_new_tokens", most, 0, CONTEXT_TOKENS)
+    if prompt_tokens + longest > CONTEXT_TOKENS:
+        problem = (
+            f"after a prompt of {prompt_tokens} tokens is more than the {CONTEXT_TOKENS} there is room for"
+        )
+        raise BadRequestError(f"{where}.max_new_tokens", longest, problem)
+    return Sampling(
+        max_new_tokens=longest,
+        min_new_tokens=integer(f"{where}.min_new_tokens", _given(values, "min_new_tokens", 0), 0, longest),
+        ignore_eos=_flag(where, values, "ignore_eos", False),
+        stop_token_ids=_stop_tokens(f"{where}.stop_token_ids", _given(values, "stop_token_ids", [])),
+        stop=_stop_strings(f"{where}.stop", _given(values, "stop", [])),
+        temperature=_share(where, values, "temperature", math.inf),
+        top_p=_share(where, values, "top_p", 1.0),
+        seed=_seed(f"{where}.sampling_seed", values.get("sampling_seed")),
+    )
+
+
+def _share(where: str, values: Mapping[str, Any], name: str, high: float) -> float:
+    value = number(f"{where}.{name}", _given(values, name, 1.0))
+    if not 0 <= value <= high:
+        raise BadRequestError(f"{where}.{name}", value, f"is not in 0..{high:g}")
+    return value
+
+
+def _seed(name: str, value: Any) -> int | None:
+    return None if value is None else integer(name, value, -(2**63), 2**63 - 1)
+
+
+def _stop_tokens(name: str, value: Any) -> frozenset[int]:
+    if not isinstance(value, list):
+        raise BadRequestError(name, value, "is not a list of token ids")
+    return frozenset(token_ids(name, value))
+
+
+def _stop_strings(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, list):
+        return tuple(string(f"{name}[{index}]", one) for index, one in enumerate(value))
+    return (string(name, value),)
+
+
+def _flag(where: str, values: Mapping[str, Any], name: str, default: bool) -> bool:
+    return boolean(f"{where}.{name}", _given(values, name, default))
+
+
+def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return the value, or *default* where it is absent or null."""
+    value = values.get(name)
+    return default if value is None else value
