@@ -125,7 +125,7 @@ class Backend(Protocol):
         """Return the calls that load weights from *path* and label them, in order; none: it cannot."""
 
     def check_update(self, body: bytes) -> str | None:
-        """Return what one of those calls answered, with status 200, of weights that did not load; None: all well."""
+        """Return what a server said, with status 200, of weights that did not load; None: they did."""
 
     def weight_version(self) -> HttpCall | None:
         """Return the call that asks which weights the server has."""
