@@ -123,7 +123,7 @@ def main() -> int:
     logging.getLogger("areal_core").setLevel(logging.CRITICAL)
 
     with (
-        EmbeddedServer(ms_per_token=scale.ms_per_token) as server,
+        EmbeddedServer(ms_per_token=scale.ms_per_token, slots=scale.in_flight) as server,
         AsyncTaskRunner[Rollout](scale.in_flight, task_timeout=scale.deadline_s) as runner,
     ):
         runner.run(workflow_context.get_aiohttp_session)  # imports aiohttp before the clock starts

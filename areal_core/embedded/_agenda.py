@@ -10,6 +10,10 @@ from collections.abc import Callable
 from ._clock import RunningClock
 from ._generation import Generation
 
+# uvloop rounds to whole milliseconds: a timer that rings too early finds nothing due, and rings again a
+# whole tick later.
+_LATER_S = 0.0005
+
 
 class Agenda:
     """Call *ring* when a generation is due, at most once in *tick_s* seconds."""
@@ -68,7 +72,10 @@ class Agenda:
         loop = asyncio.get_running_loop()
         delay = when - self._clock.now()
         self._set_for = when
-        self._timer = loop.call_later(delay, self._fire) if delay > 0 else loop.call_soon(self._fire)
+        if delay > 0:
+            self._timer = loop.call_later(delay + _LATER_S, self._fire)
+        else:
+            self._timer = loop.call_soon(self._fire)
 
     def _disarm(self) -> None:
         if self._timer is not None:

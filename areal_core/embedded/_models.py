@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from ._letters import Letters
 from ._model import Model
 from ._options import ServerOptions
@@ -19,8 +21,16 @@ def model_of(options: ServerOptions) -> tuple[Model, Weights]:
 
 
 def _model(mode: str) -> Model:
-    if mode == "policy":
-        from ._policy_model import PolicyModel  # NumPy: only who asks for it needs it
+    return _policy() if mode == "policy" else Letters(versioned=mode == "test")
 
-        return PolicyModel()
-    return Letters(versioned=mode == "test")
+
+def _policy() -> Model:
+    # The matrices are small: threads would only get in each other's way.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    try:
+        from ._policy_model import PolicyModel  # NumPy: only who asks for it needs it
+    except ModuleNotFoundError as error:
+        if error.name != "numpy":
+            raise
+        raise ModuleNotFoundError("mode='policy' needs NumPy; install areal-core[policy]") from None
+    return PolicyModel()
