@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -144,6 +145,23 @@ def test_the_weight_version_is_a_label_if_it_is_an_integer(label: Any, version: 
     assert _reader().event(body) == _piece([1], "stop", version)
     empty = sglang([], finish="abort", meta={"weight_version": label})
     assert _reader().event(empty) == _piece([], "abort", version)
+
+
+def _spans(*spans: tuple[Any, int, int]) -> dict[str, Any]:
+    return {"weight_versions": [{"version": v, "start": start, "end": end} for v, start, end in spans]}
+
+
+def test_a_server_may_tell_the_version_of_each_token() -> None:
+    body = sglang([1, 2, 3], finish="stop", meta=_spans(("4", 0, 1), ("5", 1, 3)) | {"weight_version": "5"})
+    assert _reader().whole(body) == replace(_piece([1, 2, 3], "stop", 5), versions=[4, 5, 5])
+    body = sglang([1], finish="stop", meta=_spans(("default", 0, 1)))
+    assert _reader().whole(body).versions is None
+    pieces = _stream(
+        [sglang([1], meta=_spans(("4", 0, 1))), sglang([1, 2, 3], meta=_spans(("4", 0, 2), ("5", 2, 3)))]
+    )
+    assert [piece and piece.versions for piece in pieces] == [[4], [4, 5]]
+    with pytest.raises(ReplyError, match=r"^\$.meta_info.weight_versions ends at token 2, of 1"):
+        _reader().whole(sglang([1], finish="stop", meta=_spans(("4", 0, 2))))
 
 
 @pytest.mark.parametrize("data", [b"[DONE]", b" [DONE]\n", b"", b"  "])

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 from msgspec.json import Decoder
 
 from areal_core._engine.backend import Ask, Piece, ReplyError
+from areal_core._engine.backends._spans import Span, versions_of
 from areal_core._engine.backends._tally import Tally, ended, is_end
-from areal_core._engine.wire import FinishType, Label, Logprob, TokenId, decode, failure, integer_label
+from areal_core._engine.wire import FinishType, Logprob, TokenId, decode, failure
 
 _NO_IDS = (
     "the reply has no token ids: the server has to know `return_token_ids` or `return_tokens_as_token_ids`, "
     "and to have it turned on if that needs an option of its own"
 )
 _PREFIX = "token_id:"
-
-_Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
+_VERSIONS = "$.choices[0].weight_versions"
 
 
 class _Content(Struct, gc=False):
@@ -34,14 +34,6 @@ class _Logprobs(Struct):
     content: list[_Content] | None = None
 
 
-class _Span(Struct, gc=False):
-    """The version that made the tokens from start up to, not including, end."""
-
-    start: _Position
-    end: _Position
-    version: Label = None
-
-
 class _Choice(Struct):
     index: int = 0
     text: str | None = None
@@ -49,7 +41,7 @@ class _Choice(Struct):
     token_ids: list[TokenId] | None = None
     response_token_ids: list[TokenId] | None = None
     logprobs: _Logprobs | None = None
-    weight_versions: list[_Span] | None = None
+    weight_versions: list[Span] | None = None
 
 
 class _Reply(Struct):
@@ -136,7 +128,7 @@ class CompletionReader:
             tokens = []
         if tokens and logprobs is None:
             raise ReplyError("$.choices[0].logprobs is missing")
-        versions = _versions(choice.weight_versions, self._tally.tokens, len(tokens))
+        versions = versions_of(choice.weight_versions, self._tally.tokens, len(tokens), _VERSIONS)
         return self._tally.piece(tokens, logprobs or [], choice.finish_reason, versions=versions)
 
 
@@ -187,24 +179,3 @@ def _token_id(text: str) -> int:
         if number < 2**63:
             return number
     raise ReplyError(f"{text[:40]!r} among tokens that are given as {_PREFIX}<number> is no token id")
-
-
-def _versions(spans: list[_Span] | None, seen: int, new: int) -> list[int] | None:
-    """Return the version of each *new* token after *seen* ones; None when one of them has none."""
-    if not spans or not new:
-        return None
-    last = spans[-1].end
-    if last > seen + new:
-        raise ReplyError(f"$.choices[0].weight_versions ends at token {last}, of {seen + new}")
-    # An event counts from the beginning of the reply, or from that of its own tokens: both end at the last.
-    first = 0 if last == new else seen
-    versions: list[int] = []
-    end = 0
-    for span in spans:
-        if not end <= span.start <= span.end <= last:
-            raise ReplyError(f"$.choices[0].weight_versions is not in order at {span.start} to {span.end}")
-        end = span.end
-        version = integer_label(span.version)
-        if version is not None:
-            versions += [version] * (end - max(span.start, first))
-    return versions if len(versions) == new else None

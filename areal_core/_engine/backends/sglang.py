@@ -10,6 +10,7 @@ from msgspec.json import Decoder
 
 from areal_core._engine.backend import Ask, Backend, HttpCall, Piece, ReplyError
 from areal_core._engine.backends._growing import Growing
+from areal_core._engine.backends._spans import Span, versions_of
 from areal_core._engine.backends._tally import Tally, ended, is_end
 from areal_core._engine.wire import (
     FinishType,
@@ -25,6 +26,7 @@ from areal_core._engine.wire import (
 
 _IDS = "$.output_ids"
 _LOGPROBS = "$.meta_info.output_token_logprobs"
+_VERSIONS = "$.meta_info.weight_versions"
 
 
 class _Entry(Struct, array_like=True, gc=False):
@@ -50,6 +52,7 @@ class _MetaInfo(Struct, Generic[EntriesT]):
     finish_reason: _FinishReason | None = None
     completion_tokens: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
     weight_version: Label = None
+    weight_versions: list[Span] | None = None
     output_token_logprobs: EntriesT = None  # type: ignore[assignment]
 
 
@@ -212,7 +215,8 @@ class _Reader:
         tokens = [entry.token for entry in added]
         if ids is not None and tokens != _newest(_IDS, ids, total, new):
             raise ReplyError(f"{_IDS} has other tokens than {_LOGPROBS}")
-        return self._tally.piece(tokens, [entry.logprob for entry in added], finish, label)
+        versions = versions_of(meta.weight_versions, self._tally.tokens, new, _VERSIONS)
+        return self._tally.piece(tokens, [entry.logprob for entry in added], finish, label, versions)
 
 
 def _sampling(ask: Ask) -> dict[str, Any]:
