@@ -245,6 +245,7 @@ def test_waiting_for_a_counter_is_bounded_and_knows_the_counters(server: Embedde
         weights=st.none() | st.text(st.characters(codec="ascii", categories=["L", "N", "P"]), min_size=1),
         incremental_streaming_output=st.booleans(),
         weight_version_spans=st.booleans(),
+        tokens_in_tokens_out=st.booleans(),
     ),
     st.none() | st.integers(1),
 )

@@ -15,9 +15,11 @@ from ._faults import Faults
 from ._generations import DuplicateIdError, Generations
 from ._model import PromptError
 from ._models import model_of
+from ._openai import OpenAI
 from ._options import ServerOptions
 from ._sglang import SGLang
 from ._stats import COUNTERS, Counters
+from ._vllm import VLLM
 
 # A batch of 64 prompts of 32 000 tokens is 14 MB of JSON.
 _MAX_BODY_BYTES = 256 * 2**20
@@ -35,7 +37,11 @@ class ServerApp:
         self.counters = Counters()
         self._generations = Generations(options, self.counters, *model_of(options))
         # The first has the paths that no dialect has.
-        self._dialects: Sequence[Dialect] = (SGLang(self._generations, options),)
+        self._dialects: Sequence[Dialect] = (
+            SGLang(self._generations, options),
+            VLLM(self._generations, options),
+            OpenAI(self._generations, options),
+        )
         self._dialect_of = {
             route.path: dialect for dialect in reversed(self._dialects) for route in dialect.routes()
         }

@@ -37,8 +37,9 @@ class EmbeddedServer:
     which requests are slow; *slots*, how many run at once while others wait (0: no limit); *mode* "text",
     "test" or "policy", what makes the tokens; *weights*, the file to start with, None for those of version
     0; *incremental_streaming_output*, to stream only what is new in each chunk; *weight_version_spans*, to
-    tell which weights made which tokens, as new versions of SGLang do; *fault*, the faults to begin with
-    (see `faults`). *start_timeout* bounds the start, in seconds.
+    tell which weights made which tokens, as new versions of SGLang do; *tokens_in_tokens_out*, to have
+    vLLM's ``/inference/v1/generate``; *fault*, the faults to begin with (see `faults`). *start_timeout*
+    bounds the start, in seconds.
 
     The server is stopped at the end of the block, by `stop`, when the interpreter exits, and with this
     process, even one that is killed. Ctrl-C does not reach it. Constructing starts nothing. Any thread
@@ -61,6 +62,7 @@ class EmbeddedServer:
         weights: str | os.PathLike[str] | None = ServerOptions.weights,
         incremental_streaming_output: bool = ServerOptions.incremental_streaming_output,
         weight_version_spans: bool = ServerOptions.weight_version_spans,
+        tokens_in_tokens_out: bool = ServerOptions.tokens_in_tokens_out,
         fault: Sequence[str] = ServerOptions.fault,
         *,
         start_timeout: float = 30.0,
@@ -83,6 +85,7 @@ class EmbeddedServer:
             os.fspath(weights) if isinstance(weights, os.PathLike) else weights,
             incremental_streaming_output,
             weight_version_spans,
+            tokens_in_tokens_out,
             fault,
         )
         _servers.add(self)

@@ -1,0 +1,195 @@
+"""OpenAI's dialect: what a body of ``/v1/completions`` or ``/v1/chat/completions`` asks for.
+
+The fields that vLLM and SGLang add to OpenAI's are among them, with vLLM's meaning. Fields that this server
+cannot honour are refused where the reply would lack something or have something else in it; those that
+only shape the distribution of the tokens are checked and, most of them, change nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ._chat import Chat
+from ._checks import BadRequestError, boolean, integer, mapping, number, string, token_ids
+from ._generation import Ask
+from ._model import Model
+from ._tokens import Sampling
+
+WITHOUT_EFFECT = frozenset({"top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"})
+"""Each is a number that shapes the distribution of the tokens."""
+
+_REFUSED_UNLESS: Mapping[str, tuple[object, ...]] = {
+    "n": (1, None),
+    "best_of": (1, None),
+    "echo": (False, None),
+    "suffix": (None, ""),
+    "prompt_logprobs": (None,),
+    "prompt_embeds": (None,),
+    "logit_bias": (None, {}),
+    "use_beam_search": (False, None),
+    "tools": (None, []),
+    "tool_choice": (None, "none"),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+    "audio": (None,),
+    "modalities": (None, ["text"]),
+}
+# OpenAI's limits; a token has no alternatives here, so that more would change nothing.
+_MOST_LOGPROBS = 20
+_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Order:
+    """A request: what to generate, and how to show it."""
+
+    ask: Ask
+    model: str
+    """The name of the model, as the client gave it."""
+    stream: bool = False
+    include_usage: bool = False
+    """Whether a stream ends with the numbers of tokens."""
+    logprobs: bool = False
+    alternatives: int = 0
+    """Of how many tokens beside the one that was drawn the log-probabilities were asked for."""
+    return_token_ids: bool = False
+    tokens_as_ids: bool = False
+    """Whether a token is ``"token_id:123"`` where it would be a text."""
+    skip_special_tokens: bool = True
+    include_stop: bool = False
+    """Whether the text has the token or the string that ended it."""
+
+
+class Asks:
+    """Read what clients ask for; *name* is the model for those that name none."""
+
+    def __init__(self, model: Model, chat: Chat, name: str, new_id: Callable[[], str]) -> None:
+        self._model = model
+        self._chat = chat
+        self._name = name
+        self._new_id = new_id
+
+    def completion(self, body: Any) -> Order:
+        """Return what a completion asks for. Raises BadRequestError, and PromptError."""
+        fields = self._fields(body)
+        prompt = self._prompt(fields.get("prompt"))
+        alternatives = fields.get("logprobs")
+        if alternatives is not None:
+            alternatives = integer("logprobs", alternatives, 0, _MOST_LOGPROBS)
+        return self._order(
+            fields,
+            prompt,
+            given(fields, "max_tokens", _COMPLETION_TOKENS),
+            alternatives is not None,
+            alternatives,
+        )
+
+    def chat(self, body: Any) -> Order:
+        """Return what a chat asks for. Raises BadRequestError, and PromptError."""
+        fields = self._fields(body)
+        prompt = self._chat.prompt(fields.get("messages"))
+        logprobs = flag("", fields, "logprobs", False)
+        alternatives = integer("top_logprobs", given(fields, "top_logprobs", 0), 0, _MOST_LOGPROBS)
+        if alternatives and not logprobs:
+            raise BadRequestError("top_logprobs", alternatives, "needs logprobs=true")
+        most = given(fields, "max_completion_tokens", fields.get("max_tokens"))
+        if most is None:
+            most = max(1, self._model.room(prompt))
+        return self._order(fields, prompt, most, logprobs, alternatives)
+
+    def _fields(self, body: Any) -> dict[str, Any]:
+        fields = mapping("body", body)
+        for name, allowed in _REFUSED_UNLESS.items():
+            if fields.get(name) not in allowed:
+                raise BadRequestError(name, fields[name], "asks for something this server does not have")
+        return fields
+
+    def _order(
+        self,
+        fields: Mapping[str, Any],
+        prompt: Sequence[int],
+        most: Any,
+        logprobs: bool,
+        alternatives: int | None,
+    ) -> Order:
+        rid = fields.get("request_id")
+        options = mapping("stream_options", given(fields, "stream_options", {}))
+        return Order(
+            Ask(
+                self._new_id() if rid is None else string("request_id", rid),
+                prompt,
+                read_sampling("", fields, most, self._model.room(prompt)),
+            ),
+            string("model", given(fields, "model", self._name)),
+            stream=flag("", fields, "stream", False),
+            include_usage=flag("stream_options.", options, "include_usage", False),
+            logprobs=logprobs,
+            alternatives=alternatives or 0,
+            return_token_ids=flag("", fields, "return_token_ids", False),
+            tokens_as_ids=flag("", fields, "return_tokens_as_token_ids", False),
+            skip_special_tokens=flag("", fields, "skip_special_tokens", True),
+            include_stop=flag("", fields, "include_stop_str_in_output", False),
+        )
+
+    def _prompt(self, prompt: Any) -> Sequence[int]:
+        """Return the one prompt: a text, its tokens, or a list of one of those."""
+        if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+            prompt = prompt[0]
+        if isinstance(prompt, list):
+            if not prompt or isinstance(prompt[0], str | list):
+                raise BadRequestError("prompt", prompt, "is not one prompt; send a request for each")
+            return token_ids("prompt", prompt)
+        return self._model.encode(string("prompt", prompt))
+
+
+def read_sampling(where: str, fields: Mapping[str, Any], most: Any, room: int) -> Sampling:
+    """Return how to generate, with at most *most* tokens; *where* stands before the names in errors.
+
+    Raises BadRequestError, also if the *room* does not suffice.
+    """
+    for name in WITHOUT_EFFECT:
+        number(f"{where}{name}", given(fields, name, 0))
+    longest = integer(f"{where}max_tokens", most, 1, 2**31)
+    if longest > room:
+        raise BadRequestError(f"{where}max_tokens", longest, f"is more than the {room} there is room for")
+    stop_ids = given(fields, "stop_token_ids", [])
+    if not isinstance(stop_ids, list):
+        raise BadRequestError(f"{where}stop_token_ids", stop_ids, "is not a list of token ids")
+    seed = fields.get("seed")
+    return Sampling(
+        max_new_tokens=longest,
+        min_new_tokens=integer(f"{where}min_tokens", given(fields, "min_tokens", 0), 0, longest),
+        ignore_eos=flag(where, fields, "ignore_eos", False),
+        stop_token_ids=frozenset(token_ids(f"{where}stop_token_ids", stop_ids)),
+        stop=_stop_strings(f"{where}stop", given(fields, "stop", [])),
+        temperature=_between(where, fields, "temperature", math.inf),
+        top_p=_between(where, fields, "top_p", 1.0),
+        seed=None if seed is None else integer(f"{where}seed", seed, -(2**63), 2**63 - 1),
+    )
+
+
+def given(fields: Mapping[str, Any], name: str, default: Any) -> Any:
+    """Return the value, or *default* where it is absent or null."""
+    value = fields.get(name)
+    return default if value is None else value
+
+
+def flag(where: str, fields: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Return a value that is true or false, or *default*."""
+    return boolean(f"{where}{name}", given(fields, name, default))
+
+
+def _between(where: str, fields: Mapping[str, Any], name: str, high: float) -> float:
+    value = number(f"{where}{name}", given(fields, name, 1.0))
+    if not 0 <= value <= high:
+        raise BadRequestError(f"{where}{name}", value, f"is not in 0..{high:g}")
+    return value
+
+
+def _stop_strings(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, list):
+        return tuple(string(f"{name}[{index}]", one) for index, one in enumerate(value))
+    return (string(name, value),)
