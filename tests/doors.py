@@ -110,20 +110,28 @@ class Caller(Generic[T]):
 
     def _main(self) -> None:
         function, args, kwargs = self._call
-        sys.setprofile(self._notice)
+        _profile_with(self._notice)
         try:
             value = function(*args, **kwargs)
         except BaseException as error:
-            sys.setprofile(None)
+            _profile_with(None)
             self._outcome.set_exception(error)
         else:
-            sys.setprofile(None)
+            _profile_with(None)
             self._outcome.set_result(value)
         self._blocks.release()
 
     def _notice(self, frame: FrameType, event: str, argument: Any) -> None:
         if event == "c_call" and frame.f_code is Gate.wait.__code__ and argument.__name__ == "acquire":
             self._blocks.release()
+
+
+_setting_profile = threading.Lock()
+
+
+def _profile_with(function: Callable[[FrameType, str, Any], None] | None) -> None:
+    with _setting_profile:  # 3.11 refuses to do it in two threads at once, where an audit hook runs meanwhile
+        sys.setprofile(function)
 
 
 def start_blocked(function: Callable[..., T], *args: Any, **kwargs: Any) -> Caller[T]:
