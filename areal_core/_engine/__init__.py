@@ -1,1 +1,29 @@
-"""The inside of the engine."""
+"""The inside of the engine: from a request to its tokens, and the servers in between.
+
+::
+
+    workflow               | this process                                             | server
+    agenerate(request) --> Generation: until the last token                           |
+                             Opening   waits while generation is paused               |
+                             Router    chooses a server, and counts                   |
+                             Attempt ---- Exchange ---- Backend's HttpCall ---------> generates
+                             versions, tokens <- Piece <- Backend's Reader <--------- replies, streams
+                             Patience  what failed: again? after how long?            |
+                             aborts    nothing runs on where something else is sent   |
+    trainer                |                                                          |
+    update, pause -------> Control   all servers in rotation ---------------------->  |
+                             Policy    the version, who subscribed                    |
+                           Prober, Recovery   servers that are out: health, weights   |
+
+    remote_inf_engine.py is the public class.
+    generation.py   one agenerate                   attempt.py    one request of it at one server
+    limits.py       its deadline                    retries.py    what may be tried again, and when
+    aborts.py       ending attempts                 proof.py      that tokens come from the right weights
+    router.py       servers, conversations, slots   server.py     one server
+    opening.py      whether generation is open      policy.py     the policy version and its weights
+    control.py      what the trainer does           turn.py       one at a time, on any loop
+    prober.py       looks after servers             recovery.py   brings one into rotation
+    backend.py      the port to dialects: pure      backends/     SGLang, vLLM, OpenAI, one file each
+    exchange.py     one HTTP exchange               server_sent.py, complaint.py, address.py, api_key.py
+    wire.py         foreign JSON, checked           events.py     every log line
+"""

@@ -1,0 +1,50 @@
+"""Every line the engine logs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from areal_core._log import get_logger
+
+_SHORT = 500  # characters
+
+
+class Events:
+    """The log of one engine. *logger* is a structlog or a standard logger, None for ours."""
+
+    def __init__(self, logger: Any = None) -> None:
+        self._logger = get_logger(logger)
+
+    def server_out(self, server: str, why: str) -> None:
+        self._logger.warning("server_out_of_rotation", server=server, why=why[:_SHORT])
+
+    def server_in(self, server: str, version: int) -> None:
+        self._logger.info("server_in_rotation", server=server, version=version)
+
+    def server_stays_out(self, server: str, why: str) -> None:
+        self._logger.warning("server_stays_out_of_rotation", server=server, why=why[:_SHORT])
+
+    def weights_updated(self, version: int, path: str, seconds: float, servers: int) -> None:
+        self._logger.info(
+            "weights_updated", version=version, path=path, seconds=round(seconds, 3), servers=servers
+        )
+
+    def weights_not_updated(self, version: int, error: BaseException) -> None:
+        self._logger.error("weights_not_updated", version=version, error=str(error)[:_SHORT])
+
+    def waits_for_open_generation(self, seconds: float, waiting: int) -> None:
+        self._logger.warning(
+            "generation_is_paused",
+            seconds=round(seconds, 1),
+            waiting=waiting,
+            remedy="continue_generation() opens it",
+        )
+
+    def subscriber_raised(self, error: BaseException) -> None:
+        self._logger.error("version_subscriber_raised", error=str(error)[:_SHORT], exc_info=error)
+
+    def prober_failed(self, server: str, error: BaseException) -> None:
+        self._logger.error("probe_failed", server=server, error=str(error)[:_SHORT], exc_info=error)
+
+    def prober_died(self, error: BaseException) -> None:
+        self._logger.error("prober_died", error=str(error)[:_SHORT], exc_info=error)

@@ -1,0 +1,204 @@
+"""One `agenerate`: from the prompt to the last token, over as many attempts and servers as it takes."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from areal_core._engine.aborts import abort, abort_after_cancellation
+from areal_core._engine.attempt import Attempt
+from areal_core._engine.backend import Ask, Piece
+from areal_core._engine.exchange import StaleConnectionError
+from areal_core._engine.limits import Limits
+from areal_core._engine.opening import Opening
+from areal_core._engine.policy import Moment, Policy
+from areal_core._engine.proof import OldWeightsError
+from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, is_busy, may_try_again
+from areal_core._engine.router import Pin, Router
+from areal_core._engine.server import Server
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import (
+    ArealError,
+    GenerationTimeoutError,
+    MalformedReplyError,
+    ServerStatusError,
+    ServerUnreachableError,
+)
+from areal_core.types import ModelRequest, ModelResponse
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What all generations of an engine share."""
+
+    config: InferenceEngineConfig
+    router: Router
+    opening: Opening
+    policy: Policy
+
+
+class Generation:
+    """Makes the reply to one request."""
+
+    def __init__(self, parts: Parts, request: ModelRequest) -> None:
+        self._config = parts.config
+        self._router = parts.router
+        self._opening = parts.opening
+        self._policy = parts.policy
+        self._request = request
+        self._conversation = request.rid or uuid.uuid4().hex
+        self.limits = Limits(self._config.request_timeout, self._opening, self._describe)
+        self.stage = "about to begin"
+        """What it does, or waits for."""
+        self.attempts = 0
+        """How often something was sent for it."""
+        self._tokens: list[int] = []
+        self._logprobs: list[float] = []
+        self._versions: list[int] = []
+        self._exact = True
+        self._segments = 0
+        self._finish: str | None = None
+        self._first_token_at: float | None = None
+        # Of the attempt under way. The wire id is kept for as long as no server can have begun with it.
+        self._wire_id = self._new_wire_id()
+        self._sent = Moment(0, 0)
+        self._last_label: int | None = None
+
+    async def run(self) -> ModelResponse:
+        """Return the reply.
+
+        Raises what `RemoteInfEngine.agenerate` does.
+        """
+        began = time.monotonic()
+        async with self.limits:
+            with self._router.pinned(self._request.rid) as pin:
+                while self._finish is None:
+                    await self._go_on(pin)
+        return ModelResponse(
+            input_tokens=list(self._request.input_ids),
+            output_tokens=self._tokens,
+            output_logprobs=self._logprobs,
+            output_versions=self._versions,
+            versions_exact=self._exact,
+            stop_reason=self._finish,
+            latency=time.monotonic() - began,
+            ttft=None if self._first_token_at is None else self._first_token_at - began,
+            segments=self._segments,
+        )
+
+    async def _go_on(self, pin: Pin) -> None:
+        """Make attempts until one brings a token or the end."""
+        patience = Patience(self._config.request_retries, self.limits.left_s)
+        try:
+            async for attempt in patience.retrying():
+                with attempt:
+                    await self._attempt(pin)
+                self.stage = "backing off"
+        except ArealError as error:
+            if patience.out_of_time:
+                raise GenerationTimeoutError(
+                    f"no time is left of request_timeout={self._config.request_timeout:g} s "
+                    f"for another attempt: {self._describe()}; {error}"
+                ) from error
+            raise
+
+    async def _attempt(self, pin: Pin) -> None:
+        """Send what is missing to a server once. Raises what went wrong, unless tokens came all the same."""
+        server = await self._next_server(pin)
+        before, closings = len(self._tokens), self._opening.closings
+        self.stage = f"generating on {server.name}"
+        self.attempts += 1
+        try:
+            await self._send(server)
+        except Exception as error:
+            await self._recover(server, error)
+            if len(self._tokens) == before or not may_try_again(error):
+                raise
+        finally:
+            self._router.give_back(server)
+        if len(self._tokens) > before:
+            self._segments += 1
+        if self._finish == "abort":
+            self._wire_id = self._new_wire_id()
+            self._finish = None
+            if len(self._tokens) == before and self._opening.closings == closings:
+                raise EmptyAbortError(f"{server.name} ended it before the first token")
+        if len(self._tokens) >= self._request.gconfig.max_new_tokens and self._finish is None:
+            self._finish = "length"
+
+    async def _next_server(self, pin: Pin) -> Server:
+        while True:
+            self.stage = "waiting for generation to be continued"
+            await self._opening.wait()
+            self.stage = "waiting for a server"
+            server = await self._router.take(pin, self._config.setup_timeout)
+            if self._opening.is_open:
+                return server
+            self._router.give_back(server)
+
+    async def _send(self, server: Server) -> None:
+        wanted = self._request.gconfig
+        ask = Ask(
+            self._wire_id,
+            [*self._request.input_ids, *self._tokens],
+            wanted.max_new_tokens - len(self._tokens),
+            max(0, wanted.min_new_tokens - len(self._tokens)),
+            wanted,
+            self._request.extra or {},
+            self._config.model,
+        )
+        self._sent = self._policy.moment()
+        self._last_label = None
+        try:
+            await Attempt(server, ask, self._take).run()
+        except BaseException as error:
+            if not isinstance(error, Exception):  # cancelled, out of time, or the engine was stopped
+                await abort_after_cancellation(self._router, server, self._wire_id)
+            raise
+
+    async def _recover(self, server: Server, error: Exception) -> None:
+        """Take care that nothing of a failed attempt runs on."""
+        if isinstance(error, OldWeightsError):
+            self._router.take_out(server, str(error))
+        elif isinstance(error, ServerUnreachableError) and not error.sent:
+            self._router.take_out(server, str(error))
+            raise AtOnceError(str(error)) from error  # elsewhere, or when a server is back
+        elif is_busy(error) or (isinstance(error, ServerStatusError) and not may_try_again(error)):
+            return
+        if isinstance(error, ServerStatusError | ServerUnreachableError | MalformedReplyError | AtOnceError):
+            await abort(self._router, server, self._wire_id)
+            self._wire_id = self._new_wire_id()
+        if isinstance(error, StaleConnectionError):
+            raise AtOnceError(str(error)) from error
+
+    def _take(self, piece: Piece, streamed: bool) -> None:
+        if piece.tokens and streamed and self._first_token_at is None:
+            self._first_token_at = time.monotonic()
+        self._tokens += piece.tokens
+        self._logprobs += piece.logprobs
+        versions, exact = self._versions_of(piece)
+        self._versions += versions
+        self._exact = self._exact and (exact or not piece.tokens)
+        self._finish = piece.finish
+
+    def _versions_of(self, piece: Piece) -> tuple[Sequence[int], bool]:
+        """Return the oldest version that can have made each token of *piece*, and whether it did."""
+        if piece.versions is not None:
+            return piece.versions, True
+        count, label, held = len(piece.tokens), piece.label, self._policy.held_since(self._sent)
+        if label is None:
+            return [self._sent.version] * count, held
+        earlier = self._last_label
+        if earlier is None:  # while nothing has changed here, a server that says otherwise knows better
+            earlier = label if held else self._sent.version
+        self._last_label = label
+        return [min(earlier, label)] * count, earlier == label
+
+    def _new_wire_id(self) -> str:
+        return f"{self._conversation}-{uuid.uuid4().hex}"
+
+    def _describe(self) -> str:
+        wanted = self._request.gconfig.max_new_tokens
+        return f"{len(self._tokens)} of {wanted} tokens after {self.attempts} attempts, last {self.stage}"

@@ -1,0 +1,102 @@
+"""The task that looks after the servers: brings back those that are out, finds those that are silent."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from areal_core._engine.events import Events
+from areal_core._engine.recovery import Recovery, StaysOutError, probe
+from areal_core._engine.router import Router
+from areal_core._engine.server import Server
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import InferenceError, ServerUnreachableError
+
+_LOOK_EVERY_S = 0.5  # so often those that are out are tried
+_PROBE_EVERY_S = 5.0  # and so often those that are in
+
+
+class Prober:
+    """Looks after each server in a task of its own, so that none waits for another."""
+
+    def __init__(
+        self, config: InferenceEngineConfig, router: Router, recovery: Recovery, events: Events
+    ) -> None:
+        self._silence_s = config.silence_timeout
+        self._router = router
+        self._recovery = recovery
+        self._events = events
+        self._watching: dict[Server, asyncio.Task[None]] = {}
+        self._returning: dict[Server, asyncio.Task[None]] = {}
+        self._said: dict[Server, str] = {}
+
+    async def run(self) -> None:
+        """Look after the servers until cancelled."""
+        try:
+            while True:
+                self._assign()
+                await asyncio.sleep(_LOOK_EVERY_S)
+        finally:
+            tasks = [*self._watching.values(), *self._returning.values()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _assign(self) -> None:
+        """See that there is one task per server: one to watch it, or one to bring it back."""
+        servers = self._router.servers
+        out = {server for server in servers if server.why_out is not None}
+        _keep(self._watching, set(servers) - out, self._watch)
+        _keep(self._returning, out, self._bring_in)
+
+    async def _bring_in(self, server: Server) -> None:
+        try:
+            await self._recovery.bring_in(server)
+            self._said.pop(server, None)
+        except StaysOutError as error:
+            if self._said.get(server) != str(error):
+                self._said[server] = str(error)
+                self._events.server_stays_out(server.name, str(error))
+        except InferenceError:
+            pass  # not yet
+        except Exception as error:
+            self._events.prober_failed(server.name, error)
+
+    async def _watch(self, server: Server) -> None:
+        """Take a server out of rotation when it has not been well for too long."""
+        well_at = time.monotonic()
+        while server.why_out is None:
+            await asyncio.sleep(_PROBE_EVERY_S)
+            why = await _ask(server)
+            if why is None:
+                well_at = time.monotonic()
+            elif time.monotonic() - well_at >= self._silence_s or _is_gone(why):
+                self._router.take_out(server, f"not well: {why}")
+                self._router.cut(server, str(why))
+
+
+def _keep(
+    tasks: dict[Server, asyncio.Task[None]],
+    servers: set[Server],
+    act: Callable[[Server], Coroutine[Any, Any, None]],
+) -> None:
+    """Have one task in *tasks* for each of *servers*, and none for others."""
+    for server in tasks.keys() - servers:
+        tasks.pop(server).cancel()
+    for server in servers:
+        if server not in tasks or tasks[server].done():
+            tasks[server] = asyncio.create_task(act(server))
+
+
+async def _ask(server: Server) -> InferenceError | None:
+    try:
+        await probe(server)
+    except InferenceError as error:
+        return error
+    return None
+
+
+def _is_gone(error: InferenceError) -> bool:
+    return isinstance(error, ServerUnreachableError) and not error.sent

@@ -1,0 +1,100 @@
+"""Bring a server into rotation: healthy, with the current weights, paused if all are."""
+
+from __future__ import annotations
+
+from areal_core._engine.aborts import abort_leftovers
+from areal_core._engine.backend import HttpCall
+from areal_core._engine.control import UNKNOWN_PATH, load
+from areal_core._engine.events import Events
+from areal_core._engine.opening import Opening
+from areal_core._engine.policy import Moment, Policy
+from areal_core._engine.proof import ask_weights
+from areal_core._engine.router import Router
+from areal_core._engine.server import Server
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import InferenceError, ServerStatusError
+from areal_core.workflow_context import get_control_session
+
+PROBE_TIMEOUT_S = 5.0
+
+
+class StaysOutError(InferenceError):
+    """A server is well, and has weights that nobody here can tell or replace."""
+
+
+class Recovery:
+    """How servers come into rotation: at first, after they were added, and when they return."""
+
+    def __init__(
+        self, config: InferenceEngineConfig, router: Router, opening: Opening, policy: Policy, events: Events
+    ) -> None:
+        self._config = config
+        self._router = router
+        self._opening = opening
+        self._policy = policy
+        self._events = events
+
+    async def bring_in(self, server: Server) -> None:
+        """Put *server* into rotation. Raises InferenceError when it is not ready for it."""
+        await probe(server)
+        await self._choose_variant(server)
+        await abort_leftovers(server)
+        while server.why_out is not None and not server.removed:
+            if self._policy.is_changing:
+                raise InferenceError("the weights are being updated")
+            moment, closings, is_open = self._policy.moment(), self._opening.closings, self._opening.is_open
+            await self._give_weights(server)
+            await self._set_pause(server, is_open)
+
+            def still_right(
+                moment: Moment = moment, closings: int = closings, is_open: bool = is_open
+            ) -> bool:
+                now = self._opening
+                same_gate = now.closings == closings and now.is_open == is_open
+                return same_gate and self._policy.moment() == moment and not self._policy.is_changing
+
+            if self._router.put_in(server, still_right):
+                self._events.server_in(server.name, self._policy.version)
+
+    async def _set_pause(self, server: Server, is_open: bool) -> None:
+        """Pause or continue it: one that was not restarted, or whose trainer was, may be either."""
+        try:
+            await self._call(server, server.backend.resume() if is_open else server.backend.pause())
+        except ServerStatusError as error:
+            if error.status not in UNKNOWN_PATH:
+                raise
+
+    async def _give_weights(self, server: Server) -> None:
+        weights = self._policy.weights
+        if self._policy.set_by_hand or (weights is None and server.weights_unknown):
+            if await ask_weights(server) != self._policy.version:
+                server.awaits_weights = True
+                raise StaysOutError(
+                    f"nobody here has the weights of version {self._policy.version} for {server.name}; "
+                    "it stays out until the next update"
+                )
+            server.weights = self._policy.version
+        elif weights is not None:
+            if await ask_weights(server) != weights.version:
+                await load(server, weights, self._config.control_timeout)
+            server.weights = weights.version
+
+    async def _choose_variant(self, server: Server) -> None:
+        call = server.backend.probe()
+        if call is None:
+            return
+        try:
+            await self._call(server, call)
+            status = 200
+        except ServerStatusError as error:
+            status = error.status
+        server.backend = server.backend.variant(status)
+
+    async def _call(self, server: Server, call: HttpCall | None) -> None:
+        if call is not None:
+            await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
+
+
+async def probe(server: Server) -> None:
+    """Return if *server* says that it is well. Raises InferenceError."""
+    await server.exchange.call(await get_control_session(), server.backend.health(), PROBE_TIMEOUT_S)

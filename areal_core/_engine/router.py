@@ -1,0 +1,247 @@
+"""Which server a generation goes to. Choosing and counting are one step, under one lock."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from areal_core._engine.server import Server
+from areal_core.errors import ServerUnreachableError
+
+
+@dataclass(slots=True, eq=False)
+class Pin:
+    """Where a conversation is at home. *server* is None before its first request."""
+
+    server: Server | None = None
+    in_flight: int = 0
+
+
+class Waiter:
+    """One generation that waits for a server, on its own loop."""
+
+    __slots__ = ("_arrival", "_loop", "gone", "pin", "server", "ticket")
+
+    def __init__(self, pin: Pin, ticket: int) -> None:
+        self.pin = pin
+        self.ticket = ticket
+        self.server: Server | None = None
+        self.gone = False
+        self._loop = asyncio.get_running_loop()
+        self._arrival: asyncio.Future[None] = self._loop.create_future()
+
+    def wake(self) -> None:
+        """Let it go on; any thread may."""
+        with contextlib.suppress(RuntimeError):  # its loop is closed: it never goes on
+            self._loop.call_soon_threadsafe(_set_done, self._arrival)
+
+    async def arrive(self, timeout_s: float) -> None:
+        """Wait until it is woken, *timeout_s* seconds at most."""
+        await asyncio.wait((self._arrival,), timeout=timeout_s)
+
+
+class Router:
+    """The servers, the conversations pinned to them, and who waits for one.
+
+    *slots* is how many generations a server is given at once (None: no limit); *most_pins* how many
+    conversations are remembered that have nothing in flight. *on_out* is told of each server that leaves
+    rotation, with the lock free.
+    """
+
+    def __init__(self, slots: int | None, most_pins: int, on_out: Callable[[Server], None]) -> None:
+        self._slots = slots
+        self._most_pins = most_pins
+        self._on_out = on_out
+        self._lock = threading.RLock()
+        self._servers: list[Server] = []
+        self._deserted_since: float | None = time.monotonic()  # None while a server is in rotation
+        self._turns = itertools.count()
+        self._tickets = itertools.count()
+        self._queue: deque[Waiter] = deque()  # of those who may go anywhere
+        self._busy_pins: dict[str, Pin] = {}
+        self._idle_pins: OrderedDict[str, Pin] = OrderedDict()  # the longest idle first
+
+    # -- servers -----------------------------------------------------------------------------------
+
+    @property
+    def servers(self) -> Sequence[Server]:
+        """All servers, in rotation or not."""
+        return tuple(self._servers)
+
+    @property
+    def in_rotation(self) -> Sequence[Server]:
+        """Those that are given generations."""
+        return tuple(server for server in self._servers if server.why_out is None)
+
+    def add(self, server: Server) -> None:
+        """Know *server* from now on, out of rotation yet. Raises ValueError when its address is known."""
+        with self._lock:
+            if any(known.exchange.address == server.exchange.address for known in self._servers):
+                raise ValueError(f"{server.name} is one of the servers already")
+            self._servers.append(server)
+
+    def remove(self, server: Server) -> None:
+        """Forget *server*; what it generates is cut off."""
+        with self._lock:
+            self._servers.remove(server)
+            server.removed = True
+        self.take_out(server, "removed")
+        self.cut(server, "it was removed")
+
+    def take_out(self, server: Server, why: str) -> None:
+        """Give *server* no more generations; those that wait for it may go anywhere."""
+        with self._lock:
+            if server.why_out is not None:
+                return
+            server.why_out = why
+            server.proven.clear()
+            moved = sorted([*self._queue, *server.queue], key=_ticket)
+            self._queue = deque(moved)
+            server.queue.clear()
+            if not self.in_rotation:
+                self._deserted_since = time.monotonic()
+            self._serve()
+        self._on_out(server)
+
+    def put_in(self, server: Server, still_right: Callable[[], bool]) -> bool:
+        """Give *server* generations, if *still_right*; return whether it is in rotation."""
+        with self._lock:
+            why_out, server.why_out = server.why_out, None
+            # Afterwards: who changes what is right does so before looking who is in rotation.
+            if server.removed or not still_right():
+                server.why_out = why_out
+                return False
+            self._deserted_since = None
+            self._serve()
+            return True
+
+    def cut(self, server: Server, why: str) -> None:
+        """End every attempt that is under way at *server*."""
+        for attempt in tuple(server.attempts):
+            attempt.cut(why)
+
+    # -- generations -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def pinned(self, conversation: str | None) -> Iterator[Pin]:
+        """Keep what has one *conversation* on one server; None is a conversation of its own."""
+        if conversation is None:
+            yield Pin()
+            return
+        with self._lock:
+            pin = self._busy_pins.get(conversation) or self._idle_pins.pop(conversation, None) or Pin()
+            self._busy_pins[conversation] = pin
+            pin.in_flight += 1
+        try:
+            yield pin
+        finally:
+            with self._lock:
+                pin.in_flight -= 1
+                if not pin.in_flight:
+                    self._idle_pins[conversation] = self._busy_pins.pop(conversation)
+                    while len(self._idle_pins) > self._most_pins:
+                        self._idle_pins.popitem(last=False)
+
+    async def take(self, pin: Pin, patience_s: float) -> Server:
+        """Wait for a server with a slot free, in the order of calls, and count one more in flight there.
+
+        Raises ServerUnreachableError when for *patience_s* seconds no server has been in rotation.
+        """
+        with self._lock:
+            server = self._choose(pin)
+            if server is not None:
+                return server
+            waiter = Waiter(pin, next(self._tickets))
+            self._enqueue(waiter)
+        try:
+            while waiter.server is None:
+                await waiter.arrive(self._patience_left(patience_s))
+            return waiter.server
+        except BaseException:
+            with self._lock:
+                waiter.gone = True
+                if waiter.server is not None:
+                    self.give_back(waiter.server)
+            raise
+
+    def give_back(self, server: Server) -> None:
+        """Count one less in flight at *server*, and let the next one have the slot."""
+        with self._lock:
+            server.in_flight -= 1
+            self._serve_one(server)
+
+    def _choose(self, pin: Pin) -> Server | None:
+        home = pin.server
+        if home is not None and home.why_out is None:
+            server = home if self._has_slot(home) else None
+        else:
+            free = [one for one in self._servers if one.why_out is None and self._has_slot(one)]
+            first = next(self._turns) % max(1, len(free))  # of those with as few in flight, another each time
+            server = min(free[first:] + free[:first], key=_in_flight, default=None)
+        if server is not None:
+            pin.server = server
+            server.in_flight += 1
+        return server
+
+    def _has_slot(self, server: Server) -> bool:
+        return self._slots is None or server.in_flight < self._slots
+
+    def _enqueue(self, waiter: Waiter) -> None:
+        home = waiter.pin.server
+        (self._queue if home is None or home.why_out is not None else home.queue).append(waiter)
+
+    def _serve(self) -> None:
+        for server in self._servers:
+            while server.why_out is None and self._has_slot(server) and self._serve_one(server):
+                pass
+
+    def _serve_one(self, server: Server) -> bool:
+        """Give a slot of *server* to whoever has waited longest for it; return whether somebody had."""
+        if server.why_out is not None or not self._has_slot(server):
+            return False
+        queues = [queue for queue in (server.queue, self._queue) if _drop_gone(queue)]
+        if not queues:
+            return False
+        waiter = min(queues, key=lambda queue: queue[0].ticket).popleft()
+        waiter.pin.server = waiter.server = server
+        server.in_flight += 1
+        waiter.wake()
+        return True
+
+    def _patience_left(self, patience_s: float) -> float:
+        """Return how many seconds to wait. Raises ServerUnreachableError when no server came for too long."""
+        if self._deserted_since is None:
+            return patience_s
+        left_s = self._deserted_since + patience_s - time.monotonic()
+        if left_s > 0:
+            return left_s
+        servers = "; ".join(f"{server.name} is out: {server.why_out}" for server in self._servers) or "none"
+        raise ServerUnreachableError(
+            f"no server has been in rotation for setup_timeout={patience_s:g} s ({servers})"
+        )
+
+
+def _drop_gone(queue: deque[Waiter]) -> bool:
+    """Drop from the front those who wait no longer; return whether somebody is left."""
+    while queue and queue[0].gone:
+        queue.popleft()
+    return bool(queue)
+
+
+def _in_flight(server: Server) -> int:
+    return server.in_flight
+
+
+def _ticket(waiter: Waiter) -> int:
+    return waiter.ticket
+
+
+def _set_done(arrival: asyncio.Future[None]) -> None:
+    if not arrival.done():
+        arrival.set_result(None)

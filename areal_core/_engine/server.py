@@ -1,0 +1,57 @@
+"""One inference server, as the engine sees it."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, Protocol
+
+from areal_core._engine.backend import Backend
+from areal_core._engine.exchange import Exchange
+
+if TYPE_CHECKING:
+    from areal_core._engine.router import Waiter
+
+
+class Attempt(Protocol):
+    """One request under way at a server."""
+
+    def cut(self, why: str) -> None:
+        """End it from outside; any thread may."""
+
+
+class Server:
+    """An address with what is known of who listens there. The router's lock guards all but `exchange`."""
+
+    def __init__(self, exchange: Exchange, backend: Backend) -> None:
+        self.exchange = exchange
+        self.backend = backend
+        self.why_out: str | None = "new"
+        """Why it is not in rotation; None while it is."""
+        self.removed = False
+        self.in_flight = 0
+        self.attempts: set[Attempt] = set()
+        self.queue: deque[Waiter] = deque()
+        """Who waits for a slot here, and nowhere else."""
+        self.weights: int | None = None
+        """The version that this engine gave it; None: it has what it started with."""
+        self.weights_unknown = False
+        """Whether an update failed that may have changed them, and nobody can say or undo it."""
+        self.awaits_weights = False
+        """Whether it is well, and only the next update can bring it into rotation."""
+        self.labels_replies = False
+        """Whether a reply of its has told the version that made it."""
+        self.tells_version = False
+        """Whether it has told its version when it was asked."""
+        self.proven: weakref.WeakSet[Any] = weakref.WeakSet()
+        """Connections to a process that is known to have `weights`; a restarted one has others."""
+        self.unaborted: set[str] = set()
+        """Wire ids of attempts that may still run there: it could not be reached to abort them."""
+
+    @property
+    def name(self) -> str:
+        """Its address, for errors and logs."""
+        return self.exchange.address.name
+
+    def __repr__(self) -> str:
+        return f"<Server {self.name}, {self.why_out or 'in rotation'}, {self.in_flight} in flight>"
