@@ -4,13 +4,15 @@
 from areal_core.embedded import EmbeddedServer
 
 with EmbeddedServer(ms_per_token=1) as server:
-    ...  # POST to f"{server.url}/generate" what you would send to SGLang
+    ...  # POST to f"{server.url}/generate" what you would send to SGLang, or
+    ...  # to f"{server.url}/v1/chat/completions" what you would send to OpenAI
     print(server.stats())
 ```
 
-It listens on a real port, in a process of its own, and speaks SGLang's dialect over real HTTP: replies
-take as long as their tokens would, some requests are long stragglers, generations can be streamed,
-aborted and paused, and a client that hangs up cancels its own.
+It listens on a real port, in a process of its own, and speaks the dialects of SGLang, vLLM and OpenAI, all
+at once, over real HTTP: replies take as long as their tokens would, some requests are long stragglers,
+generations can be streamed, aborted and paused, and a client that hangs up cancels its own. It can be
+told to misbehave: `EmbeddedServer.faults`. In tests, pytest has it as the fixtures of ``pytest_plugin``.
 
 What makes the tokens is the option ``mode``. In "text" they are letters that repeat: equal prompts get
 equal answers. In "test" each is also a function of the version of the weights: `token_of` says which. In
@@ -20,9 +22,10 @@ The same server runs from a shell as ``python -m areal_core.embedded``.
 
 Where things are: the options in ``_options``, the child process in ``_server`` and ``_child``. In the
 child, the command in ``__main__``, the loop in ``_serve``, HTTP in ``_app``; what a dialect is in
-``_dialect``, SGLang's in ``_sglang`` and its neighbours. Generations in ``_generations``, which tells how
-a dialect uses them, one of them in ``_generation``, what makes their tokens behind ``_model``: ``_letters``
-and ``_policy_model``; their speed in ``_pace``, their weights in ``_weights``.
+``_dialect``, SGLang's in ``_sglang`` and its neighbours, vLLM's in ``_vllm``, OpenAI's in ``_openai``; the
+faults in ``_faults``, the words for them in ``_fault_script``. Generations in ``_generations``, which tells
+how a dialect uses them, one of them in ``_generation``, what makes their tokens behind ``_model``:
+``_letters`` and ``_policy_model``; their speed in ``_pace``, their weights in ``_weights``.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class Asks:
             raise BadRequestError("top_logprobs", alternatives, "needs logprobs=true")
         most = given(fields, "max_completion_tokens", fields.get("max_tokens"))
         if most is None:
-            most = max(1, self._model.room(prompt))
+            most = max(1, self._model.room(prompt))  # as many as fit
         return self._order(fields, prompt, most, logprobs, alternatives)
 
     def _fields(self, body: Any) -> dict[str, Any]:
@@ -148,13 +148,13 @@ class Asks:
 def read_sampling(where: str, fields: Mapping[str, Any], most: Any, room: int) -> Sampling:
     """Return how to generate, with at most *most* tokens; *where* stands before the names in errors.
 
-    Raises BadRequestError, also if the *room* does not suffice.
+    There are no more than the *room* allows, but has to be room for one. Raises BadRequestError.
     """
     for name in WITHOUT_EFFECT:
         number(f"{where}{name}", given(fields, name, 0))
     longest = integer(f"{where}max_tokens", most, 1, 2**31)
-    if longest > room:
-        raise BadRequestError(f"{where}max_tokens", longest, f"is more than the {room} there is room for")
+    if not room:
+        raise BadRequestError(f"{where}max_tokens", longest, "has no room after so long a prompt")
     stop_ids = given(fields, "stop_token_ids", [])
     if not isinstance(stop_ids, list):
         raise BadRequestError(f"{where}stop_token_ids", stop_ids, "is not a list of token ids")

@@ -83,9 +83,9 @@ def parse(argv: list[str] | None) -> tuple[ServerOptions, int | None]:
     """
     parser = argparse.ArgumentParser(
         prog="python -m areal_core.embedded",
-        description="Answer SGLang's POST /generate with made-up tokens at a realistic pace,\n"
-        "without a GPU. Prints one JSON line with addr and pid once it listens; ends on\n"
-        "SIGTERM or SIGINT.",
+        description="Answer what SGLang, vLLM and OpenAI's completions and chats do, with made-up\n"
+        "tokens at a realistic pace, without a GPU. Prints one JSON line with addr and pid once\n"
+        "it listens; ends on SIGTERM or SIGINT.",
         epilog=f"The faults. {GRAMMAR}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
