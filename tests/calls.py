@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
 
@@ -24,3 +26,34 @@ def generate(server: EmbeddedServer, **body: Any) -> Any:
     status, reply = call(server, "POST", "/generate", body)
     assert status == 200, reply
     return reply
+
+
+def stream(server: EmbeddedServer, **body: Any) -> Iterator[Any]:
+    """Yield the chunks of a streamed generation as they come; closing it hangs up."""
+    host, port = server.addr.split(":")
+    with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
+        connection.request("POST", "/generate", json.dumps(body | {"stream": True}))
+        response = connection.getresponse()
+        assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream")
+        with response:
+            while (line := response.readline()) != b"data: [DONE]\n":
+                assert line, "the stream ended without its last line"
+                assert response.readline() == b"\n"
+                yield json.loads(line.removeprefix(b"data: "))
+            assert response.read() == b"\n"
+
+
+class Asking(ThreadPoolExecutor):
+    """Have threads ask a server; at the end of the block, wait for their replies."""
+
+    def __init__(self, server: EmbeddedServer) -> None:
+        super().__init__()
+        self._server = server
+
+    def generate(self, **body: Any) -> Future[Any]:
+        """Return the reply to come."""
+        return self.submit(generate, self._server, **body)
+
+    def call(self, method: str, path: str, body: Any = None) -> Future[tuple[int, Any]]:
+        """Return status and decoded body to come."""
+        return self.submit(call, self._server, method, path, body)
