@@ -80,14 +80,22 @@ def test_ids_and_log_probabilities_are_where_servers_put_them(changes: dict[str,
     assert _reader().event(body) == _piece([1, 2], "stop")
 
 
-@pytest.mark.parametrize("changes", [{}, {"logprobs": None}, {"token_ids": ..., "logprobs": None}])
+_EMPTY: list[dict[str, Any]] = [
+    {},
+    {"logprobs": None},
+    {"token_ids": ..., "logprobs": None},
+    {"token_ids": ..., "logprobs": {"tokens": [], "token_logprobs": []}},
+]
+
+
+@pytest.mark.parametrize("changes", _EMPTY)
 def test_an_abort_may_have_no_tokens(changes: dict[str, Any]) -> None:
     body = completion([], finish="abort", **changes)
     assert _reader().whole(body) == _piece([], "abort")
     assert _reader().event(body) == _piece([], "abort")
 
 
-@pytest.mark.parametrize("changes", [{}, {"logprobs": None}, {"token_ids": ..., "logprobs": None}])
+@pytest.mark.parametrize("changes", _EMPTY)
 @pytest.mark.parametrize("finish", ["stop", "abort"])
 def test_the_last_event_may_bring_no_more_than_the_end(finish: str, changes: dict[str, Any]) -> None:
     pieces = _stream([completion([1]), completion([], finish=finish, **changes)])
@@ -108,6 +116,9 @@ _LOGPROBS = {"tokens": ["a"], "token_logprobs": [-1.0]}
             id="numbers-alone",
         ),
         pytest.param(completion([1], finish="abort", token_ids=..., logprobs=None), id="abort-with-text"),
+        pytest.param(
+            completion([1], finish="abort", token_ids=..., logprobs=_LOGPROBS, text=""), id="half-a-letter"
+        ),
     ],
 )
 def test_a_server_that_gives_no_ids_is_told_what_it_lacks(backend: Backend, body: bytes) -> None:
@@ -116,6 +127,10 @@ def test_a_server_that_gives_no_ids_is_told_what_it_lacks(backend: Backend, body
             ReplyError, match=r"no token ids: .*`return_token_ids` or `return_tokens_as_token_ids`"
         ):
             getattr(backend.reader(an_ask()), form)(body)
+
+
+def test_an_event_with_nothing_in_it_adds_nothing() -> None:
+    assert _reader().event(completion([], token_ids=..., logprobs=None)) is None
 
 
 def test_texts_behind_ids_are_no_end() -> None:

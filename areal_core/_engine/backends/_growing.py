@@ -27,8 +27,8 @@ class Growing(Generic[T]):
     def read(self, body: bytes) -> list[T]:
         """Return the list that *body* is, which must be JSON. Raises ReplyError for items of a wrong type."""
         end = len(self._before)
-        # With the comma the last item ends where it did: [1 begins [12], but not [1,2] alone.
-        if self._items and body.startswith(self._before) and body[end : end + 1] == b",":
+        # With the comma the last item ends where it did: [1 begins [12] as well as [1,2].
+        if body.startswith(self._before) and body[end : end + 1] == b",":
             added = decode(self._decoder, b"[" + body[end + 1 :], self._field)
             self._items += added
         else:

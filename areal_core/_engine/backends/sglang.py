@@ -253,8 +253,8 @@ def _meta_info(reply: _Reply[Any, EntriesT]) -> _MetaInfo[EntriesT]:
     if reply.meta_info is None:
         raise ReplyError("$.meta_info is missing")
     finish = reply.meta_info.finish_reason
-    if finish is not None and finish.type == "abort" and (finish.status_code or 0) >= 400:
-        # Nobody asked for this one: the prompt is too long (400), the queue is full (503).
+    if finish is not None and (finish.status_code or 0) >= 400:
+        # An abort that nobody asked for: the prompt is too long (400), the queue is full (503).
         raise failure({"message": finish.message or finish.type, "code": finish.status_code})
     return reply.meta_info
 
