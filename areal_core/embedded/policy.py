@@ -160,8 +160,9 @@ def load(path: str | os.PathLike[str]) -> tuple[int, dict[str, Floats]]:
     Raises WeightsError for any other file. Nothing in the file is executed.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ("version", *SHAPES)}
+        # NumPy would not close a file that it opened and could not read.
+        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in ("version", *SHAPES)}
     except OSError as error:
         raise WeightsError(f"cannot read the weights {str(path)!r}: {error.strerror or error}") from None
     except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile):
