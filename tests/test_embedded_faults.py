@@ -18,6 +18,7 @@ from areal_core.embedded import EmbeddedServer
 from areal_core.embedded._fault_script import Malformed
 from calls import call, generate
 from children import StartScript
+from streams import stream
 from test_embedded_process import COMMAND, ended, listening
 
 BODY = {"input_ids": [21], "return_logprob": True}
@@ -183,6 +184,70 @@ def test_a_reply_is_spoilt_in_one_way_and_whole_in_the_eyes_of_http(
     assert kind == ("text/html" if how is Malformed.CONTENT_TYPE else "application/json; charset=utf-8")
     LOOKS[how](json.loads(right), body)
     assert count(server, f"malformed_{how}") == 1
+
+
+def test_each_piece_of_a_stream_is_spoilt(server: EmbeddedServer, connect: Connect) -> None:
+    body = {"token_ids": [21], "request_id": "r", "stream": True, "sampling_params": {"logprobs": 0}}
+
+    def pieces(path: str, body: Any) -> list[bytes]:
+        connection = connect()
+        connection.request("POST", path, json.dumps(body))
+        reply = connection.getresponse()
+        kinds.append(reply.headers["Content-Type"])
+        *events, end, nothing = reply.read().split(b"\n\n")
+        assert (end, nothing) == (b"data: [DONE]", b"")
+        return [event.removeprefix(b"data: ") for event in events]
+
+    kinds: list[str | None] = []
+    path = "/inference/v1/generate"
+    (right,) = pieces(path, body)
+    choice = json.loads(right)["choices"][0]
+    server.faults(["malformed=truncated,next=1", "malformed=uneven,next=1", "malformed=content_type"])
+    assert pieces(path, body) == [right[: len(right) // 2]]
+    (uneven,) = pieces(path, body)
+    assert json.loads(uneven)["choices"][0]["token_ids"] == choice["token_ids"]
+    assert json.loads(uneven)["choices"][0]["logprobs"]["content"] == choice["logprobs"]["content"][:-1]
+    (typed,) = pieces(path, body)
+    assert json.loads(typed)["choices"] == [choice]
+    assert kinds == ["text/event-stream"] * 3 + ["text/html"]
+    server.faults(["malformed=missing_ids"])
+    (missing,) = pieces("/v1/completions", {"prompt": [21], "stream": True, "return_token_ids": True})
+    assert json.loads(missing)["choices"][0].keys() == {
+        "index",
+        "text",
+        "finish_reason",
+        "stop_reason",
+        "prompt_token_ids",
+    }
+
+
+def test_a_stream_that_breaks_off_ends_its_generation() -> None:
+    with EmbeddedServer(ms_per_token=5, sigma=0, fault=["disconnect=300"]) as server:
+        host, port = server.addr.split(":")
+        body = {"stream": True, "sampling_params": {"ignore_eos": True, "max_new_tokens": 10_000}}
+        with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
+            reply = ask(connection, **body)
+            with pytest.raises(http.client.IncompleteRead) as cut:
+                reply.read()
+        assert len(cut.value.partial) == 300
+        stats = server.stats(cancelled=1)
+        assert (stats.in_flight, stats.faults) == (0, {"disconnect": 1})
+
+
+def test_an_abort_ends_a_stream_in_every_dialect(server: EmbeddedServer) -> None:
+    server.faults(["abort=2"])
+    (whole,) = stream(server, "/generate", BODY)
+    assert (len(whole["output_ids"]), whole["meta_info"]["finish_reason"]["type"]) == (2, "abort")
+    for path, body in (
+        ("/v1/completions", {"prompt": [21], "return_token_ids": True}),
+        ("/inference/v1/generate", {"token_ids": [21]}),
+    ):
+        (piece,) = stream(server, path, body)
+        assert (piece["choices"][0]["token_ids"], piece["choices"][0]["finish_reason"]) == (
+            [107, 112],
+            "abort",
+        )
+    assert count(server, "abort") >= 3
 
 
 def meta(body: bytes) -> Any:
