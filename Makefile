@@ -7,7 +7,7 @@ ARGS ?=
 PY := $(VENV)/bin/python
 EXAMPLES := $(wildcard examples/*.py)
 
-.PHONY: demo test test-all check lint examples mutate leaks bench clean
+.PHONY: demo test test-all check lint examples mutate leaks bench bench-http clean
 .DELETE_ON_ERROR:
 
 # The main job, end to end.
@@ -47,6 +47,10 @@ leaks: $(VENV)/.installed-dev
 # The runner beside the raw loop and the published areal wheel.
 bench: $(VENV)/.installed-dev
 	$(PY) benchmarks/runner.py $(ARGS)
+
+# The HTTP clients beside a bare session and httpx's own transport.
+bench-http: $(VENV)/.installed-dev
+	$(PY) benchmarks/http_clients.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-3.* .venv-mutate .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
