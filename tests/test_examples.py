@@ -128,6 +128,15 @@ def test_async_work_from_sync_code_shows_each_outcome_with_its_error(run_example
     ]
 
 
+def test_no_conversation_is_lost_with_its_server(run_example: RunExample) -> None:
+    output = run_example("survive_a_server.py")
+
+    assert re.search(r" was killed in the middle of \d+ generations\n", output)
+    assert "\nepisodes     240 completed, 0 not\n" in output
+    assert re.search(r"^served       \d+ replies by the steady server, [1-9]\d* by the other", output, re.MULTILINE)
+    assert output.endswith("One of two servers was lost, 0 of 240 episodes were.\n")
+
+
 @pytest.mark.any_loop
 def test_every_example_is_tested_here() -> None:
     tested = re.findall(r'"(\w+\.py)"', Path(__file__).read_text())
