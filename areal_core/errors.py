@@ -84,7 +84,9 @@ class ServerStatusError(InferenceError):
 class ServerUnreachableError(InferenceError):
     """A server could not be reached, or hung up, or was silent for too long; or no server is left."""
 
-    def __init__(self, message: str, *, sent: bool = False):
+    def __init__(self, message: str, *, server: str | None = None, sent: bool = False):
+        self.server = server
+        """Its address; None when there is no server to ask."""
         self.sent = sent
         """Whether the request may have reached the server."""
         super().__init__(message)

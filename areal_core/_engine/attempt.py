@@ -11,7 +11,7 @@ from areal_core._engine.exchange import Reply
 from areal_core._engine.proof import prove
 from areal_core._engine.retries import AtOnceError
 from areal_core._engine.server import Server
-from areal_core.errors import MalformedReplyError, ServerStatusError, ServerUnreachableError
+from areal_core.errors import ServerUnreachableError
 from areal_core.workflow_context import get_aiohttp_session
 
 
@@ -52,10 +52,7 @@ class Attempt:
                 raise
             raise CutError(f"{self._server.name} was given up: {self._why_cut}") from None
         except ReplyError as error:
-            name, words = self._server.name, str(error)
-            if error.status is not None:
-                raise ServerStatusError(name, call.name, error.status, words) from None
-            raise MalformedReplyError(name, call.name, words) from None
+            raise self._server.exchange.refused(call, error) from None
         finally:
             self._over = True
             self._server.attempts.discard(self)

@@ -82,6 +82,13 @@ class Exchange:
         async with self._send(session, _Request(self, call)) as reply:
             yield reply
 
+    def refused(self, call: HttpCall, error: ReplyError) -> MalformedReplyError | ServerStatusError:
+        """Return our error for a reply to *call* that its reader refuses."""
+        words = complaint.shortened(self._key.scrub(str(error)))
+        if error.status is not None:
+            return ServerStatusError(self.address.name, call.name, error.status, words)
+        return MalformedReplyError(self.address.name, call.name, words)
+
     def __repr__(self) -> str:
         return f"<Exchange with {self.address}>"
 
