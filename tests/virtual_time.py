@@ -53,3 +53,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def turns(self) -> int:
         """How often the loop looked for something to do."""
         return self._hasty.turns
+
+    def pass_over(self, seconds: float) -> None:
+        """Let *seconds* pass, with no turn of the loop."""
+        self._hasty.now += seconds

@@ -10,7 +10,7 @@ from ._tokens import Finish, Prefix
 from ._weights import Weights
 
 # A request for very many tokens at no pace must not hold the others up for long.
-_MOST_AT_ONCE = 512
+_MOST_AT_ONCE = 256
 
 
 def make(model: Model, generations: Iterable[Generation], weights: Weights, now: float) -> None:

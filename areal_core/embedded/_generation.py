@@ -108,8 +108,7 @@ class Generation:
             return self._shown
         if self.pace_s == 0:
             return math.inf
-        # A millionth of a token: timers fire at the very moment, and division is not exact.
-        return math.floor((now - self.began) / self.pace_s + 1e-6)
+        return math.floor((now - self.began) / self.pace_s)
 
     def news_at(self, streamed: bool) -> float:
         """Return when there is more to say of it, or to make, than now: *streamed* tells every token."""

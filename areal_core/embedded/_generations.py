@@ -155,7 +155,6 @@ class Generations:
         waiting = [one for one in (*self._queued.values(), *self._gated.values()) if chosen(one)]
         cut = self._caught_up(list(filter(chosen, self._running.values())))
         for generation in (*cut, *waiting):
-            generation.cut()
             message = running if generation.id in self._running else queued
             self._end(generation, Finish("abort", message=message), "abort")
         self._admit()
@@ -179,7 +178,6 @@ class Generations:
         halted = self._caught_up(self._running.values())
         for generation in halted:
             generation.halt(now)
-            self._agenda.drop(generation)
         self._counters.add(waiting=len(halted))
         self._queued = self._running | self._queued
         self._running = {}
