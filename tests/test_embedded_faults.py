@@ -77,6 +77,7 @@ def test_a_refusal_strikes_as_often_as_it_was_told_and_is_counted(
     assert status(server) == 200
     server.faults(["status=503"])
     assert ask(connect()).headers["Retry-After"] is None
+    assert server.stats().faults == {**after.faults, "status_429": 1, "status_503": 3}
 
 
 def test_a_path_chooses_the_calls_and_those_of_the_server_itself_are_spared(server: EmbeddedServer) -> None:
@@ -222,14 +223,14 @@ def test_each_piece_of_a_stream_is_spoilt(server: EmbeddedServer, connect: Conne
 
 
 def test_a_stream_that_breaks_off_ends_its_generation() -> None:
-    with EmbeddedServer(ms_per_token=5, sigma=0, fault=["disconnect=300"]) as server:
+    with EmbeddedServer(ms_per_token=5, sigma=0, fault=["disconnect=1000"]) as server:
         host, port = server.addr.split(":")
         body = {"stream": True, "sampling_params": {"ignore_eos": True, "max_new_tokens": 10_000}}
         with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
             reply = ask(connection, **body)
             with pytest.raises(http.client.IncompleteRead) as cut:
                 reply.read()
-        assert len(cut.value.partial) == 300
+        assert len(cut.value.partial) == 1000
         stats = server.stats(cancelled=1)
         assert (stats.in_flight, stats.faults) == (0, {"disconnect": 1})
 
@@ -300,6 +301,16 @@ def test_an_oversized_reply_has_its_size_and_unpacks_to_it(server: EmbeddedServe
     stream = ask(connect(), stream=True)
     assert stream.headers["Content-Type"] == "text/event-stream"
     assert stream.read(20) == b'data: {"text": "xxxx'
+
+
+def test_a_server_answers_others_while_it_sends_a_bomb(server: EmbeddedServer, connect: Connect) -> None:
+    server.faults(["oversized=1e12,gzip"])
+    reply = ask(connect())
+    begun = time.monotonic()
+    for _ in range(10):
+        assert status(server, "/health") == 200
+        assert reply.read1(1)
+    assert time.monotonic() - begun < 5
 
 
 def test_a_redirect_leads_to_the_same_path_of_another_origin(

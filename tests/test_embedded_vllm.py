@@ -133,6 +133,13 @@ def test_a_completion_has_the_fields_of_vllm(server: EmbeddedServer) -> None:
         ({"stop": ["zz", "nt"]}, KPX[:7], ("stop", "nt"), "kpxmr"),
         ({"stop": ["xm"], "include_stop_str_in_output": True}, KPX[:4], ("stop", "xm"), "kpxm"),
         ({"stop_token_ids": [120]}, KPX[:3], ("stop", 120), "kp"),
+        ({"include_stop_str_in_output": True}, KPX, ("stop", None), "kpxmrntalg"),
+        (
+            {"include_stop_str_in_output": True, "skip_special_tokens": False},
+            KPX,
+            ("stop", None),
+            "kpxmrntalg\x04",
+        ),
         ({"stop_token_ids": [120], "min_tokens": 4}, KPX, ("stop", None), "kpxmrntalg"),
         ({"stop": "alg\x04", "skip_special_tokens": False}, KPX, ("stop", None), "kpxmrntalg"),
         ({"stop": "lgx", "max_tokens": 10}, KPX[:10], ("length", None), "kpxmrntalg"),
@@ -145,6 +152,25 @@ def test_stops_end_a_completion_and_are_not_in_its_text(
     choice = complete(server, **body)
     assert (choice["token_ids"], choice["text"]) == (tokens, text)
     assert (choice["finish_reason"], choice["stop_reason"]) == finish
+
+
+def test_one_prompt_may_stand_in_a_list(server: EmbeddedServer) -> None:
+    assert (
+        complete(server, prompt=[[21]])["text"] == complete(server, prompt=["\x15"])["text"] == "kpxmrntalg"
+    )
+
+
+def test_a_seed_decides_what_a_policy_draws() -> None:
+    with EmbeddedServer(ms_per_token=0, mode="policy") as server:
+
+        def draw(**params: Any) -> Any:
+            body = {"prompt": [3, 1, 4, 11], "max_tokens": 8, "ignore_eos": True, "return_token_ids": True}
+            return complete(server, **body, **params)["token_ids"]
+
+        assert draw(seed=1) == draw(seed=1)
+        assert len({tuple(draw(seed=seed)) for seed in range(5)}) > 1
+        assert len({tuple(draw()) for _ in range(5)}) > 1
+        assert len({tuple(draw(temperature=0)) for _ in range(5)}) == 1
 
 
 def test_ignoring_the_end_goes_on_to_the_limit(server: EmbeddedServer) -> None:
@@ -318,10 +344,13 @@ def test_a_pause_that_keeps_lets_the_weights_change_between_two_tokens(
     slow: EmbeddedServer, tmp_path: Path
 ) -> None:
     write_weights(tmp_path / "weights", 4)
+    # All in 0.2 s, if nothing kept them.
     sampling = {"ignore_eos": True, "max_tokens": 20, "logprobs": 0}
     with streaming(slow, TOKENS_PATH, {"token_ids": [21], "sampling_params": sampling}) as events:
         choices = [next(events)["choices"][0]]
         control(slow, "/pause?mode=keep&clear_cache=false")
+        with pytest.raises(TimeoutError):
+            slow.stats(0.3, completed=1)
         load = {"method": "reload_weights", "kwargs": {"weights_path": str(tmp_path / "weights")}}
         assert control(slow, "/collective_rpc", load) == {"results": [None]}
         assert call(slow, "GET", "/weight_info") == (200, {"weight_version": "default"})
@@ -334,7 +363,7 @@ def test_a_pause_that_keeps_lets_the_weights_change_between_two_tokens(
     spans = [span for choice in choices for span in choice["weight_versions"]]
     versions: list[int] = []
     for span in spans:
-        assert span["start"] == len(versions)
+        assert span["end"] > span["start"] == len(versions)
         versions += [{"default": 0, "4": 4}[span["version"]]] * (span["end"] - span["start"])
     assert versions == sorted(versions)
     assert {0, 4} == set(versions)

@@ -68,7 +68,7 @@ def _blocks(size: int, opening: bytes, closing: bytes) -> Iterator[bytes]:
 
 def _types(value: Any) -> Any:
     """Turn each number into a string."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float):
         return str(value)
     return _inside(value, _types)
 

@@ -64,7 +64,6 @@ class Faults:
             await asyncio.sleep(armed.draw_s())
         response = await handler(request)
         if idle is not None:
-            await _send(request, response)
             # When the request is over it knows neither of them.
             connection, transport = request.task, request.transport
 
@@ -75,12 +74,6 @@ class Faults:
 
             asyncio.get_running_loop().call_later(idle.value, hang_up_if_idle)
         return response
-
-
-async def _send(request: web.Request, response: web.StreamResponse) -> None:
-    """Send *response* now, not when all handlers have returned."""
-    await response.prepare(request)
-    await response.write_eof()
 
 
 async def _wants_stream(request: web.Request) -> bool:
@@ -105,9 +98,7 @@ async def _abort(request: web.Request, handler: Handler, fault: Fault) -> web.St
 
 async def _disconnect(request: web.Request, handler: Handler, fault: Fault) -> web.StreamResponse:
     CutWriter(request, fault.value, fault.reset)
-    response = await handler(request)
-    await _send(request, response)
-    return response
+    return await handler(request)
 
 
 async def _race(request: web.Request, _handler: Handler, fault: Fault) -> web.StreamResponse:
@@ -133,7 +124,7 @@ async def _oversized(request: web.Request, _handler: Handler, fault: Fault) -> w
     for piece in (bomb if fault.gzip else endless_text)(fault.value, b"data: " if stream else b""):
         if piece:
             await response.write(piece)
-        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # a client that reads fast would not let others have their turn
     return response
 
 

@@ -126,7 +126,7 @@ class ChatWords:
 
     def piece(self, order: Order, generation: Generation, since: int, text: str) -> dict[str, Any]:
         """Return the piece with the tokens from number *since* on, and the *text* that is new."""
-        choice = {**self._choice(order, generation, since), "delta": {"content": text} if text else {}}
+        choice = {**self._choice(order, generation, since), "delta": {"content": text}}
         return _frame(order, "chatcmpl", "chat.completion.chunk", [choice])
 
     def usage(self, order: Order, generation: Generation) -> dict[str, Any]:
