@@ -29,6 +29,7 @@ class Attempt:
         self._backend = server.backend
         self._expected = server.weights
         self._proven = self._expected is None
+        self._departures = server.departures
         self._loop = asyncio.get_running_loop()
         self._clock = asyncio.timeout(None)
         self._why_cut: str | None = None
@@ -84,5 +85,7 @@ class Attempt:
     async def _see(self, piece: Piece, reply: Reply) -> None:
         if not self._proven and piece.tokens and self._expected is not None:
             await prove(self._server, self._expected, piece, reply.connection)
+            if self._server.departures != self._departures:  # it may have got them after it made these
+                raise CutError(f"{self._server.name} left rotation before its weights were known")
             self._proven = True
         self._take(piece, reply.streamed)

@@ -100,6 +100,7 @@ class Router:
             if server.why_out is not None:
                 return
             server.why_out = why
+            server.departures += 1
             server.proven.clear()
             moved = sorted([*self._queue, *server.queue], key=_ticket)
             self._queue = deque(moved)

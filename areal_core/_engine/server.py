@@ -28,6 +28,8 @@ class Server:
         self.backend = backend
         self.why_out: str | None = "new"
         """Why it is not in rotation; None while it is."""
+        self.departures = 0
+        """How often it has left rotation."""
         self.removed = False
         self.in_flight = 0
         self.attempts: set[Attempt] = set()
