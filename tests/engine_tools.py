@@ -11,6 +11,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -195,7 +196,7 @@ def by_conversation(attempts: Iterable[Life]) -> dict[str, list[Life]]:
 def check_one_at_a_time(attempts: Iterable[Life]) -> None:
     """See that of each conversation no two attempts were ever live at once."""
     for of_one in by_conversation(attempts).values():
-        for before, after in zip(of_one, of_one[1:], strict=False):
+        for before, after in pairwise(of_one):
             assert before.ended is not None, (before, after)
             assert before.ended <= after.began, (before, after)
 
