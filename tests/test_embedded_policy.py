@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core.embedded import EmbeddedServer, policy, write_weights
-from areal_core.embedded._policy_model import PolicyModel
+from areal_core.embedded._policy_model import PolicyModel, _uniform
 from areal_core.embedded._tokens import Prefix, Sampling
 from areal_core.embedded._weights import Weights, WeightsError
 from calls import call, generate
@@ -115,6 +115,14 @@ def test_a_draw_depends_on_the_seed_of_the_request_or_else_on_its_id() -> None:
     assert len({sample(PROMPT, key, seed=3) for key in keys}) == 1
     assert len({sample(PROMPT, "r", seed=seed) for seed in range(40)}) > 5
     assert [sample(PROMPT, key) for key in keys] == [sample(PROMPT, key) for key in keys]
+
+
+def test_each_token_of_a_generation_is_drawn_anew() -> None:
+    draws = {
+        _uniform(Prefix("r", [*PROMPT, token], Sampling(seed=seed))) for token in range(9) for seed in (0, 1)
+    }
+    assert len(draws) == 18
+    assert all(0 <= draw < 1 for draw in draws)
 
 
 def test_the_end_is_not_drawn_where_it_may_not_be() -> None:

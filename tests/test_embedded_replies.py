@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_core.embedded import EmbeddedServer
+from areal_core.embedded import EmbeddedServer, logprob_of, token_of
 from areal_core.embedded._letters import END_TOKEN
 from areal_core.embedded._stats import COUNTERS
 from areal_core.embedded._tokens import Finish, Sampling
@@ -49,6 +49,21 @@ def test_a_generation_resumed_from_its_first_tokens_continues_as_if_it_had_not_s
     assert head.tokens() + tail.tokens() == whole.tokens()
     assert head.logprobs() + tail.logprobs() == whole.logprobs()
     assert tail.drafted == whole.drafted
+
+
+@given(
+    st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=20), st.integers(0, 2**63), st.integers(1, 26)
+)
+def test_versions_less_than_27_apart_never_make_the_same_letter_and_end_at_the_same_tokens(
+    prefix: list[int], version: int, more: int
+) -> None:
+    letters = [token_of(one, prefix, may_end=False) for one in (version, version + more)]
+    assert letters[0] != letters[1]
+    assert set(letters) <= set(b" abcdefghijklmnopqrstuvwxyz")
+    assert logprob_of(version, prefix) != logprob_of(version + more, prefix)
+    for letter, one in zip(letters, (version, version + more), strict=True):
+        assert token_of(one, prefix) in (letter, END_TOKEN)
+    assert (token_of(version, prefix) == END_TOKEN) == (token_of(version + more, prefix) == END_TOKEN)
 
 
 def test_the_same_prompt_gets_the_same_answer_from_every_server(server: EmbeddedServer) -> None:

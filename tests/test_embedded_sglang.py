@@ -250,6 +250,30 @@ def test_weights_without_their_label_are_what_a_cache_that_cannot_be_flushed_lea
 # Weights
 
 
+@pytest.mark.parametrize(("spans", "label"), [(True, "default"), (False, "seven")])
+def test_an_abort_right_after_an_update_names_the_weights_of_the_last_token_with_spans_alone(
+    tmp_path: Path, spans: bool, label: str
+) -> None:
+    write_weights(tmp_path / "w", 7)
+    with (
+        EmbeddedServer(ms_per_token=2, mode="test", weight_version_spans=spans) as server,
+        Asking(server) as asking,
+    ):
+        whole = asking.generate(input_ids=[22], sampling_params=LONG)
+        chunks = stream(server, input_ids=[21], sampling_params=LONG)
+        next(chunks)
+        server.stats(in_flight=2)
+        post(server, "/pause_generation", mode="in_place")
+        body = {"model_path": str(tmp_path / "w"), "weight_version": "seven", "flush_cache": False}
+        post(server, "/update_weights_from_disk", **body)
+        post(server, "/abort_request", abort_all=True)
+        *_, last = chunks
+        assert last["meta_info"]["weight_version"] == label
+        assert ("weight_versions" in last["meta_info"]) == spans
+        assert {one["versions"][0][0] for one in ends(server).values() if one["tokens"]} == {0}
+        assert whole.result()["meta_info"]["finish_reason"]["type"] == "abort"
+
+
 def test_an_update_without_a_pause_waits_for_what_runs_and_holds_what_comes(
     server: EmbeddedServer, tmp_path: Path
 ) -> None:
