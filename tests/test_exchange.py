@@ -8,6 +8,7 @@ import gc
 import weakref
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -392,22 +393,32 @@ def test_a_cancelled_generation_hangs_up(use: RunWithSession, begun: bool) -> No
 HUGE = HttpCall("POST", "/generate", bytes(2**25))
 
 
+async def until_stalled(session: aiohttp.ClientSession) -> None:
+    """Wait until the server's side takes no more of what is to be written."""
+    pool: Any = session.connector
+    while not any(writing.get_write_buffer_size() for writing in pool._transports.values()):  # noqa: ASYNC110
+        await asyncio.sleep(0)  # the transports tell nobody
+
+
 @pytest.mark.parametrize("answers", [b"", reply_of("413 Too Large", b"no"), reply_of("200 OK", b"yes")])
 def test_a_body_the_server_does_not_take_is_given_up_with_its_connection(
     use: RunWithSession, answers: bytes
 ) -> None:
     async def work(session: aiohttp.ClientSession) -> None:
-        arrived = asyncio.Event()
+        arrived, stalled = asyncio.Event(), asyncio.Event()
 
         async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(answers)
             arrived.set()
+            await stalled.wait()
+            writer.write(answers)
             await asyncio.Event().wait()
 
         async with talking(talk) as peer:
             task = asyncio.create_task(exchange_with(peer).call(session, HUGE, 5))
             await arrived.wait()
+            await until_stalled(session)
+            stalled.set()
             if not answers:
                 task.cancel()
             await asyncio.wait([task])
@@ -530,6 +541,20 @@ def test_a_reply_of_ten_gigabytes_is_given_up_early(use: RunWithSession, head: b
                     await (take_all(reply) if reply.streamed else reply.read())
             await gone.wait()
         assert sent < 2**25  # what the system buffers, besides the bound
+
+    use(work)
+
+
+def test_a_reply_that_is_announced_as_too_large_is_not_waited_for(use: RunWithSession) -> None:
+    async def work(session: aiohttp.ClientSession) -> None:
+        async def announce(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await take_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1048577\r\n\r\n")
+            await reader.read()
+
+        async with talking(announce) as peer:
+            with pytest.raises(MalformedReplyError, match="more than 1048576 bytes"):
+                await exchange_with(peer).call(session, POST, 5)
 
     use(work)
 

@@ -178,6 +178,20 @@ def test_retry_after_is_seconds_or_a_date_by_the_servers_clock(value: str, secon
     assert retry_after_s({"Retry-After": value, "Date": format_datetime(NOW, usegmt=True)}) == seconds
 
 
+def test_a_date_without_a_zone_is_universal_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Asia/Kolkata")
+    time.tzset()
+    try:
+        headers = {
+            "Retry-After": "Tue, 03 Nov 2026 12:00:20 -0000",
+            "Date": format_datetime(NOW, usegmt=True),
+        }
+        assert retry_after_s(headers) == 20
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+
+
 def test_without_a_clock_of_the_server_ours_is_used() -> None:
     until = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
     for headers in ({"Retry-After": until}, {"Retry-After": until, "Date": "no date"}):

@@ -34,6 +34,7 @@ def read_in_pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
         (b"data: one\r\n\r\ndata: two\r\n\r\n", [b"one", b"two"]),
         (b"data: one\n\r\ndata: two\r\n\r", [b"one", b"two"]),
         (b"data: a\ndata: b\n\n", [b"a\nb"]),
+        (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
         (b"data:a\n\n", [b"a"]),
         (b"data:  a \n\n", [b" a "]),
         (b"data: a: b\n\n", [b"a: b"]),

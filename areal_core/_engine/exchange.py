@@ -10,6 +10,7 @@ the request, and with them the API key.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -44,6 +45,8 @@ _END_BYTES = 2**16
 # that is silent for longer had it, and broke off.
 _RACE_S = 1.0
 
+_STALE_IN_A_ROW = 3  # connections; the next one is new, or the server does this for ever
+
 _USED = "_areal_core_used"  # set on a connection that has brought a reply to us
 
 
@@ -62,16 +65,27 @@ class Exchange:
     async def call(self, session: aiohttp.ClientSession, call: HttpCall, timeout_s: float) -> bytes:
         """Return the body of a successful reply, within *timeout_s* seconds.
 
+        It is sent again at once when the server was ending the connection it left on: it must be a call
+        that does no harm twice.
+
         Raises ServerStatusError, ServerUnreachableError or MalformedReplyError, and InferenceError for a
         request that cannot be made.
         """
         request = _Request(self, call)
         try:
-            async with asyncio.timeout(timeout_s), self._send(session, request) as reply:
-                return await reply.read()
+            async with asyncio.timeout(timeout_s):
+                for _ in range(_STALE_IN_A_ROW):
+                    with contextlib.suppress(StaleConnectionError):
+                        return await self._read(session, request)
+                    request = _Request(self, call)
+                return await self._read(session, request)
         except TimeoutError:
             pass
         raise request.unreachable(f"gave no whole answer within {timeout_s:g} s")
+
+    async def _read(self, session: aiohttp.ClientSession, request: _Request) -> bytes:
+        async with self._send(session, request) as reply:
+            return await reply.read()
 
     @asynccontextmanager
     async def open(self, session: aiohttp.ClientSession, call: HttpCall) -> AsyncIterator[Reply]:
@@ -113,7 +127,7 @@ class Reply:
     """A successful reply, as it comes in: iterate over its `events` if it is `streamed`, else `read` it."""
 
     def __init__(self, request: _Request, response: aiohttp.ClientResponse, most_bytes: int) -> None:
-        self.streamed = response.content_type.lower() == "text/event-stream"
+        self.streamed = response.content_type == "text/event-stream"
         """Whether it is a stream of events; a server may answer with one document though asked for one."""
         self.connection = request.connection
         """Stands for the connection: the same object, weakly referable, for as long as that lasts."""
@@ -344,9 +358,8 @@ def _when_lost(connection: object, content: aiohttp.StreamReader) -> Callable[[]
 def _is_garbage(error: Exception) -> bool:
     """Return whether the server did not speak HTTP, rather than break off."""
     cause = error.__cause__ if isinstance(error, aiohttp.ClientPayloadError) else error
-    if isinstance(cause, ContentLengthError | TransferEncodingError):
-        return "Not enough data" not in str(cause)
-    return isinstance(cause, aiohttp.ClientResponseError | BadHttpMessage)
+    cut_off = isinstance(cause, ContentLengthError | TransferEncodingError)
+    return isinstance(cause, aiohttp.ClientResponseError | BadHttpMessage) and not cut_off
 
 
 def _origin(location: str) -> str:
