@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -26,21 +25,6 @@ def generate(server: EmbeddedServer, **body: Any) -> Any:
     status, reply = call(server, "POST", "/generate", body)
     assert status == 200, reply
     return reply
-
-
-def stream(server: EmbeddedServer, **body: Any) -> Iterator[Any]:
-    """Yield the chunks of a streamed generation as they come; closing it hangs up."""
-    host, port = server.addr.split(":")
-    with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
-        connection.request("POST", "/generate", json.dumps(body | {"stream": True}))
-        response = connection.getresponse()
-        assert (response.status, response.headers["Content-Type"]) == (200, "text/event-stream")
-        with response:
-            while (line := response.readline()) != b"data: [DONE]\n":
-                assert line, "the stream ended without its last line"
-                assert response.readline() == b"\n"
-                yield json.loads(line.removeprefix(b"data: "))
-            assert response.read() == b"\n"
 
 
 class Asking(ThreadPoolExecutor):

@@ -6,7 +6,7 @@ import asyncio
 import http.client
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from areal_core.embedded._generations import Generations
 from areal_core.embedded._models import model_of
 from areal_core.embedded._sglang_control import Control
 from areal_core.embedded._stats import Counters
-from calls import Asking, call, generate, stream
+from calls import Asking, call, generate
 from completions import predict
+from streams import streaming
 from virtual_time import VirtualLoop
 
 LONG = {"max_new_tokens": 10_000, "ignore_eos": True}
@@ -44,6 +45,12 @@ def post(server: EmbeddedServer, path: str, **body: Any) -> Any:
     status, reply = call(server, "POST", path, body)
     assert status == 200, reply
     return reply
+
+
+def stream(server: EmbeddedServer, **body: Any) -> Generator[Any, None, None]:
+    """Yield the chunks of a streamed generation as they come; closing it hangs up."""
+    with streaming(server, "/generate", body) as events:
+        yield from events
 
 
 def flush(server: EmbeddedServer) -> int:
@@ -116,7 +123,7 @@ def test_the_chunks_of_a_batch_tell_their_place_in_it(quick: EmbeddedServer) -> 
 def test_a_listener_that_hangs_up_ends_its_generation(server: EmbeddedServer) -> None:
     chunks = stream(server, input_ids=[21], rid="r", sampling_params=LONG)
     heard = [next(chunks) for _ in range(3)][-1]["meta_info"]["completion_tokens"]
-    chunks.close()  # type: ignore[attr-defined]
+    chunks.close()
     assert server.stats(cancelled=1).in_flight == 0
     end = ends(server)["r"]
     assert (end["how"], end["tokens"] >= heard) == ("disconnect", True)
