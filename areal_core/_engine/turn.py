@@ -13,17 +13,18 @@ class Turn:
     """A lock for tasks on any loop: asyncio's own belongs to one."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        # Reentrant: the garbage collector may end a waiting coroutine in the middle of anything here.
+        self._lock = threading.RLock()
         self._taken = False
         self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
 
     async def __aenter__(self) -> None:
         loop = asyncio.get_running_loop()
+        mine = (loop, loop.create_future())
         with self._lock:
             if not self._taken:
                 self._taken = True
                 return
-            mine = (loop, loop.create_future())
             self._waiting.append(mine)
         try:
             await mine[1]
