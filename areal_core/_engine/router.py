@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import itertools
 import threading
@@ -36,10 +37,13 @@ class Waiter:
         self._loop = asyncio.get_running_loop()
         self._arrival: asyncio.Future[None] = self._loop.create_future()
 
-    def wake(self) -> None:
-        """Let it go on; any thread may."""
-        with contextlib.suppress(RuntimeError):  # its loop is closed: it never goes on
+    def wake(self) -> bool:
+        """Let it go on; any thread may. Return whether its loop is there."""
+        try:
             self._loop.call_soon_threadsafe(_set_done, self._arrival)
+        except RuntimeError:  # the loop is closed: it never goes on
+            return False
+        return True
 
     async def arrive(self, timeout_s: float) -> None:
         """Wait until it is woken, *timeout_s* seconds at most."""
@@ -107,7 +111,7 @@ class Router:
             server.queue.clear()
             if not self.in_rotation:
                 self._deserted_since = time.monotonic()
-            self._serve()
+            self._serve(*self._servers)
         self._on_out(server)
 
     def put_in(self, server: Server, still_right: Callable[[], bool]) -> bool:
@@ -119,8 +123,20 @@ class Router:
                 server.why_out = why_out
                 return False
             self._deserted_since = None
-            self._serve()
+            self._serve(*self._servers)
             return True
+
+    def explain(self, server: Server, why: str) -> None:
+        """Note why *server* is still out of rotation. Nothing happens when it is in."""
+        with self._lock:
+            if server.why_out is not None and not server.removed:
+                server.why_out = why
+
+    def renew_patience(self) -> None:
+        """Count the time without a server from now on: nobody looked after them before."""
+        with self._lock:
+            if self._deserted_since is not None:
+                self._deserted_since = time.monotonic()
 
     def cut(self, server: Server, why: str) -> None:
         """End every attempt that is under way at *server*."""
@@ -175,7 +191,7 @@ class Router:
         """Count one less in flight at *server*, and let the next one have the slot."""
         with self._lock:
             server.in_flight -= 1
-            self._serve_one(server)
+            self._serve(server)
 
     def _choose(self, pin: Pin) -> Server | None:
         home = pin.server
@@ -197,22 +213,31 @@ class Router:
         home = waiter.pin.server
         (self._queue if home is None or home.why_out is not None else home.queue).append(waiter)
 
-    def _serve(self) -> None:
-        for server in self._servers:
-            while server.why_out is None and self._has_slot(server) and self._serve_one(server):
+    def _serve(self, *servers: Server) -> None:
+        for server in servers:
+            while self._serve_one(server):
                 pass
 
     def _serve_one(self, server: Server) -> bool:
-        """Give a slot of *server* to whoever has waited longest for it; return whether somebody had."""
+        """Look at who has waited longest for a slot of *server*, if one is free; return whether to go on.
+
+        It gets the slot, unless it has to wait for another server or is not there any more.
+        """
         if server.why_out is not None or not self._has_slot(server):
             return False
         queues = [queue for queue in (server.queue, self._queue) if _drop_gone(queue)]
         if not queues:
             return False
         waiter = min(queues, key=lambda queue: queue[0].ticket).popleft()
-        waiter.pin.server = waiter.server = server
-        server.in_flight += 1
-        waiter.wake()
+        home = waiter.pin.server
+        if home is not server and home is not None and home.why_out is None:
+            # Another of its conversation was served there meanwhile. No slot is free there: it would have it.
+            bisect.insort(home.queue, waiter, key=_ticket)
+        elif waiter.wake():
+            waiter.pin.server = waiter.server = server
+            server.in_flight += 1
+        else:
+            waiter.gone = True
         return True
 
     def _patience_left(self, patience_s: float) -> float:
