@@ -93,3 +93,27 @@ def test_a_server_that_gets_its_weights_while_it_is_asked_for_them_has_proven_no
         second = sending.send(a_request([4], most=40))  # asks too, and has the server taken out and loaded
         for task, prompt in ((first, [1, 2, 3]), (second, [4])):
             check_reply(sending.reply(task), a_request(prompt, most=40), latest=1)
+
+
+@pytest.mark.any_loop
+def test_what_runs_on_a_server_that_missed_an_update_has_no_token_under_a_wrong_version(
+    make_runner: MakeRunner, make_embedded_server: MakeEmbeddedServer, weights: Path
+) -> None:
+    server, backend = a_server(make_embedded_server, "vllm tokens", 5)
+    other, _ = a_server(make_embedded_server, "vllm tokens", 5)
+    runner = make_runner()
+    write_weights(weights.with_name("2"), 2)
+    with an_engine(server, other, backend=backend, control_timeout=1.0) as engine:
+        sending = Sending(runner, engine)
+        runner.run(engine.update_weights_from_disk, weights, 1)
+        sending.reply(sending.send(a_request(most=1, rid="talk")))
+        home = server if server.stats().generations else other
+        request = a_request(most=600, rid="talk")
+        task = sending.send(request)
+        home.stats(in_flight=1)
+        # It is not heard when it should pause, and goes on; when it comes back, the new label is late.
+        home.faults(["silent,next=1,path=/pause*", "latency=300,path=/update_weight_version"])
+        runner.run(engine.update_weights_from_disk, weights.with_name("2"), 2)
+        reply = sending.reply(task)
+        check_reply(reply, request, latest=2)
+        assert set(true_versions(reply)) == {1, 2}

@@ -76,6 +76,8 @@ class Recovery:
             server.weights = self._policy.version
         elif weights is not None:
             if await ask_weights(server) != weights.version:
+                # What still runs there would get tokens of these weights under the label of the old ones.
+                await self._set_pause(server, False)
                 await load(server, weights, self._config.control_timeout)
             server.weights = weights.version
 
