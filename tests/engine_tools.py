@@ -113,15 +113,16 @@ def check_reply(reply: ModelResponse, request: ModelRequest, *, latest: int) -> 
     assert reply.input_tokens == list(request.input_ids)
     count = len(reply.output_tokens)
     assert len(reply.output_logprobs) == len(reply.output_versions) == count
-    assert reply.stop_reason in ("stop", "length")
     wanted = request.gconfig
-    assert count <= wanted.max_new_tokens
-    if reply.stop_reason == "length" or wanted.ignore_eos:
-        assert count == wanted.max_new_tokens, (count, reply)
+    ended = bool(count) and reply.output_tokens[-1] == END_TOKEN
+    assert reply.stop_reason == ("stop" if ended else "length")
+    assert ended or count == wanted.max_new_tokens, (count, reply)
     prefix = list(reply.input_tokens)
     for place, (token, told) in enumerate(zip(reply.output_tokens, reply.output_versions, strict=True)):
         true = true_version(token, prefix)
         where = f"token {place} of {count}: told {told}, made by {true}, {reply.segments} segments"
+        may_end = not wanted.ignore_eos and place + 1 >= wanted.min_new_tokens
+        assert token == token_of(true or 0, prefix, may_end), where
         if true is not None:
             assert true <= latest, where
             assert told <= true, where
