@@ -4,39 +4,35 @@ from __future__ import annotations
 
 import asyncio
 
+from areal_core._engine.backend import HttpCall
+from areal_core._engine.retries import may_try_again
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
-from areal_core.errors import InferenceError, ServerUnreachableError
+from areal_core.errors import InferenceError, ServerStatusError, ServerUnreachableError
 from areal_core.workflow_context import get_control_session
 
 _TIMEOUT_S = 10.0
 _AFTER_CANCELLATION_S = 2.0  # less than the grace of a task that was cancelled
+_BETWEEN_TRIES_S = (0.1, 0.5)  # when a server answers that it cannot just now
 
 
 async def abort(router: Router, server: Server, wire_id: str) -> None:
     """End one attempt at *server*; return when that answered, or could not be reached.
 
-    One that cannot be reached leaves rotation, and ends the attempt before it comes back.
+    One that cannot be reached leaves rotation, and ends the attempt before it comes back. A task that is
+    cancelled meanwhile ends within two seconds, and the abort goes on without it.
     """
-    call = server.backend.abort(wire_id)
-    if call is None:
-        return  # hanging up has ended it
+    task = _begin(router, server, wire_id)
     try:
-        await server.exchange.call(await get_control_session(), call, _TIMEOUT_S)
-    except ServerUnreachableError as error:
-        server.unaborted.add(wire_id)
-        router.take_out(server, str(error))
-    except InferenceError:
-        pass  # it answered: there is no such attempt any more
+        await asyncio.wait((task,))
+    except asyncio.CancelledError:
+        await asyncio.wait((task,), timeout=_AFTER_CANCELLATION_S)
+        raise
 
 
 async def abort_after_cancellation(router: Router, server: Server, wire_id: str) -> None:
-    """Do that within two seconds, in a task that was cancelled and is about to end."""
-    try:
-        async with asyncio.timeout(_AFTER_CANCELLATION_S):
-            await abort(router, server, wire_id)
-    except TimeoutError:
-        server.unaborted.add(wire_id)
+    """Do that for two seconds at most, in a task that was cancelled; after that it goes on by itself."""
+    await asyncio.wait((_begin(router, server, wire_id),), timeout=_AFTER_CANCELLATION_S)
 
 
 async def abort_leftovers(server: Server) -> None:
@@ -44,10 +40,42 @@ async def abort_leftovers(server: Server) -> None:
     for wire_id in tuple(server.unaborted):
         call = server.backend.abort(wire_id)
         if call is not None:
-            try:
-                await server.exchange.call(await get_control_session(), call, _TIMEOUT_S)
-            except ServerUnreachableError:
-                raise
-            except InferenceError:
-                pass
+            await _insist(server, call)
         server.unaborted.discard(wire_id)
+
+
+def _begin(router: Router, server: Server, wire_id: str) -> asyncio.Task[None]:
+    """Start it in a task of its own: whoever wants it may be cancelled any number of times."""
+    task = asyncio.create_task(_abort(router, server, wire_id), name=f"areal_core abort at {server.name}")
+    server.aborting.add(task)
+    task.add_done_callback(server.aborting.discard)
+    return task
+
+
+async def _abort(router: Router, server: Server, wire_id: str) -> None:
+    call = server.backend.abort(wire_id)
+    if call is None:
+        return  # hanging up has ended it
+    try:
+        await _insist(server, call)
+    except ServerUnreachableError as error:
+        server.unaborted.add(wire_id)
+        router.take_out(server, str(error))
+    except asyncio.CancelledError:  # its loop ends
+        server.unaborted.add(wire_id)
+        raise
+
+
+async def _insist(server: Server, call: HttpCall) -> None:
+    """Make *call* until it is answered, a few times at most. Raises ServerUnreachableError."""
+    for pause_s in (*_BETWEEN_TRIES_S, None):
+        try:
+            await server.exchange.call(await get_control_session(), call, _TIMEOUT_S)
+        except ServerUnreachableError:
+            raise
+        except InferenceError as error:
+            if pause_s is None or not (isinstance(error, ServerStatusError) and may_try_again(error)):
+                return  # it answered: there is no such attempt any more
+            await asyncio.sleep(pause_s)
+        else:
+            return

@@ -48,15 +48,17 @@ class Attempt:
                 session = await get_aiohttp_session()
                 async with self._server.exchange.open(session, call) as reply:
                     await self._read(reply, self._backend.reader(self._ask))
+                    return
         except TimeoutError:
             if self._why_cut is None:
                 raise
             raise CutError(f"{self._server.name} was given up: {self._why_cut}") from None
         except ReplyError as error:
-            raise self._server.exchange.refused(call, error) from None
+            refused = self._server.exchange.refused(call, error)
         finally:
             self._over = True
             self._server.attempts.discard(self)
+        raise refused  # here, where nothing is chained to it: the key may be in what the server said
 
     def cut(self, why: str) -> None:
         """End it with CutError; any thread may."""
@@ -84,8 +86,14 @@ class Attempt:
 
     async def _see(self, piece: Piece, reply: Reply) -> None:
         if not self._proven and piece.tokens and self._expected is not None:
-            await prove(self._server, self._expected, piece, reply.connection)
-            if self._server.departures != self._departures:  # it may have got them after it made these
-                raise CutError(f"{self._server.name} left rotation before its weights were known")
-            self._proven = True
+            await self._prove(self._expected, piece, reply)
         self._take(piece, reply.streamed)
+
+    async def _prove(self, expected: int, piece: Piece, reply: Reply) -> None:
+        try:
+            await prove(self._server, expected, piece, reply.connection)
+        except ServerUnreachableError as error:  # to be asked; what was sent here may run on there
+            raise ServerUnreachableError(str(error), server=self._server.name, sent=True) from error
+        if self._server.departures != self._departures:  # it may have got them after it made these
+            raise CutError(f"{self._server.name} left rotation before its weights were known")
+        self._proven = True

@@ -15,7 +15,7 @@ from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Moment, Policy
 from areal_core._engine.proof import OldWeightsError
-from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, is_busy, may_try_again
+from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, did_not_begin, may_try_again
 from areal_core._engine.router import Pin, Router
 from areal_core._engine.server import Server
 from areal_core.config import InferenceEngineConfig
@@ -92,10 +92,7 @@ class Generation:
         """Make attempts until one brings a token or the end."""
         patience = Patience(self._config.request_retries, self.limits.left_s)
         try:
-            async for attempt in patience.retrying():
-                with attempt:
-                    await self._attempt(pin)
-                self.stage = "backing off"
+            await patience.retrying(self._about_to_sleep)(self._attempt, pin)
         except ArealError as error:
             if patience.out_of_time:
                 raise GenerationTimeoutError(
@@ -103,6 +100,9 @@ class Generation:
                     f"for another attempt: {self._describe()}; {error}"
                 ) from error
             raise
+
+    def _about_to_sleep(self, _: object) -> None:
+        self.stage += ", then backing off"
 
     async def _attempt(self, pin: Pin) -> None:
         """Send what is missing to a server once. Raises what went wrong, unless tokens came all the same."""
@@ -113,8 +113,9 @@ class Generation:
         try:
             await self._send(server)
         except Exception as error:
-            await self._recover(server, error)
-            if len(self._tokens) == before or not may_try_again(error):
+            brought = len(self._tokens) > before
+            await self._recover(server, error, brought)
+            if not brought or not may_try_again(error):
                 raise
         finally:
             self._router.give_back(server)
@@ -158,14 +159,15 @@ class Generation:
                 await abort_after_cancellation(self._router, server, self._wire_id)
             raise
 
-    async def _recover(self, server: Server, error: Exception) -> None:
+    async def _recover(self, server: Server, error: Exception, brought_tokens: bool) -> None:
         """Take care that nothing of a failed attempt runs on."""
         if isinstance(error, OldWeightsError):
             self._router.take_out(server, str(error))
         elif isinstance(error, ServerUnreachableError) and not error.sent:
-            self._router.take_out(server, str(error))
+            if not isinstance(error, StaleConnectionError):
+                self._router.take_out(server, str(error))
             raise AtOnceError(str(error)) from error  # elsewhere, or when a server is back
-        elif is_busy(error) or (isinstance(error, ServerStatusError) and not may_try_again(error)):
+        elif isinstance(error, ServerStatusError) and not brought_tokens and did_not_begin(error):
             return
         if isinstance(error, ServerStatusError | ServerUnreachableError | MalformedReplyError | AtOnceError):
             await abort(self._router, server, self._wire_id)

@@ -21,13 +21,13 @@ class Limits:
         self._timeout_s = timeout_s
         self._opening = opening
         self._describe = describe
+        self._loop = asyncio.get_running_loop()
         self._clock = asyncio.timeout(None)
         self._stopped: str | None = None
-        self._over = False
+        self._over = False  # the body has ended, or is being ended
         self._forget: Callable[[], None] = _nothing
 
     async def __aenter__(self) -> None:
-        self._loop = asyncio.get_running_loop()
         self._began = self._loop.time()
         self._closed_before_s = self._opening.closed_s
         self._timer = self._loop.call_later(self._timeout_s, self._see)
@@ -66,6 +66,7 @@ class Limits:
 
     def _end(self) -> None:
         if not self._over:
+            self._over = True
             self._clock.reschedule(self._loop.time())
 
     def _error(self) -> Exception:

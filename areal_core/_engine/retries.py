@@ -20,6 +20,9 @@ _BUSY = (429, 503)
 
 _TRY_AGAIN = (408, 425, *_BUSY)
 
+# What another attempt will not meet again may be met once per server or connection, not for ever.
+_AT_ONCE_IN_A_ROW = 5
+
 
 class EmptyAbortError(ArealError):
     """A server ended an attempt that had made no token, though nobody here asked for it."""
@@ -29,9 +32,9 @@ class AtOnceError(ArealError):
     """An attempt was lost to something that another attempt will not meet again."""
 
 
-def is_busy(error: BaseException) -> bool:
-    """Return whether the server refused to begin, so that nothing runs there."""
-    return isinstance(error, ServerStatusError) and error.status in _BUSY
+def did_not_begin(error: ServerStatusError) -> bool:
+    """Return whether a server that has sent no token refused to begin, so that nothing runs there."""
+    return error.status in _BUSY or not may_try_again(error)
 
 
 def may_try_again(error: BaseException) -> bool:
@@ -53,13 +56,18 @@ class Patience:
         self._retries = retries
         self._left_s = left_s
         self._failures = 0
+        self._at_once = 0  # in a row
         self.out_of_time = False
         """Whether it was time that ran out."""
 
-    def retrying(self) -> AsyncRetrying:
+    def retrying(self, about_to_sleep: Callable[[RetryCallState], None]) -> AsyncRetrying:
         """Return what repeats an attempt while that may help, and else raises its error as it is."""
         return AsyncRetrying(
-            retry=retry_if_exception(may_try_again), wait=_wait, stop=self._is_enough, reraise=True
+            retry=retry_if_exception(may_try_again),
+            wait=self._wait,
+            stop=self._is_enough,
+            before_sleep=about_to_sleep,
+            reraise=True,
         )
 
     def _is_enough(self, state: RetryCallState) -> bool:
@@ -69,14 +77,14 @@ class Patience:
         self.out_of_time = state.upcoming_sleep >= self._left_s()
         return self.out_of_time
 
-
-def _wait(state: RetryCallState) -> float:
-    error = _error_of(state)
-    if isinstance(error, AtOnceError):
-        return 0.0
-    asked_s = error.retry_after_s if isinstance(error, ServerStatusError) else None
-    # On top, or all who were told the same would come back together.
-    return (asked_s or 0.0) + _full_jitter(state)
+    def _wait(self, state: RetryCallState) -> float:
+        error = _error_of(state)
+        self._at_once = self._at_once + 1 if isinstance(error, AtOnceError) else 0
+        if 0 < self._at_once <= _AT_ONCE_IN_A_ROW:
+            return 0.0
+        asked_s = error.retry_after_s if isinstance(error, ServerStatusError) else None
+        # On top, or all who were told the same would come back together.
+        return (asked_s or 0.0) + _full_jitter(state)
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

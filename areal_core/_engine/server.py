@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,6 +50,8 @@ class Server:
         """Connections to a process that is known to have `weights`; a restarted one has others."""
         self.unaborted: set[str] = set()
         """Wire ids of attempts that may still run there: it could not be reached to abort them."""
+        self.aborting: set[asyncio.Task[None]] = set()
+        """Aborts under way; asyncio alone would not keep them."""
 
     @property
     def name(self) -> str:
