@@ -306,6 +306,52 @@ def test_a_reply_is_streamed_as_it_comes(use: RunWithClient) -> None:
     use(work)
 
 
+def test_a_chunk_that_is_none_ends_a_reply_in_the_middle(use: RunWithClient) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        taken = asyncio.Event()
+
+        async def break_off(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+            await taken.wait()
+            writer.write(b"no number\r\n")
+            await reader.read()
+
+        async with talking(break_off) as peer, client.stream("GET", peer.url) as reply:
+            chunks = reply.aiter_raw()
+            assert await anext(chunks) == b"one"
+            taken.set()
+            with pytest.raises(httpx.RemoteProtocolError):
+                await anext(chunks)
+
+    use(work)
+
+
+@pytest.mark.parametrize("abort", [False, True])
+def test_a_session_that_is_closed_ends_a_reply_in_the_middle(use: RunWithClient, abort: bool) -> None:
+    async def work(client: httpx.AsyncClient) -> None:
+        async def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await read_request(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n")
+            await reader.read()
+
+        session = await get_aiohttp_session()
+        async with talking(begin) as peer, session.get(peer.url) as reply:
+            assert await reply.content.readany() == b"one"
+            reading = asyncio.create_task(reply.content.readany())
+            await asyncio.sleep(0)  # until it waits
+            assert reply.connection is not None
+            assert reply.connection.protocol is not None
+            if abort:
+                reply.connection.protocol.abort()
+            else:
+                await session.close()
+            with pytest.raises(aiohttp.ServerDisconnectedError):
+                await reading
+
+    use(work)
+
+
 @pytest.mark.parametrize(("method", "status"), [("HEAD", 200), ("GET", 204), ("GET", 304), ("OPTIONS", 200)])
 def test_a_reply_may_have_no_body(use: RunWithClient, method: str, status: int) -> None:
     async def work(client: httpx.AsyncClient) -> None:

@@ -109,7 +109,6 @@ class Exchange:
     @asynccontextmanager
     async def _send(self, session: aiohttp.ClientSession, request: _Request) -> AsyncIterator[Reply]:
         response = await request.send(session)
-        forget = _when_lost(request.connection, response.content)
         try:
             if not 200 <= response.status < 300:
                 raise await request.refusal(response)
@@ -117,7 +116,6 @@ class Exchange:
             yield reply
             await reply.end()
         finally:
-            forget()
             if response.connection is not None:  # else the reply is complete, and others may be using it
                 request.hang_up()
             response.close()
@@ -332,27 +330,6 @@ class _Request:
         text = getattr(cause, "strerror", None) or getattr(cause, "message", None) or str(cause)
         first = str(text).split("\n")[0].split(": b'")[0].split(': b"')[0].rstrip(":")
         return complaint.shortened(self._exchange._key.scrub(first[:300])) or type(error).__name__
-
-
-def _when_lost(connection: object, content: aiohttp.StreamReader) -> Callable[[], None]:
-    """See to it that who reads *content* hears of the end of *connection*; return what ends that.
-
-    aiohttp tells nobody when the session is closed, or a chunk is none: a reader would wait for ever.
-    """
-    lost: asyncio.Future[None] | None = getattr(connection, "closed", None)
-
-    def tell(lost: asyncio.Future[None]) -> None:
-        lost.exception()  # or asyncio complains that nobody asked
-        if not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ServerDisconnectedError())
-
-    def forget() -> None:
-        if lost is not None:
-            lost.remove_done_callback(tell)
-
-    if lost is not None:
-        lost.add_done_callback(tell)
-    return forget
 
 
 def _is_garbage(error: Exception) -> bool:

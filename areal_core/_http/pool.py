@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from typing import Any
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 
 from areal_core._http.config import HttpConfig
 
@@ -26,6 +28,37 @@ class Traffic:
         self.requests = 0
 
 
+class _Protocol(ResponseHandler):
+    """One connection. When it ends, whoever reads a reply from it hears of that.
+
+    aiohttp tells nobody when the session is closed, or when what should be a chunk is none: a reader would
+    wait for ever.
+    """
+
+    def close(self) -> None:
+        """Hang up."""
+        reply = self._payload
+        super().close()
+        _end(reply)
+
+    def abort(self) -> None:
+        """Hang up, and send nothing more."""
+        reply = self._payload
+        super().abort()
+        _end(reply)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Take note that the peer has hung up."""
+        reply = self._payload
+        super().connection_lost(exc)
+        _end(reply)
+
+
+def _end(reply: aiohttp.StreamReader | None) -> None:
+    if reply is not None and not reply.is_eof() and reply.exception() is None:
+        reply.set_exception(aiohttp.ServerDisconnectedError())
+
+
 class ConnectionPool(aiohttp.TCPConnector):
     """A pool that counts, and whose close waits for no peer."""
 
@@ -37,6 +70,8 @@ class ConnectionPool(aiohttp.TCPConnector):
             ssl=config.ssl_context or True,
             socket_factory=_open_socket,
         )
+        protocols: Any = functools.partial(_Protocol, loop=self._loop)
+        self._factory = protocols
         self._traffic = traffic
         # Until a connection is really gone. aiohttp forgets one whose request was cancelled at once, though
         # it stays open for as long as the peer does not take the rest of the request.
