@@ -306,6 +306,26 @@ def test_a_structlog_logger_given_gets_events_with_fields(
     assert log_lines == []
 
 
+@pytest.mark.any_loop
+def test_what_a_program_made_of_structlog_changes_nothing(run_script: RunScript) -> None:
+    script = run_script("""
+        import logging
+        import structlog
+
+        def refuse():
+            raise AssertionError("asked for a context of the program's")
+
+        structlog.configure(
+            processors=[], wrapper_class=structlog.make_filtering_bound_logger(100), context_class=refuse
+        )
+        from areal_core._log import get_logger
+
+        get_logger().warning("said", how="loud")
+        get_logger(logging.getLogger("other")).error("said", how="well")
+    """)
+    assert (script.returncode, script.stdout, script.stderr) == (0, "", "said how=loud\nsaid how=well\n")
+
+
 class RaisingLogger:
     """A logger that cannot log after all."""
 
