@@ -316,7 +316,7 @@ def test_what_a_program_made_of_structlog_changes_nothing(run_script: RunScript)
             raise AssertionError("asked for a context of the program's")
 
         structlog.configure(
-            processors=[], wrapper_class=structlog.make_filtering_bound_logger(100), context_class=refuse
+            processors=[], wrapper_class=structlog.make_filtering_bound_logger(50), context_class=refuse
         )
         from areal_core._log import get_logger
 
