@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from areal_core._checks import check_integer, check_seconds
+from areal_core._checks import check_integer, check_seconds, check_text
 
 __all__ = ["InferenceEngineConfig"]
 
@@ -56,19 +56,41 @@ class InferenceEngineConfig:
     takes about 45."""
 
     def __post_init__(self) -> None:
-        for name in ("consumer_batch_size", "min_servers", "max_reply_bytes"):
-            check_integer(name, getattr(self, name), least=1)
-        for name in ("max_concurrent_rollouts", "max_inflight_per_server"):
-            if getattr(self, name) is not None:
-                check_integer(name, getattr(self, name), least=1)
-        for name in ("max_head_offpolicyness", "request_retries"):
-            check_integer(name, getattr(self, name), least=0)
+        for name, least in _INTEGERS.items():
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, check_integer(name, value, least=least))
         for name in ("request_timeout", "setup_timeout", "control_timeout", "silence_timeout"):
-            check_seconds(name, getattr(self, name))
-        if self.api_key is not None and not isinstance(self.api_key, str | Mapping):
-            raise TypeError(f"api_key is a {type(self.api_key).__name__}; give a text, or one per address")
+            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
+        if self.model is not None:
+            check_text("model", self.model)
+        if self.api_key is not None and not isinstance(self.api_key, str):
+            object.__setattr__(self, "api_key", _keys(self.api_key))
 
     @property
     def concurrency(self) -> int:
         """How many rollouts are under way at once, at most."""
         return self.max_concurrent_rollouts or (self.max_head_offpolicyness + 1) * self.consumer_batch_size
+
+
+_INTEGERS = {
+    "consumer_batch_size": 1,
+    "max_concurrent_rollouts": 1,
+    "max_head_offpolicyness": 0,
+    "max_inflight_per_server": 1,
+    "request_retries": 0,
+    "min_servers": 1,
+    "max_reply_bytes": 1,
+}
+_OPTIONAL = ("max_concurrent_rollouts", "max_inflight_per_server")
+
+
+def _keys(keys: object) -> dict[str, str]:
+    """Return a copy of API keys by address. Raises TypeError, which shows none of them."""
+    if not isinstance(keys, Mapping):
+        raise TypeError(f"api_key is a {type(keys).__name__}; give a text, or one per address")
+    for address, key in keys.items():
+        if not isinstance(address, str) or not isinstance(key, str):
+            kinds = f"{type(key).__name__} for a {type(address).__name__}"
+            raise TypeError(f"api_key has a {kinds}; give a text per address")
+    return dict(keys)

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import index
+from reprlib import repr as short
 from typing import Any, Protocol
 
-from areal_core._checks import check_integer, check_number, check_text
+from areal_core._checks import (
+    check_flag,
+    check_integer,
+    check_mapping,
+    check_number,
+    check_text,
+    check_tokens,
+)
 
 __all__ = [
     "GenerationHyperparameters",
@@ -70,30 +77,29 @@ class GenerationHyperparameters:
     """Merged into the request's body as it is, over what the engine puts there."""
 
     def __post_init__(self) -> None:
-        check_integer("max_new_tokens", self.max_new_tokens, least=1)
-        check_integer("min_new_tokens", self.min_new_tokens, least=0)
+        for name, least in (("max_new_tokens", 1), ("min_new_tokens", 0), ("top_k", -1), ("n_samples", 1)):
+            _set(self, name, check_integer(name, getattr(self, name), least=least))
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(
-                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}"
+                f"min_new_tokens={self.min_new_tokens} is more than max_new_tokens={self.max_new_tokens}; "
+                "give less, or raise max_new_tokens"
             )
-        check_number("temperature", self.temperature, least=0.0)
-        check_number("top_p", self.top_p, least=0.0, most=1.0)
+        _set(self, "temperature", check_number("temperature", self.temperature, least=0.0))
+        _set(self, "top_p", check_number("top_p", self.top_p, least=0.0, most=1.0))
         if self.top_p == 0:
             raise ValueError("top_p=0 leaves no token to choose; greedy=True takes the likeliest")
-        check_integer("top_k", self.top_k, least=-1)
         if self.top_k == 0:
             raise ValueError("top_k=0 leaves no token to choose; -1 is no limit")
-        check_number("frequency_penalty", self.frequency_penalty)
-        check_integer("n_samples", self.n_samples, least=1)
+        _set(self, "frequency_penalty", check_number("frequency_penalty", self.frequency_penalty))
+        for name in ("greedy", "ignore_eos", "skip_special_tokens"):
+            check_flag(name, getattr(self, name))
         if self.seed is not None:
-            check_integer("seed", self.seed)
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        for text in stop:
-            check_text("stop", text)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(map(index, self.stop_token_ids)))
-        if not isinstance(self.extra, Mapping):
-            raise TypeError(f"extra={self.extra!r} is not a mapping; give fields of the request's body")
+            _set(self, "seed", check_integer("seed", self.seed))
+        if self.lora_name is not None:
+            check_text("lora_name", self.lora_name)
+        _set(self, "stop", _texts("stop", self.stop))
+        _set(self, "stop_token_ids", tuple(check_tokens("stop_token_ids", self.stop_token_ids)))
+        _set(self, "extra", check_mapping("extra", self.extra))
 
     def new(self, **changes: Any) -> GenerationHyperparameters:
         """Return a copy with *changes*."""
@@ -104,7 +110,7 @@ class GenerationHyperparameters:
 class ModelRequest:
     """Ask for one reply. Raises ValueError and TypeError for what is no prompt."""
 
-    input_ids: Sequence[int]
+    input_ids: Sequence[int] = field(repr=False)
     """The prompt, as token ids: integers from 0, NumPy's too. At least one."""
 
     gconfig: GenerationHyperparameters = field(default_factory=GenerationHyperparameters)
@@ -119,21 +125,15 @@ class ModelRequest:
     """Merged into the request's body, over ``gconfig.extra``; None: nothing."""
 
     def __post_init__(self) -> None:
-        try:
-            tokens = list(map(index, self.input_ids))
-        except TypeError as error:
-            raise TypeError(f"input_ids has what is no token id: {error}") from None
-        if bool in set(map(type, tokens)):
-            raise TypeError("input_ids has a bool; token ids are integers")
-        if not tokens:
+        _set(self, "input_ids", check_tokens("input_ids", self.input_ids))
+        if not self.input_ids:
             raise ValueError("input_ids is empty; a prompt has at least one token")
-        if min(tokens) < 0:
-            raise ValueError(f"input_ids has {min(tokens)}; token ids begin at 0")
-        object.__setattr__(self, "input_ids", tokens)
         if not isinstance(self.gconfig, GenerationHyperparameters):
-            raise TypeError(f"gconfig={self.gconfig!r} is not a GenerationHyperparameters")
+            raise TypeError(f"gconfig={short(self.gconfig)} is not a GenerationHyperparameters; give one")
         if self.rid is not None:
             check_text("rid", self.rid)
+        if self.extra is not None:
+            _set(self, "extra", check_mapping("extra", self.extra))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,3 +191,14 @@ class RolloutWorkflow(ABC):
     @abstractmethod
     async def arun_episode(self, engine: InferenceEngine, data: Any) -> dict[str, Any] | None:
         """Play one episode on *data* and return its trajectory; None rejects it."""
+
+
+def _texts(name: str, texts: Any) -> tuple[str, ...]:
+    if not isinstance(texts, str | Iterable):
+        raise TypeError(f"{name}={short(texts)} is neither a text nor several; give () for none")
+    return tuple(check_text(name, text) for text in ((texts,) if isinstance(texts, str) else texts))
+
+
+def _set(frozen: object, name: str, value: object) -> None:
+    """Put in what a check made of a field."""
+    object.__setattr__(frozen, name, value)

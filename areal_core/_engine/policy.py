@@ -79,7 +79,7 @@ class Policy:
 
         Calls the subscribers, in this thread, if it changed.
         """
-        check_integer("version", version, least=0)
+        version = check_integer("version", version, least=0)
         with self._lock:
             changed = version != self._version
             self._version = version
