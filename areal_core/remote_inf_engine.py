@@ -13,6 +13,7 @@ See the package ``_engine`` for how it works.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -38,8 +39,8 @@ from areal_core._engine.recovery import Recovery
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core.config import InferenceEngineConfig
-from areal_core.errors import EngineStoppedError, ServerUnreachableError, WeightUpdateError
-from areal_core.loop_cleanup import register_loop_cleanup
+from areal_core.errors import EngineStoppedError, ServerUnreachableError
+from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
 from areal_core.types import ModelRequest, ModelResponse
 
 __all__ = ["RemoteInfEngine"]
@@ -83,10 +84,11 @@ class RemoteInfEngine:
         or when it is initialized; ValueError for what is no address.
         """
         _refuse_on_loop("initialize")
+        if self._home is not _process.home():
+            self._lock, self._state, self._home = threading.RLock(), None, _process.home()
         with self._lock:
-            if self._state is not None and self._home is _process.home():
+            if self._state is not None:
                 raise RuntimeError("the engine is initialized already; destroy() it first")
-            self._home = _process.home()
             self._events = Events(logger)
             state = _Running(self._config, self._policy, self._events)
             for one in _addresses(addr):
@@ -100,9 +102,11 @@ class RemoteInfEngine:
         Raises RuntimeError on the thread of a running loop.
         """
         _refuse_on_loop("destroy")
+        if self._home is not _process.home():
+            return  # of the parent process, whose it stays; who held the lock there does not exist here
         with self._lock:
             state, self._state = self._state, None
-        if state is not None and self._home is _process.home():
+        if state is not None:
             state.stop()
 
     def __enter__(self) -> Self:
@@ -219,16 +223,13 @@ class RemoteInfEngine:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Pause generation for the body of this context; a weight update that failed there leaves it so."""
-        await self.pause_generation()
-        try:
+        """Pause generation for the body of this context; a weight update that failed there leaves it so.
+
+        Generation goes on at the end if it did so at the beginning, and no other such context is left.
+        Raises ControlError, EngineStoppedError.
+        """
+        async with self._running().control.paused():
             yield
-        except WeightUpdateError:
-            raise
-        except BaseException:
-            await self.continue_generation()
-            raise
-        await self.continue_generation()
 
     async def abort_all_requests(self) -> None:
         """End all generations on the servers; those of this engine go on from the tokens they have.
@@ -283,7 +284,7 @@ class _Running:
         self.router = Router(config.max_inflight_per_server, most_pins, self._on_out)
         self.control = Control(config, self.router, self.opening, policy, events)
         self.parts = Parts(config, self.router, self.opening, policy)
-        self._recovery = Recovery(config, self.router, self.opening, policy, events)
+        self._policy = policy
         self.generations: set[Generation] = set()
         self._lock = threading.RLock()
         self._prober: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
@@ -291,7 +292,7 @@ class _Running:
 
     async def set_up(self, config: InferenceEngineConfig) -> None:
         """Wait until all servers are in rotation, or until ``setup_timeout`` at least ``min_servers``."""
-        prober = asyncio.create_task(self._new_prober().run())
+        prober = asyncio.create_task(self._new_prober(at_first=True).run())
         try:
             deadline = time.monotonic() + config.setup_timeout
             while any(server.why_out is not None for server in self.router.servers):
@@ -314,11 +315,12 @@ class _Running:
 
     def look_after_servers(self) -> None:
         """See that a prober runs, on the running loop if there is none yet."""
-        if self._prober is not None and not self._prober[1].done():
+        if _runs(self._prober):
             return
         with self._lock:
-            if self._stopped or (self._prober is not None and not self._prober[1].done()):
+            if self._stopped or _runs(self._prober):
                 return
+            self._cancel_prober()  # its loop may run again one day
             loop = asyncio.get_running_loop()
             task = loop.create_task(self._new_prober().run(), name="areal_core prober")
             self._prober = (loop, task)
@@ -327,33 +329,47 @@ class _Running:
                 task.cancel()
                 await asyncio.wait((task,))
 
-            register_loop_cleanup(end)
+            token = register_loop_cleanup(end)
+
+            def ended(task: asyncio.Task[None]) -> None:
+                unregister_loop_cleanup(token)
+                error = None if task.cancelled() else task.exception()
+                if error is not None:
+                    self._events.prober_died(error)
+
+            task.add_done_callback(ended)
+        self.router.renew_patience()
 
     def stop(self) -> None:
         """End every generation, and the prober."""
         with self._lock:
             self._stopped = True
-            prober = self._prober
+            self._cancel_prober()
         for generation in list(self.generations):
             generation.limits.stop("the engine was destroyed")
-        if prober is not None:
-            loop, task = prober
-            try:
-                loop.call_soon_threadsafe(task.cancel)
-            except RuntimeError:
-                pass  # the loop is closed, and has ended it
 
-    def _new_prober(self) -> Prober:
-        return Prober(self._config, self.router, self._recovery, self._events)
+    def _cancel_prober(self) -> None:
+        if self._prober is not None:
+            loop, task = self._prober
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and has ended it
+                loop.call_soon_threadsafe(task.cancel)
+
+    def _new_prober(self, at_first: bool = False) -> Prober:
+        recovery = Recovery(self._config, self.router, self.opening, self._policy, self._events, at_first)
+        return Prober(self._config, self.router, recovery, self._events)
 
     def _on_out(self, server: Server) -> None:
         self._events.server_out(server.name, server.why_out or "")
 
 
+def _runs(prober: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None) -> bool:
+    return prober is not None and prober[0].is_running() and not prober[1].done()
+
+
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:
     if addr is None:
         addr = os.environ.get(_ADDRESSES_VARIABLE, "").split(",")
-        addr = [one for one in addr if one]
+        addr = [one.strip() for one in addr if one.strip()]
         if not addr:
             raise ValueError(f"addr=None, and {_ADDRESSES_VARIABLE} is not set; give a server's address")
     found = [Address.parse(one) for one in ([addr] if isinstance(addr, str) else addr)]

@@ -137,7 +137,8 @@ def test_calls_of_several_threads_are_spread(loop_factory: MakeLoop) -> None:
 
 
 def test_choosing_and_counting_are_one_step(loop_factory: MakeLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    farm = Farm("ab", slots=1)
+    farm = Farm("ab")
+    farm.servers[1].in_flight = 1
     with threaded_loops(loop_factory, 2) as (here, there):
         begun: list[Future[Server]] = []
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 
 from areal_core._checks import check_integer, check_text
 from areal_core._engine.backend import HttpCall
+from areal_core._engine.cut import Cut
 from areal_core._engine.events import Events
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Policy, Weights
@@ -30,6 +33,8 @@ UNKNOWN_PATH = (404, 405, 501)
 _TRIES = 3
 _BETWEEN_TRIES_S = 0.5
 
+_AFTER_CANCELLATION_S = 2.0  # less than the grace of a task that was cancelled
+
 _Answers = dict[Server, BaseException | None]
 
 
@@ -45,16 +50,47 @@ class Control:
         self._policy = policy
         self._events = events
         self._turn = Turn()
+        self._left_closed = False
+        """Whether generation is closed since an update failed: the next one that succeeds opens it."""
+        self._holders = 0
+        self._opens_after_holders = False
 
     async def pause(self) -> None:
         """Interrupt all generations and open none. If one server refuses, all go on. Raises ControlError."""
         async with self._turn:
             await self._pause()
+            self._left_closed = False
 
     async def resume(self) -> None:
         """Open generation, and take out of rotation what does not go on. Raises ControlError, open."""
         async with self._turn:
             await self._resume()
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Pause for the body of this context. The last of several to end continues, if the first paused."""
+        async with self._turn:
+            opens = self._opening.is_open or self._left_closed
+            await self._pause()
+            self._left_closed = False
+            self._holders += 1
+            self._opens_after_holders = self._opens_after_holders or opens
+        try:
+            yield
+        except WeightUpdateError:
+            self._holders -= 1
+            self._left_closed, self._opens_after_holders = self._opens_after_holders, False
+            raise
+        except BaseException:
+            await self._release()
+            raise
+        await self._release()
+
+    async def _release(self) -> None:
+        self._holders -= 1
+        async with self._turn:
+            if self._opens_after_holders and not self._holders:
+                await self._resume()
 
     async def abort_all(self) -> None:
         """End every generation; the engine's own go on from the tokens they have. Raises ControlError."""
@@ -68,16 +104,22 @@ class Control:
         check_text("path", path)
         check_integer("version", version, least=0)
         async with self._turn:
-            pausing = self._opening.is_open
+            self._refuse_if_one_cannot(path, version)
+            opens = self._opening.is_open or self._left_closed
             if not self._router.in_rotation:
                 self._opening.close()
-            elif pausing:
+            elif opens:
                 await self._pause()
+            self._left_closed = opens
             try:
                 await self._update(Weights(path, version))
-            finally:
-                if pausing and self._router.in_rotation:
-                    await self._resume()
+            except BaseException:
+                if opens and self._router.in_rotation:
+                    with contextlib.suppress(ControlError):  # the other error tells more
+                        await self._resume()
+                raise
+            if opens:
+                await self._resume()
 
     async def call_all(self, path: str, body: bytes, timeout_s: float) -> dict[str, bytes]:
         """POST *body* to all servers and return their answers by address. Raises ControlError."""
@@ -98,40 +140,60 @@ class Control:
     async def _pause(self) -> None:
         was_open = self._opening.is_open
         self._opening.close()
-        answers: _Answers = {}
+        servers, answers = self._router.in_rotation, _Answers()
         try:
-            answers = await self._each(lambda server: self._call(server, server.backend.pause()))
+            await self._each(lambda server: self._call(server, server.backend.pause()), servers, answers)
             self._raise_failed("pause_generation", answers)
-        except BaseException:
+        except BaseException as error:
             if was_open:
-                await self._resume_servers([server for server, error in answers.items() if error is None])
-                self._opening.open()
+                await self._undo_pause([one for one in servers if _may_be_paused(one, answers)], error)
             raise
 
-    async def _resume(self) -> None:
+    async def _undo_pause(self, servers: Sequence[Server], error: BaseException) -> None:
+        if isinstance(error, Exception):
+            await self._reopen(servers)
+            return
         try:
-            answers = await self._resume_servers(self._router.in_rotation)
+            if isinstance(error, asyncio.CancelledError):
+                async with asyncio.timeout(_AFTER_CANCELLATION_S):
+                    await self._reopen(servers)
+        except TimeoutError:
+            pass
         finally:
-            self._opening.open()
+            if not self._opening.is_open:  # no more calls can be made in this task
+                self._take_out(servers, "it may be paused: pause_generation was cut off")
+                self._opening.open()
+
+    async def _resume(self) -> None:
+        self._left_closed = self._opens_after_holders = False
+        answers = await self._reopen(self._router.in_rotation)
         self._raise_failed("continue_generation", answers)
 
-    async def _resume_servers(self, servers: Sequence[Server]) -> _Answers:
-        answers = await self._each(lambda server: self._insist(server, server.backend.resume()), servers)
-        self._drop_failed(answers)
+    async def _reopen(self, servers: Sequence[Server]) -> _Answers:
+        """Have *servers* go on, but for those that do not and leave rotation; then open."""
+        answers = _Answers()
+        try:
+            await self._each(lambda server: self._insist(server, server.backend.resume()), servers, answers)
+            self._drop_failed(answers)
+        finally:
+            unanswered = [one for one in servers if one not in answers]
+            self._take_out(unanswered, "it may be paused: continue_generation was cut off")
+            self._opening.open()
         return answers
 
     async def _update(self, weights: Weights) -> None:
         began = time.monotonic()
-        previous = self._policy.weights
+        previous = None if self._policy.set_by_hand else self._policy.weights
         with self._policy.changing():
-            servers = [one for one in self._router.servers if one.why_out is None or one.awaits_weights]
+            in_rotation = self._router.in_rotation
+            waiting = [one for one in self._router.servers if one.awaits_weights and one not in in_rotation]
+            servers, answers = [*in_rotation, *waiting], _Answers()
             try:
-                answers = await self._each(
-                    lambda server: load(server, weights, self._config.control_timeout), servers
-                )
+                await self._each(lambda server: self._give(server, weights), servers, answers)
                 for server in (one for one, error in answers.items() if error is None):
                     self._router.put_in(server, _always)
-                self._raise_failed("update_weights_from_disk", answers, WeightUpdateError)
+                self._see_who_stays_out(waiting, answers)
+                self._raise_failed("update_weights_from_disk", answers, WeightUpdateError, but=waiting)
             except BaseException as error:
                 self._events.weights_not_updated(weights.version, error)
                 await self._roll_back(servers, previous, error)
@@ -141,33 +203,52 @@ class Control:
             weights.version, weights.path, time.monotonic() - began, len(self._router.in_rotation)
         )
 
+    async def _give(self, server: Server, weights: Weights) -> None:
+        if server.why_out is not None:
+            await pause_or_resume(server, False, self._config.control_timeout)
+        async with server.loading:
+            await load(server, weights, self._config.control_timeout)
+
     async def _roll_back(
         self, servers: Sequence[Server], previous: Weights | None, error: BaseException
     ) -> None:
         """Give *servers* the weights that all had, or take them out of rotation."""
+        lost = servers
         if previous is not None and isinstance(error, Exception):  # a cancelled task makes no more calls
-            answers = await self._each(
-                lambda server: load(server, previous, self._config.control_timeout), servers
-            )
-            self._drop_failed(answers)
-            return
-        for server in servers:
-            server.weights_unknown = True
-            self._router.take_out(server, f"it may have loaded weights that others did not: {error}")
+            answers = await self._each(lambda server: self._give(server, previous), servers)
+            lost = [one for one, failure in answers.items() if failure is not None]
+        for server in lost:
+            server.weights_unknown = server.awaits_weights = True
+        self._take_out(lost, f"it may have loaded weights that others did not: {error}")
 
     async def _each(
-        self, act: Callable[[Server], Awaitable[None]], servers: Sequence[Server] | None = None
+        self,
+        act: Callable[[Server], Awaitable[None]],
+        servers: Sequence[Server] | None = None,
+        answers: _Answers | None = None,
     ) -> _Answers:
-        """Do *act* to *servers* (None: those in rotation) at once; one that is not there leaves rotation."""
+        """Do *act* to *servers* (None: those in rotation) at once; one that is not there leaves rotation.
+
+        *answers* has what there is of them also when this is cancelled.
+        """
         chosen = self._router.in_rotation if servers is None else servers
-        results = await asyncio.gather(*map(act, chosen), return_exceptions=True)
-        answers: _Answers = dict(zip(chosen, results, strict=True))
-        for server, error in answers.items():
-            if isinstance(error, ServerUnreachableError):
-                self._router.take_out(server, str(error))
-            elif error is not None and not isinstance(error, InferenceError):
-                raise error
-        return answers
+        found = _Answers() if answers is None else answers
+
+        async def one(server: Server) -> None:
+            try:
+                await act(server)
+            except InferenceError as error:
+                found[server] = error
+                if isinstance(error, ServerUnreachableError):
+                    self._router.take_out(server, str(error))
+                    self._router.cut(server, str(error))
+            else:
+                found[server] = None
+
+        for result in await asyncio.gather(*map(one, chosen), return_exceptions=True):
+            if result is not None:
+                raise result
+        return found
 
     async def _insist(self, server: Server, call: HttpCall | None) -> None:
         for left in reversed(range(_TRIES)):
@@ -180,19 +261,53 @@ class Control:
             else:
                 return
 
+    def _refuse_if_one_cannot(self, path: str, version: int) -> None:
+        """Raise before anything has happened where a backend has no call for it."""
+        answers: _Answers = {
+            one: _cannot(one) for one in self._router.in_rotation if not _calls(one, path, version)
+        }
+        if answers:
+            self._raise_failed("update_weights_from_disk", answers, WeightUpdateError)
+
+    def _see_who_stays_out(self, waiting: Sequence[Server], answers: _Answers) -> None:
+        """Tell of those that were out of rotation and are still: others need not do without an update."""
+        for server in waiting:
+            error = answers[server]
+            if error is not None:
+                self._router.explain(server, str(error))
+                self._events.server_stays_out(server.name, str(error))
+
     async def _call(self, server: Server, call: HttpCall | None) -> None:
         if call is not None:
-            await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
+            async with Cut(server):  # who falls silent meanwhile must not keep the others waiting
+                await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
 
     def _drop_failed(self, answers: _Answers) -> None:
         for server, error in answers.items():
             if error is not None:
                 self._router.take_out(server, str(error))
 
-    def _raise_failed(self, what: str, answers: _Answers, kind: type[ControlError] = ControlError) -> None:
-        """Raise unless all answered, but for some that are not there while enough of the others are."""
-        failed = [error for error in answers.values() if error is not None]
-        refused = [error for error in failed if not isinstance(error, ServerUnreachableError)]
+    def _take_out(self, servers: Sequence[Server], why: str) -> None:
+        for server in servers:
+            self._router.take_out(server, why)
+
+    def _raise_failed(
+        self,
+        what: str,
+        answers: _Answers,
+        kind: type[ControlError] = ControlError,
+        but: Sequence[Server] = (),
+    ) -> None:
+        """Raise unless all answered, but for some that are not there while enough of the others are.
+
+        Those in *but* need not have.
+        """
+        failed = [error for server, error in answers.items() if error is not None]
+        refused = [
+            error
+            for server, error in answers.items()
+            if not (error is None or server in but or isinstance(error, ServerUnreachableError))
+        ]
         left, least = len(self._router.in_rotation), self._config.min_servers
         if refused or left < least:
             few = f", and {left} are in rotation where min_servers={least}" if left < least else ""
@@ -202,12 +317,10 @@ class Control:
 
 async def load(server: Server, weights: Weights, timeout_s: float) -> None:
     """Have one server load *weights*, and see that it has them. Raises InferenceError."""
-    calls = server.backend.update_weights(weights.path, weights.version)
+    calls = _calls(server, weights.path, weights.version)
     if not calls:
-        raise InferenceError(
-            f"backend {server.backend.name!r} cannot update weights; "
-            "load them in a way of your own, and call set_version()"
-        )
+        raise _cannot(server)
+    server.weights_unknown = True
     for call in calls:
         await _load(server, call, timeout_s)
     version = await ask_weights(server)
@@ -219,6 +332,37 @@ async def load(server: Server, weights: Weights, timeout_s: float) -> None:
             )
     server.weights = weights.version
     server.weights_unknown = server.awaits_weights = False
+
+
+async def pause_or_resume(server: Server, is_open: bool, timeout_s: float) -> None:
+    """Have a server that is out of rotation do what the others do. Raises InferenceError."""
+    call = server.backend.resume() if is_open else server.backend.pause()
+    if call is None:
+        return
+    try:
+        await server.exchange.call(await get_control_session(), call, timeout_s)
+    except ServerStatusError as error:
+        if error.status not in UNKNOWN_PATH:
+            raise
+
+
+def _calls(server: Server, path: str, version: int) -> Sequence[HttpCall]:
+    return server.backend.update_weights(path, version)
+
+
+def _cannot(server: Server) -> InferenceError:
+    return InferenceError(
+        f"backend {server.backend.name!r} cannot update weights; "
+        "load them in a way of your own, and call set_version()"
+    )
+
+
+def _may_be_paused(server: Server, answers: _Answers) -> bool:
+    """Return whether a server has to be continued after it was asked to pause."""
+    error = answers.get(server)
+    if isinstance(error, ServerStatusError):
+        return error.status >= 500
+    return not isinstance(error, ServerUnreachableError)  # that one has left rotation
 
 
 def _always() -> bool:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from areal_core._engine.events import Events
-from areal_core._engine.recovery import Recovery, StaysOutError, probe
+from areal_core._engine.recovery import PROBE_TIMEOUT_S, NotNowError, Recovery, StaysOutError, probe
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import InferenceError, ServerUnreachableError
 
 _LOOK_EVERY_S = 0.5  # so often those that are out are tried
-_PROBE_EVERY_S = 5.0  # and so often those that are in
+_PROBE_EVERY_S = 5.0  # so often those that are in, and those that are well and stay out
+_PROBES_PER_SILENCE = 4
 
 
 class Prober:
@@ -56,20 +57,28 @@ class Prober:
             await self._recovery.bring_in(server)
             self._said.pop(server, None)
         except StaysOutError as error:
+            self._router.explain(server, str(error))
             if self._said.get(server) != str(error):
                 self._said[server] = str(error)
                 self._events.server_stays_out(server.name, str(error))
-        except InferenceError:
-            pass  # not yet
+            await asyncio.sleep(_PROBE_EVERY_S)  # to load weights takes a server's time
+        except NotNowError:
+            pass
+        except InferenceError as error:
+            self._router.explain(server, str(error))
+            if isinstance(error, ServerUnreachableError):
+                self._router.cut(server, str(error))  # what it is silent about goes on elsewhere
         except Exception as error:
             self._events.prober_failed(server.name, error)
+            await asyncio.sleep(_PROBE_EVERY_S)
 
     async def _watch(self, server: Server) -> None:
         """Take a server out of rotation when it has not been well for too long."""
         well_at = time.monotonic()
+        every_s = min(_PROBE_EVERY_S, self._silence_s / _PROBES_PER_SILENCE)
         while server.why_out is None:
-            await asyncio.sleep(_PROBE_EVERY_S)
-            why = await _ask(server)
+            await asyncio.sleep(every_s)
+            why = await _ask(server, min(PROBE_TIMEOUT_S, self._silence_s))
             if why is None:
                 well_at = time.monotonic()
             elif time.monotonic() - well_at >= self._silence_s or _is_gone(why):
@@ -90,9 +99,9 @@ def _keep(
             tasks[server] = asyncio.create_task(act(server))
 
 
-async def _ask(server: Server) -> InferenceError | None:
+async def _ask(server: Server, timeout_s: float) -> InferenceError | None:
     try:
-        await probe(server)
+        await probe(server, timeout_s)
     except InferenceError as error:
         return error
     return None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from areal_core._engine.aborts import abort_leftovers
 from areal_core._engine.backend import HttpCall
-from areal_core._engine.control import UNKNOWN_PATH, load
+from areal_core._engine.control import load, pause_or_resume
 from areal_core._engine.events import Events
 from areal_core._engine.opening import Opening
-from areal_core._engine.policy import Moment, Policy
+from areal_core._engine.policy import Moment, Policy, Weights
 from areal_core._engine.proof import ask_weights
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core.config import InferenceEngineConfig
-from areal_core.errors import InferenceError, ServerStatusError
+from areal_core.errors import InferenceError, ServerStatusError, ServerUnreachableError
 from areal_core.workflow_context import get_control_session
 
 PROBE_TIMEOUT_S = 5.0
@@ -22,17 +22,32 @@ class StaysOutError(InferenceError):
     """A server is well, and has weights that nobody here can tell or replace."""
 
 
+class NotNowError(InferenceError):
+    """The weights are being updated: what a server should have is not known yet."""
+
+
 class Recovery:
-    """How servers come into rotation: at first, after they were added, and when they return."""
+    """How servers come into rotation: at first, after they were added, and when they return.
+
+    *at_first* is for those that are there when it all begins: if the version was set by hand, they are
+    believed to have it unless they say otherwise.
+    """
 
     def __init__(
-        self, config: InferenceEngineConfig, router: Router, opening: Opening, policy: Policy, events: Events
+        self,
+        config: InferenceEngineConfig,
+        router: Router,
+        opening: Opening,
+        policy: Policy,
+        events: Events,
+        at_first: bool = False,
     ) -> None:
         self._config = config
         self._router = router
         self._opening = opening
         self._policy = policy
         self._events = events
+        self._at_first = at_first
 
     async def bring_in(self, server: Server) -> None:
         """Put *server* into rotation. Raises InferenceError when it is not ready for it."""
@@ -40,11 +55,13 @@ class Recovery:
         await self._choose_variant(server)
         await abort_leftovers(server)
         while server.why_out is not None and not server.removed:
-            if self._policy.is_changing:
-                raise InferenceError("the weights are being updated")
             moment, closings, is_open = self._policy.moment(), self._opening.closings, self._opening.is_open
-            await self._give_weights(server)
-            await self._set_pause(server, is_open)
+            async with server.loading:
+                if self._policy.is_changing or self._policy.moment() != moment:
+                    raise NotNowError("the weights are being updated")
+                await self._give_weights(server)
+            # One that was not restarted, or whose trainer was, may be either.
+            await pause_or_resume(server, is_open, self._config.control_timeout)
 
             def still_right(
                 moment: Moment = moment, closings: int = closings, is_open: bool = is_open
@@ -56,30 +73,32 @@ class Recovery:
             if self._router.put_in(server, still_right):
                 self._events.server_in(server.name, self._policy.version)
 
-    async def _set_pause(self, server: Server, is_open: bool) -> None:
-        """Pause or continue it: one that was not restarted, or whose trainer was, may be either."""
-        try:
-            await self._call(server, server.backend.resume() if is_open else server.backend.pause())
-        except ServerStatusError as error:
-            if error.status not in UNKNOWN_PATH:
-                raise
-
     async def _give_weights(self, server: Server) -> None:
-        weights = self._policy.weights
+        weights, expected = self._policy.weights, self._policy.version
         if self._policy.set_by_hand or (weights is None and server.weights_unknown):
-            if await ask_weights(server) != self._policy.version:
+            version = await ask_weights(server)
+            if version != expected and not (self._at_first and version is None):
                 server.awaits_weights = True
                 raise StaysOutError(
-                    f"nobody here has the weights of version {self._policy.version} for {server.name}; "
+                    f"nobody here has the weights of version {expected} for {server.name}; "
                     "it stays out until the next update"
                 )
-            server.weights = self._policy.version
+            server.weights = expected
         elif weights is not None:
-            if await ask_weights(server) != weights.version:
-                # What still runs there would get tokens of these weights under the label of the old ones.
-                await self._set_pause(server, False)
-                await load(server, weights, self._config.control_timeout)
+            server.awaits_weights = False
+            if server.weights_unknown or await ask_weights(server) != weights.version:
+                await self._load(server, weights)
             server.weights = weights.version
+
+    async def _load(self, server: Server, weights: Weights) -> None:
+        # What still runs there would get tokens of these weights under the label of the old ones.
+        await pause_or_resume(server, False, self._config.control_timeout)
+        try:
+            await load(server, weights, self._config.control_timeout)
+        except ServerUnreachableError:
+            raise
+        except InferenceError as error:
+            raise StaysOutError(f"it does not take the weights {weights.path}: {error}") from error
 
     async def _choose_variant(self, server: Server) -> None:
         call = server.backend.probe()
@@ -97,6 +116,6 @@ class Recovery:
             await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
 
 
-async def probe(server: Server) -> None:
+async def probe(server: Server, timeout_s: float = PROBE_TIMEOUT_S) -> None:
     """Return if *server* says that it is well. Raises InferenceError."""
-    await server.exchange.call(await get_control_session(), server.backend.health(), PROBE_TIMEOUT_S)
+    await server.exchange.call(await get_control_session(), server.backend.health(), timeout_s)

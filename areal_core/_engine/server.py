@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from areal_core._engine.backend import Backend
 from areal_core._engine.exchange import Exchange
+from areal_core._engine.turn import Turn
 
 if TYPE_CHECKING:
     from areal_core._engine.router import Waiter
@@ -42,6 +43,8 @@ class Server:
         """Whether an update failed that may have changed them, and nobody can say or undo it."""
         self.awaits_weights = False
         """Whether it is well, and only the next update can bring it into rotation."""
+        self.loading = Turn()
+        """One loads weights into it at a time: what was loaded last would count, not what was sent last."""
         self.labels_replies = False
         """Whether a reply of its has told the version that made it."""
         self.tells_version = False

@@ -1,0 +1,798 @@
+"""What the trainer does to all servers: pause, continue, abort, weights, and calls of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from areal_core._engine.backend import HttpCall
+from areal_core._engine.backends.sglang import SGLang
+from areal_core.async_task_runner import AsyncTaskRunner
+from areal_core.embedded import write_weights
+from areal_core.errors import (
+    ControlError,
+    EngineStoppedError,
+    InferenceError,
+    MalformedReplyError,
+    ServerStatusError,
+    ServerUnreachableError,
+    WeightUpdateError,
+)
+from areal_core.remote_inf_engine import RemoteInfEngine
+from conftest import MakeRunner
+from engine_tools import Sending, a_request, an_engine, check_balanced, check_reply, lives, logs_of
+from logged import LogLines
+from reused_servers import ReusedServer, renewed, reused_servers
+from threaded_loops import eventually
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.2)
+    monkeypatch.setattr("areal_core._engine.control._BETWEEN_TRIES_S", 0.01)
+
+
+@pytest.fixture(scope="module")
+def _servers() -> Iterator[list[ReusedServer]]:
+    with reused_servers(3, ms_per_token=2.0) as servers:
+        yield servers
+
+
+@pytest.fixture
+def servers(_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
+    """Give three servers whose tokens tell the version that made them."""
+    return renewed(_servers, tmp_path)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Callable[[int], str]:
+    """Give the path of the weights of a version."""
+
+    def path(version: int) -> str:
+        write_weights(tmp_path / f"weights-{version}", version)
+        return str(tmp_path / f"weights-{version}")
+
+    return path
+
+
+@pytest.fixture
+def runner(make_runner: MakeRunner) -> AsyncTaskRunner[Any]:
+    return make_runner(1000)
+
+
+def count(servers: Sequence[ReusedServer], path: str) -> None:
+    """Have *servers* count the calls to *path* from now on."""
+    for server in servers:
+        server.faults([f"latency=0,path={path}"])
+
+
+def names(*servers: ReusedServer) -> set[str]:
+    return {server.addr for server in servers}
+
+
+def failed(error: ControlError) -> set[str]:
+    """Return the servers at which a call failed."""
+    return {server for server, failure in error.answers.items() if failure is not None}
+
+
+def out(engine: RemoteInfEngine) -> set[str]:
+    """Return the servers that are out of rotation."""
+    return {server for server, why in engine.servers.items() if why is not None}
+
+
+def is_open(engine: RemoteInfEngine) -> bool:
+    assert engine._state is not None
+    return engine._state.opening.is_open
+
+
+def sent_to_all(runner: AsyncTaskRunner[Any], engine: RemoteInfEngine, most: int = 200) -> list[int]:
+    """Begin two generations per server, and return when all are under way."""
+    sending = Sending(runner, engine)
+    tasks = [sending.send(a_request(most=most)) for _ in range(2 * len(engine.servers))]
+
+    async def under_way() -> None:
+        assert engine._state is not None
+        router = engine._state.router
+        await eventually(lambda: all(len(server.attempts) == 2 for server in router.servers))
+
+    runner.run(under_way)
+    return tasks
+
+
+def check_usable(
+    runner: AsyncTaskRunner[Any], engine: RemoteInfEngine, *servers: ReusedServer, latest: int = 0
+) -> None:
+    """See that generations are made, at each of *servers* too."""
+    before = {server.addr: server.stats().completed for server in servers}
+    request = a_request(most=2)
+    for reply in Sending(runner, engine).replies([request] * (4 * len(engine.servers))):
+        check_reply(reply, request, latest=latest)
+    for server in servers:
+        assert server.stats().completed > before[server.addr], server
+
+
+# -- pause and continue
+
+
+def test_a_pause_interrupts_everything_until_it_is_continued(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        tasks = sent_to_all(runner, engine)
+        runner.run(engine.pause_generation)
+        assert not is_open(engine)
+        late = Sending(runner, engine).send(a_request(most=3))
+        for server in servers:
+            server.stats(in_flight=0, aborted=2)
+            assert server.is_paused()
+        before = [len(lives(logs_of(server))) for server in servers]
+        runner.run(engine.continue_generation)
+        assert is_open(engine)
+        for task in tasks:
+            reply = Sending(runner, engine).reply(task)
+            check_reply(reply, a_request(most=200), latest=0)
+            assert reply.segments >= 1
+        Sending(runner, engine).reply(late)
+        after = [len(lives(logs_of(server))) for server in servers]
+        assert sum(after) - sum(before) >= 7
+        check_balanced(engine)
+
+
+@pytest.mark.any_loop
+def test_when_one_server_refuses_to_pause_the_others_go_on(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[1].faults(["status=500,path=/pause_generation"])
+        with pytest.raises(
+            ControlError, match=r"pause_generation failed at 1 of 3 servers; .*with 500"
+        ) as caught:
+            runner.run(engine.pause_generation)
+        assert caught.value.answers.keys() == names(*servers)
+        assert failed(caught.value) == names(servers[1])
+        assert isinstance(caught.value.answers[servers[1].addr], ServerStatusError)
+        assert is_open(engine)
+        assert not out(engine)
+        assert not any(map(ReusedServer.is_paused, servers))
+        check_usable(runner, engine, *servers)
+
+
+@pytest.mark.any_loop
+def test_a_server_that_paused_and_failed_to_say_so_goes_on_too(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[1].post("/pause_generation", {})
+        servers[1].faults(["status=500,path=/pause_generation"])
+        with pytest.raises(ControlError):
+            runner.run(engine.pause_generation)
+        assert not servers[1].is_paused()
+
+
+@pytest.mark.any_loop
+def test_a_server_that_knows_no_pause_stays_in_rotation(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        for path in ("/pause_generation", "/continue_generation"):
+            servers[0].faults([f"status=404,path={path}"])
+        servers[0].faults(["status=404,path=/*_generation"])
+        with pytest.raises(ControlError):
+            runner.run(engine.pause_generation)
+        assert not out(engine)
+
+
+@pytest.mark.any_loop
+def test_a_pause_does_without_servers_that_are_gone(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[2].kill()
+        runner.run(engine.pause_generation)
+        assert out(engine) == names(servers[2])
+        assert servers[0].is_paused()
+        runner.run(engine.continue_generation)
+        check_usable(runner, engine, *servers[:2])
+
+
+@pytest.mark.any_loop
+def test_with_fewer_than_min_servers_left_a_pause_fails(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers, min_servers=3) as engine:
+        servers[2].kill()
+        with pytest.raises(
+            ControlError, match=r"1 of 3 servers, and 2 are in rotation where min_servers=3"
+        ) as caught:
+            runner.run(engine.pause_generation)
+        assert isinstance(caught.value.answers[servers[2].addr], ServerUnreachableError)
+        assert is_open(engine)
+        assert not any(map(ReusedServer.is_paused, servers[:2]))
+
+
+def test_a_pause_that_is_cancelled_leaves_no_server_paused(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[1].faults(["silent,path=/pause_generation"])
+        pausing = runner.submit(engine.pause_generation)
+        servers[1].stats(silent=1)
+
+        async def others_paused() -> None:
+            await eventually(lambda: all(map(ReusedServer.is_paused, (servers[0], servers[2]))))
+
+        asyncio.run(others_paused())
+        runner.cancel(pausing)
+        runner.wait_for_task(pausing, timeout=10)
+        assert is_open(engine)
+        assert not any(map(ReusedServer.is_paused, servers))
+        check_usable(runner, engine, *servers)
+
+
+def test_after_a_cancelled_pause_who_does_not_continue_soon_leaves(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("areal_core._engine.control._AFTER_CANCELLATION_S", 0.2)
+    with an_engine(*servers) as engine:
+        servers[1].faults(["silent,path=/*_generation"])
+        pausing = runner.submit(engine.pause_generation)
+        servers[1].stats(silent=1)
+        runner.cancel(pausing)
+        runner.wait_for_task(pausing, timeout=10)
+        assert is_open(engine)
+        assert servers[1].addr in out(engine)
+        check_usable(runner, engine)
+
+
+@pytest.mark.any_loop
+def test_to_continue_is_tried_again(runner: AsyncTaskRunner[Any], servers: list[ReusedServer]) -> None:
+    with an_engine(*servers) as engine:
+        runner.run(engine.pause_generation)
+        servers[0].faults(["status=503,next=2,path=/continue_generation"])
+        runner.run(engine.continue_generation)
+        assert servers[0].stats().faults == {"status_503": 2}
+        assert not out(engine)
+        assert not any(map(ReusedServer.is_paused, servers))
+
+
+@pytest.mark.any_loop
+def test_a_server_that_does_not_continue_leaves_and_the_others_go_on(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        tasks = sent_to_all(runner, engine)
+        runner.run(engine.pause_generation)
+        servers[0].faults(["status=500,path=/continue_generation"])
+        with pytest.raises(ControlError, match="continue_generation failed at 1 of 3") as caught:
+            runner.run(engine.continue_generation)
+        assert caught.value.answers.keys() == names(*servers)
+        assert failed(caught.value) == names(servers[0])
+        assert is_open(engine)
+        assert out(engine) == names(servers[0])
+        for task in tasks:
+            check_reply(Sending(runner, engine).reply(task), a_request(most=200), latest=0)
+        servers[0].faults([])  # and when it does continue, it is used again
+        runner.run(lambda: eventually(lambda: not out(engine)))
+        assert not servers[0].is_paused()
+        check_usable(runner, engine, *servers)
+
+
+def test_when_continuing_is_cancelled_who_has_not_answered_leaves(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        runner.run(engine.pause_generation)
+        servers[0].faults(["silent,path=/continue_generation"])
+        continuing = runner.submit(engine.continue_generation)
+        servers[0].stats(silent=1)
+
+        async def others_go_on() -> None:
+            await eventually(lambda: not any(map(ReusedServer.is_paused, servers[1:])))
+
+        asyncio.run(others_go_on())
+        runner.cancel(continuing)
+        runner.wait_for_task(continuing, timeout=10)
+        assert is_open(engine)
+        assert out(engine) == names(servers[0])
+        check_usable(runner, engine, *servers[1:])
+
+
+@pytest.mark.any_loop
+def test_abort_all_ends_generations_on_the_servers_and_they_go_on(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        tasks = sent_to_all(runner, engine)
+        servers[0].faults(["status=503,next=1,path=/abort_request"])
+        runner.run(engine.abort_all_requests)
+        for task in tasks:
+            check_reply(Sending(runner, engine).reply(task), a_request(most=200), latest=0)
+        assert sum(server.stats().aborted for server in servers) == 6
+        assert not out(engine)
+
+
+@pytest.mark.any_loop
+def test_who_does_not_abort_leaves(runner: AsyncTaskRunner[Any], servers: list[ReusedServer]) -> None:
+    with an_engine(*servers) as engine:
+        servers[0].faults(["status=500,path=/abort_request"])
+        with pytest.raises(ControlError, match="abort_all_requests failed at 1 of 3"):
+            runner.run(engine.abort_all_requests)
+        assert out(engine) == names(servers[0])
+
+
+# -- weights
+
+
+def test_an_update_gives_all_servers_the_weights_and_then_raises_the_version(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        told: list[tuple[int, int]] = []
+        engine.subscribe(lambda version: told.append((version, threading.get_ident())))
+        tasks = sent_to_all(runner, engine)
+        count(servers, "/pause_generation")
+        runner.run(engine.update_weights_from_disk, weights(4), 4)
+        assert engine.get_version() == 4
+        assert told == [(4, runner.run(_thread))]
+        assert [server.stats().faults.get("latency", 0) for server in servers] == [1, 1, 1]
+        assert set(map(ReusedServer.label, servers)) == {"4"}
+        assert is_open(engine)
+        for task in tasks:
+            reply = Sending(runner, engine).reply(task)
+            check_reply(reply, a_request(most=200), latest=4)
+            assert set(reply.output_versions) <= {0, 4}
+        check_usable(runner, engine, *servers, latest=4)
+
+
+async def _thread() -> int:
+    return threading.get_ident()
+
+
+@pytest.mark.any_loop
+def test_who_subscribes_is_told_once_per_change_and_no_more_when_it_ends(
+    servers: list[ReusedServer],
+) -> None:
+    with an_engine(servers[0]) as engine:
+        told: list[int] = []
+        end = engine.subscribe(told.append)
+        for version in (1, 1, 2, 1):
+            engine.set_version(version)
+        end()
+        end()
+        engine.set_version(3)
+        assert told == [1, 2, 1]
+        assert engine.get_version() == 3
+
+
+@pytest.mark.any_loop
+def test_an_update_in_a_pause_leaves_it_paused(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        runner.run(engine.pause_generation)
+        count(servers, "/*_generation")
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        assert [server.stats().faults.get("latency", 0) for server in servers] == [0, 0, 0]
+        assert not is_open(engine)
+        assert all(map(ReusedServer.is_paused, servers))
+        runner.run(engine.continue_generation)
+        check_usable(runner, engine, *servers, latest=1)
+
+
+@pytest.mark.any_loop
+def test_an_update_that_one_server_refuses_gives_the_others_their_weights_back(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        told: list[int] = []
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        engine.subscribe(told.append)
+        servers[2].faults(["status=500,next=1,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError, match="failed at 1 of 3 servers") as caught:
+            runner.run(engine.update_weights_from_disk, weights(2), 2)
+        assert caught.value.answers.keys() == names(*servers)
+        assert failed(caught.value) == names(servers[2])
+        assert engine.get_version() == 1
+        assert told == []
+        assert set(map(ReusedServer.label, servers)) == {"1"}
+        assert servers[0].versions() == [1, 2, 1]
+        assert not out(engine)
+        assert is_open(engine)
+        check_usable(runner, engine, *servers, latest=1)
+
+
+@pytest.mark.any_loop
+def test_who_does_not_take_its_weights_back_leaves(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        servers[2].faults(["status=500,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError):
+            runner.run(engine.update_weights_from_disk, weights(2), 2)
+        assert out(engine) == names(servers[2])
+        assert is_open(engine)
+        check_usable(runner, engine, *servers[:2], latest=1)
+        servers[2].faults([])
+        runner.run(lambda: eventually(lambda: not out(engine)))
+        assert servers[2].label() == "1"
+        check_usable(runner, engine, *servers, latest=1)
+
+
+@pytest.mark.any_loop
+def test_with_no_weights_to_give_back_all_leave_until_an_update_succeeds(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        tasks = sent_to_all(runner, engine)
+        servers[2].faults(["status=500,next=1,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError) as caught:
+            runner.run(engine.update_weights_from_disk, weights(1), 1)
+        assert failed(caught.value) == names(servers[2])
+        assert engine.get_version() == 0
+        assert out(engine) == names(*servers)
+        assert not is_open(engine)
+        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        assert not out(engine)
+        assert is_open(engine)
+        assert not any(map(ReusedServer.is_paused, servers))
+        for task in tasks:
+            reply = Sending(runner, engine).reply(task)
+            check_reply(reply, a_request(most=200), latest=2)
+            assert set(reply.output_versions) <= {0, 2}
+        check_usable(runner, engine, *servers, latest=2)
+
+
+@pytest.mark.any_loop
+def test_a_server_that_is_out_for_its_weights_does_not_keep_others_from_theirs(
+    runner: AsyncTaskRunner[Any],
+    servers: list[ReusedServer],
+    weights: Callable[[int], str],
+    log_lines: LogLines,
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[2].faults(["status=500,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError):
+            runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        assert engine.get_version() == 2
+        assert out(engine) == names(servers[2])
+        log_lines.wait_for(f"server_stays_out_of_rotation server={servers[2].addr}")
+        servers[2].faults([])
+        check_usable(runner, engine, *servers[:2], latest=2)
+        runner.run(lambda: eventually(lambda: not out(engine)))
+        assert servers[2].label() == "2"
+
+
+@pytest.mark.any_loop
+def test_weights_that_came_another_way_are_not_replaced_by_older_ones(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        for server in servers:
+            server.load(weights(2), 2)
+        engine.set_version(2)
+        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError):
+            runner.run(engine.update_weights_from_disk, weights(3), 3)
+        assert engine.get_version() == 2
+        assert out(engine) == names(*servers)
+        assert "1" not in set(map(ReusedServer.label, servers))
+        runner.run(engine.update_weights_from_disk, weights(3), 3)
+        check_usable(runner, engine, *servers, latest=3)
+
+
+@pytest.mark.any_loop
+def test_an_update_does_without_a_server_that_is_gone(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[0].kill()
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        assert engine.get_version() == 1
+        assert out(engine) == names(servers[0])
+        check_usable(runner, engine, *servers[1:], latest=1)
+
+
+@pytest.mark.any_loop
+def test_an_update_with_too_few_servers_left_is_undone(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers, min_servers=3) as engine:
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        servers[0].faults(["disconnect,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError, match="2 are in rotation where min_servers=3"):
+            runner.run(engine.update_weights_from_disk, weights(2), 2)
+        assert engine.get_version() == 1
+        assert [server.label() for server in servers[1:]] == ["1", "1"]
+        assert is_open(engine)
+
+
+def test_a_cancelled_update_leaves_no_server_in_use_that_may_have_either(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        tasks = sent_to_all(runner, engine, most=300)
+        servers[1].faults(["silent,path=/update_weights_from_disk"])
+        updating = runner.submit(engine.update_weights_from_disk, weights(1), 1)
+        servers[1].stats(silent=1)
+        runner.cancel(updating)
+        runner.wait_for_task(updating, timeout=10)
+        assert engine.get_version() == 0
+        assert out(engine) == names(*servers)
+        servers[1].faults([])
+        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        assert engine.get_version() == 2
+        assert is_open(engine)
+        for task in tasks:
+            check_reply(Sending(runner, engine).reply(task), a_request(most=300), latest=2)
+        check_usable(runner, engine, *servers, latest=2)
+
+
+class _Mislabelling(SGLang):
+    """A dialect whose servers say they have other weights than they were given."""
+
+    def __init__(self) -> None:
+        self.wrong_by = 0
+
+    def update_weights(self, path: str, version: int) -> Sequence[HttpCall]:
+        return super().update_weights(path, version + self.wrong_by)
+
+
+@pytest.mark.any_loop
+def test_a_server_that_says_it_has_other_weights_fails_the_update(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    backend = _Mislabelling()
+    with an_engine(*servers, backend=backend) as engine:
+        backend.wrong_by = 5
+        with pytest.raises(WeightUpdateError, match="it says that it has version 6, not 1") as caught:
+            runner.run(engine.update_weights_from_disk, weights(1), 1)
+        assert isinstance(caught.value.answers[servers[0].addr], MalformedReplyError)
+        assert engine.get_version() == 0
+        assert out(engine) == names(*servers)
+
+
+@pytest.mark.any_loop
+def test_a_backend_without_weight_updates_says_so_and_loses_no_server(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers, backend="openai") as engine:
+        with pytest.raises(WeightUpdateError, match="cannot update weights; load them in a way of your own"):
+            runner.run(engine.update_weights_from_disk, "weights", 1)
+        assert not out(engine)
+        assert is_open(engine)
+        check_usable(runner, engine)
+
+
+@pytest.mark.any_loop
+@pytest.mark.any_loop
+def test_what_is_no_path_or_version_is_refused(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(servers[0]) as engine:
+        for path, version in (("", 1), (Path("x"), -1), ("x", True), ("x", "1")):
+            with pytest.raises((ValueError, TypeError)):
+                runner.run(engine.update_weights_from_disk, path, version)
+        assert is_open(engine)
+        for bad in (-1, True, "1"):
+            with pytest.raises((ValueError, TypeError)):
+                engine.set_version(bad)  # type: ignore[arg-type]
+
+
+# -- the context
+
+
+def test_the_context_pauses_and_continues(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    async def main(engine: RemoteInfEngine) -> None:
+        async with engine.paused():
+            assert not is_open(engine)
+            await engine.update_weights_from_disk(weights(1), 1)
+            assert not is_open(engine)
+        assert is_open(engine)
+        with pytest.raises(ZeroDivisionError):
+            async with engine.paused():
+                raise ZeroDivisionError
+        assert is_open(engine)
+
+    with an_engine(*servers) as engine:
+        runner.run(main, engine)
+        check_usable(runner, engine, *servers, latest=1)
+
+
+@pytest.mark.any_loop
+def test_the_context_leaves_it_paused_after_a_failed_update_until_one_succeeds(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    async def main(engine: RemoteInfEngine) -> None:
+        await engine.update_weights_from_disk(weights(1), 1)
+        with pytest.raises(WeightUpdateError):
+            async with engine.paused():
+                await engine.update_weights_from_disk("nowhere", 2)
+        assert not is_open(engine)
+        async with engine.paused():
+            await engine.update_weights_from_disk(weights(3), 3)
+        assert is_open(engine)
+        with pytest.raises(WeightUpdateError):
+            async with engine.paused():
+                await engine.update_weights_from_disk("nowhere", 4)
+        assert not is_open(engine)
+        await engine.update_weights_from_disk(weights(4), 4)
+        assert is_open(engine)
+
+    with an_engine(*servers) as engine:
+        runner.run(main, engine)
+        check_usable(runner, engine, *servers, latest=4)
+
+
+@pytest.mark.any_loop
+def test_only_the_outermost_context_continues(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    async def main(engine: RemoteInfEngine) -> None:
+        async with engine.paused():
+            async with engine.paused():
+                pass
+            assert not is_open(engine)
+        assert is_open(engine)
+        await engine.pause_generation()
+        async with engine.paused():
+            pass
+        assert not is_open(engine)
+        await engine.continue_generation()
+        assert is_open(engine)
+
+    with an_engine(*servers) as engine:
+        runner.run(main, engine)
+        check_usable(runner, engine, *servers)
+
+
+def test_of_two_contexts_at_once_the_last_continues(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    async def hold(engine: RemoteInfEngine, inside: asyncio.Event, go_on: asyncio.Event) -> None:
+        async with engine.paused():
+            inside.set()
+            await go_on.wait()
+            assert not is_open(engine)
+
+    async def main(engine: RemoteInfEngine) -> None:
+        inside = [asyncio.Event(), asyncio.Event()]
+        go_on = [asyncio.Event(), asyncio.Event()]
+        holding = [asyncio.create_task(hold(engine, *events)) for events in zip(inside, go_on, strict=True)]
+        for event in inside:
+            await event.wait()
+        go_on[0].set()
+        await holding[0]
+        assert not is_open(engine)
+        holding[1].cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await holding[1]
+        assert is_open(engine)
+
+    with an_engine(*servers) as engine:
+        runner.run(main, engine)
+        check_usable(runner, engine, *servers)
+
+
+# -- calls of one's own, and several at once
+
+
+@pytest.mark.any_loop
+def test_call_all_gives_the_answers_by_address(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        answers = runner.run(engine.call_all, "/pause_generation", {"mode": "retract"})
+        assert answers.keys() == names(*servers)
+        assert [answer["status"] for answer in answers.values()] == ["ok"] * 3
+        assert all(map(ReusedServer.is_paused, servers))
+        runner.run(engine.call_all, "/continue_generation")
+        texts = runner.run(engine.call_all, "/flush_cache", None, 5.0)
+        assert set(texts.values()) == {"Cache flushed.\n"}
+
+
+@pytest.mark.any_loop
+def test_call_all_says_which_server_refused(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[1].faults(["status=418,path=/flush_cache"])
+        with pytest.raises(ControlError, match="POST /flush_cache failed at 1 of 3") as caught:
+            runner.run(engine.call_all, "/flush_cache")
+        assert failed(caught.value) == names(servers[1])
+        assert not out(engine)
+        servers[1].faults(["silent,path=/flush_cache"])
+        runner.run(engine.call_all, "/flush_cache", {}, 0.1)  # it is not there, and no failure
+        assert out(engine) == names(servers[1])
+        for timeout in (0, -1.0, "1"):
+            with pytest.raises((ValueError, TypeError)):
+                runner.run(engine.call_all, "/flush_cache", {}, timeout)
+
+
+def test_control_calls_from_two_loops_take_turns(
+    make_runner: MakeRunner, servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    runners = [make_runner(), make_runner()]
+    for server in servers:
+        server.faults(["latency=5,distribution=exponential,path=*_weights_from_disk"])
+    with an_engine(*servers) as engine:
+        calls = [
+            (runner, runner.submit(engine.update_weights_from_disk, weights(version), version))
+            for version in range(1, 9)
+            for runner in runners
+        ]
+        for runner, call in calls:
+            assert runner.wait_for_task(call, timeout=20).error is None
+        assert set(map(ReusedServer.label, servers)) == {str(engine.get_version())}
+        logs = [server.versions() for server in servers]
+        assert len(logs[0]) == 16
+        assert logs[0] == logs[1] == logs[2]
+        assert is_open(engine)
+        check_usable(runners[0], engine, *servers, latest=8)
+
+
+def test_a_server_that_falls_silent_in_a_pause_is_not_waited_for_longer_than_others_are(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers, silence_timeout=0.2, control_timeout=60.0) as engine:
+        check_usable(runner, engine)  # its prober runs
+        servers[1].faults(["silent,path=/*"])
+        runner.run(engine.pause_generation)
+        assert out(engine) == names(servers[1])
+        runner.run(engine.continue_generation)
+        check_usable(runner, engine, servers[0], servers[2])
+
+
+@pytest.mark.any_loop
+@pytest.mark.any_loop
+def test_without_servers_control_calls_say_that_there_are_too_few(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    with an_engine(servers[0]) as engine:
+        servers[0].kill()
+        calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+            engine.pause_generation,
+            engine.pause_generation,
+            engine.abort_all_requests,
+            engine.continue_generation,
+            lambda: engine.call_all("/x"),
+            lambda: engine.update_weights_from_disk("x", 1),
+        ]
+        for call in calls:
+            with pytest.raises(ControlError, match="0 are in rotation where min_servers=1"):
+                runner.run(call)
+
+
+@pytest.mark.any_loop
+@pytest.mark.any_loop
+def test_an_engine_that_does_not_run_takes_no_control_calls(runner: AsyncTaskRunner[Any]) -> None:
+    from areal_core.config import InferenceEngineConfig
+
+    engine = RemoteInfEngine(InferenceEngineConfig())
+
+    async def enter() -> None:
+        async with engine.paused():
+            pass
+
+    calls: list[Callable[[], Coroutine[Any, Any, Any]]] = [
+        engine.pause_generation,
+        engine.continue_generation,
+        engine.abort_all_requests,
+        enter,
+        lambda: engine.call_all("/x"),
+        lambda: engine.update_weights_from_disk("x", 1),
+    ]
+    for call in calls:
+        with pytest.raises(EngineStoppedError):
+            runner.run(call)
+    assert issubclass(EngineStoppedError, InferenceError)
