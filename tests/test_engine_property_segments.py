@@ -95,11 +95,13 @@ def across_an_update(
     **options: bool,
 ) -> ModelResponse:
     """Return a reply that has tokens of version 0, and of version 1 behind them, checked as all are."""
+    write_weights(folder / "0", 0)
     write_weights(folder / "1", 1)
     server, runner = make(mode="test", ms_per_token=5, sigma=0, **options), make_runner()
     request = dataclasses.replace(a_request(most=200), extra={} if stream else {"stream": False})
     with an_engine(server, backend=backend) as engine:
         sending = Sending(runner, engine)
+        runner.run(engine.update_weights_from_disk, folder / "0", 0)  # before, they have no number
         task = sending.send(request)
         server.stats(in_flight=1)
         runner.run(engine.agenerate, a_request([4], 5))  # meanwhile that has tokens
@@ -108,6 +110,7 @@ def across_an_update(
         engine.set_version(1)
         reply = sending.reply(task)
     check_reply(reply, request, latest=1)
+    assert reply.segments == 1
     assert true_versions(reply) == sorted(true_versions(reply), key=str)
     assert set(true_versions(reply)) == {0, 1}
     return reply

@@ -68,8 +68,8 @@ class Address:
         return self._base
 
     def url(self, path: str, params: Mapping[str, str] | None = None) -> URL:
-        """Return the URL of *path*, which begins with ``/``, with *params* as its query."""
-        return URL(self._base + path).with_query(params or None)
+        """Return the URL of *path*, which begins with ``/``, with *params* added to its query."""
+        return URL(self._base + path).update_query(params or {})
 
     def __str__(self) -> str:
         return self.name
