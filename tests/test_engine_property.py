@@ -133,7 +133,8 @@ class Chaos:
         for server in self._servers:
             server.start()
             server.faults([])
-        self._update()  # whatever failed before, they have weights again
+        self._update()  # some may have none that anybody knows, since one failed
+        self._run(self._engine.continue_generation)  # one that failed everywhere has left it closed
 
     def _let_go_on(self) -> None:
         """Let a server be asked for some generations more; it may be out of use."""
@@ -222,7 +223,11 @@ def test_tokens_are_those_of_their_versions_whatever_happens(
     ]
     runner, slots = make_runner(), dice.choice([None, 8])
     with an_engine(
-        *servers, backend=backend.split()[0], max_inflight_per_server=slots, control_timeout=2.0
+        *servers,
+        backend=backend.split()[0],
+        max_inflight_per_server=slots,
+        control_timeout=2.0,
+        setup_timeout=10.0,
     ) as engine:
         chaos = Chaos(dice, engine, runner, servers, tmp_path)
         talks = some_talks(dice, 30)
