@@ -117,3 +117,23 @@ def test_what_runs_on_a_server_that_missed_an_update_has_no_token_under_a_wrong_
         reply = sending.reply(task)
         check_reply(reply, request, latest=2)
         assert set(true_versions(reply)) == {1, 2}
+
+
+@pytest.mark.any_loop
+def test_a_server_that_comes_back_with_another_variant_of_its_dialect_is_used_as_that(
+    make_runner: MakeRunner, make_embedded_server: MakeEmbeddedServer, weights: Path
+) -> None:
+    server, backend = a_server(make_embedded_server, "vllm tokens", 5)
+    runner = make_runner()
+    with an_engine(server, backend=backend) as engine:
+        sending = Sending(runner, engine)
+        runner.run(engine.update_weights_from_disk, weights, 1)
+        sending.reply(sending.send(a_request()))  # it tells who made which token
+        task = sending.send(a_request(most=60))
+        server.stats(in_flight=1)
+        server.kill()
+        older = {"tokens_in_tokens_out": False, "port": int(server.addr.rpartition(":")[2])}
+        make_embedded_server(mode="test", **older)
+        reply = sending.reply(task)
+    check_reply(reply, a_request(most=60), latest=1)
+    assert reply.output_versions == [1] * 60

@@ -101,7 +101,7 @@ class Recovery:
             raise StaysOutError(f"it does not take the weights {weights.path}: {error}") from error
 
     async def _choose_variant(self, server: Server) -> None:
-        call = server.backend.probe()
+        call = server.dialect.probe()
         if call is None:
             return
         try:
@@ -109,7 +109,7 @@ class Recovery:
             status = 200
         except ServerStatusError as error:
             status = error.status
-        server.backend = server.backend.variant(status)
+        server.backend = server.dialect.variant(status)
 
     async def _call(self, server: Server, call: HttpCall | None) -> None:
         if call is not None:

@@ -106,6 +106,7 @@ class Router:
             server.why_out = why
             server.departures += 1
             server.proven.clear()
+            server.labels_replies = False  # what comes back may not
             moved = sorted([*self._queue, *server.queue], key=_ticket)
             self._queue = deque(moved)
             server.queue.clear()

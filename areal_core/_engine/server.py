@@ -27,7 +27,10 @@ class Server:
 
     def __init__(self, exchange: Exchange, backend: Backend) -> None:
         self.exchange = exchange
+        self.dialect = backend
+        """The backend it was made with."""
         self.backend = backend
+        """The variant of that which it had when it was last brought in."""
         self.why_out: str | None = "new"
         """Why it is not in rotation; None while it is."""
         self.departures = 0
