@@ -44,6 +44,10 @@ class Attempt:
         call = self._backend.generate(self._ask)
         self._server.attempts.add(self)
         try:
+            why_out = self._server.why_out  # since it was chosen; who comes after this cuts it
+            if why_out is not None:
+                message = f"{self._server.name} left rotation: {why_out}"
+                raise ServerUnreachableError(message, server=self._server.name)
             async with self._clock:
                 session = await get_aiohttp_session()
                 async with self._server.exchange.open(session, call) as reply:
