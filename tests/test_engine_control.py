@@ -91,17 +91,14 @@ def is_open(engine: RemoteInfEngine) -> bool:
     return engine._state.opening.is_open
 
 
-def sent_to_all(runner: AsyncTaskRunner[Any], engine: RemoteInfEngine, most: int = 200) -> list[int]:
+def sent_to_all(
+    runner: AsyncTaskRunner[Any], engine: RemoteInfEngine, servers: list[ReusedServer], most: int = 200
+) -> list[int]:
     """Begin two generations per server, and return when all are under way."""
     sending = Sending(runner, engine)
-    tasks = [sending.send(a_request(most=most)) for _ in range(2 * len(engine.servers))]
-
-    async def under_way() -> None:
-        assert engine._state is not None
-        router = engine._state.router
-        await eventually(lambda: all(len(server.attempts) == 2 for server in router.servers))
-
-    runner.run(under_way)
+    tasks = [sending.send(a_request(most=most)) for _ in range(2 * len(servers))]
+    for server in servers:
+        server.stats(in_flight=2)
     return tasks
 
 
@@ -124,7 +121,7 @@ def test_a_pause_interrupts_everything_until_it_is_continued(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
 ) -> None:
     with an_engine(*servers) as engine:
-        tasks = sent_to_all(runner, engine)
+        tasks = sent_to_all(runner, engine, servers)
         runner.run(engine.pause_generation)
         assert not is_open(engine)
         late = Sending(runner, engine).send(a_request(most=3))
@@ -266,7 +263,7 @@ def test_a_server_that_does_not_continue_leaves_and_the_others_go_on(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
 ) -> None:
     with an_engine(*servers) as engine:
-        tasks = sent_to_all(runner, engine)
+        tasks = sent_to_all(runner, engine, servers)
         runner.run(engine.pause_generation)
         servers[0].faults(["status=500,path=/continue_generation"])
         with pytest.raises(ControlError, match="continue_generation failed at 1 of 3") as caught:
@@ -308,7 +305,7 @@ def test_abort_all_ends_generations_on_the_servers_and_they_go_on(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
 ) -> None:
     with an_engine(*servers) as engine:
-        tasks = sent_to_all(runner, engine)
+        tasks = sent_to_all(runner, engine, servers)
         servers[0].faults(["status=503,next=1,path=/abort_request"])
         runner.run(engine.abort_all_requests)
         for task in tasks:
@@ -335,7 +332,7 @@ def test_an_update_gives_all_servers_the_weights_and_then_raises_the_version(
     with an_engine(*servers) as engine:
         told: list[tuple[int, int]] = []
         engine.subscribe(lambda version: told.append((version, threading.get_ident())))
-        tasks = sent_to_all(runner, engine)
+        tasks = sent_to_all(runner, engine, servers)
         count(servers, "/pause_generation")
         runner.run(engine.update_weights_from_disk, weights(4), 4)
         assert engine.get_version() == 4
@@ -430,7 +427,7 @@ def test_with_no_weights_to_give_back_all_leave_until_an_update_succeeds(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
-        tasks = sent_to_all(runner, engine)
+        tasks = sent_to_all(runner, engine, servers)
         servers[2].faults(["status=500,next=1,path=/update_weights_from_disk"])
         with pytest.raises(WeightUpdateError) as caught:
             runner.run(engine.update_weights_from_disk, weights(1), 1)
@@ -519,7 +516,7 @@ def test_a_cancelled_update_leaves_no_server_in_use_that_may_have_either(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
-        tasks = sent_to_all(runner, engine, most=300)
+        tasks = sent_to_all(runner, engine, servers, most=300)
         servers[1].faults(["silent,path=/update_weights_from_disk"])
         updating = runner.submit(engine.update_weights_from_disk, weights(1), 1)
         servers[1].stats(silent=1)
@@ -739,6 +736,21 @@ def test_control_calls_from_two_loops_take_turns(
         assert logs[0] == logs[1] == logs[2]
         assert is_open(engine)
         check_usable(runners[0], engine, *servers, latest=8)
+
+
+def test_a_pause_that_is_asked_for_during_an_update_holds_after_it(
+    make_runner: MakeRunner, servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    here, there = make_runner(), make_runner()
+    with an_engine(*servers) as engine:
+        servers[0].faults(["latency=200,path=/update_weights_from_disk"])
+        updating = here.submit(engine.update_weights_from_disk, weights(1), 1)
+        servers[0].stats(latency=1)
+        there.run(engine.pause_generation)
+        assert engine.get_version() == 1
+        assert here.wait_for_task(updating, timeout=10).error is None
+        assert not is_open(engine)
+        assert all(map(ReusedServer.is_paused, servers))
 
 
 def test_a_server_that_falls_silent_in_a_pause_is_not_waited_for_longer_than_others_are(
