@@ -38,6 +38,7 @@ from collections.abc import Callable
 
 from areal_core._callback import Callback
 from areal_core._drive import ctrl_c_held, drive
+from areal_core._frames import frames_of_threads
 from areal_core._log import get_logger
 from areal_core._process import home, shield
 
@@ -265,6 +266,6 @@ def _is_being_closed(loop: asyncio.AbstractEventLoop) -> bool:
     """
     return any(
         frame.f_code.co_name == "close" and frame.f_locals.get("self") is loop
-        for top in sys._current_frames().values()
+        for top in frames_of_threads().values()
         for frame, _ in traceback.walk_stack(top)
     )

@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import contextvars
 import os
-import sys
 import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from areal_core import _process
+from areal_core._frames import frames_of_threads
 from areal_core._runner.events import Events
 from areal_core._runner.gate import Gate, GateEvent
 
@@ -93,7 +93,7 @@ class LoopThread:
 
     def stack(self) -> str:
         """Say where the thread is at this moment."""
-        frame = sys._current_frames().get(self.thread.ident or 0)
+        frame = frames_of_threads().get(self.thread.ident or 0)
         return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
 
     def _main(self) -> None:
