@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
 from areal_core.embedded.pytest_plugin import MakeEmbeddedServer
 from areal_core.errors import EngineStoppedError, GenerationTimeoutError
+from areal_core.loop_cleanup import run_loop_cleanup
 from conftest import MakeRunner
 from engine_tools import (
     Sending,
@@ -135,3 +137,26 @@ def test_cancelled_while_it_is_interrupted_it_is_not_sent_again(
         check_none_live(*servers)
         check_balanced(engine)
         check_one_at_a_time(lives(logs_of(*servers)))
+
+
+def test_one_whose_loop_is_given_up_is_closed_without_a_word(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop], make_embedded_server: MakeEmbeddedServer
+) -> None:
+    server = make_embedded_server(mode="test", ms_per_token=10, sigma=0)
+
+    loop = loop_factory()
+    with an_engine(server) as engine:
+        try:
+            task = loop.create_task(engine.agenerate(a_request(most=5000)))
+            loop.run_until_complete(loop.run_in_executor(None, lambda: server.stats(in_flight=1)))
+            coroutine = task.get_coro()
+            assert coroutine is not None
+            coroutine.close()  # as the collector does when nobody runs the loop any more
+            task.cancel()
+            with pytest.raises((asyncio.CancelledError, RuntimeError)):  # asyncio's own: it is closed
+                loop.run_until_complete(task)
+        finally:
+            run_loop_cleanup(loop)
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
+    check_none_live(server)

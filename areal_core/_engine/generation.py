@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from collections.abc import Sequence
@@ -154,9 +155,8 @@ class Generation:
         self._last_label = None
         try:
             await Attempt(server, ask, self._take).run()
-        except BaseException as error:
-            if not isinstance(error, Exception):  # cancelled, out of time, or the engine was stopped
-                await abort_after_cancellation(self._router, server, self._wire_id)
+        except asyncio.CancelledError:  # or out of time, or the engine was stopped
+            await abort_after_cancellation(self._router, server, self._wire_id)
             raise
 
     async def _recover(self, server: Server, error: Exception, brought_tokens: bool) -> None:
