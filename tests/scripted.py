@@ -51,6 +51,7 @@ class ScriptedServer:
         self.control: dict[str, Answer] = {}
         """By path: what the other calls are answered, if not by an empty document."""
         self._arrived = asyncio.Condition()
+        self._answering: set[asyncio.Task[Any]] = set()
 
     def of(self, path: str) -> list[Call]:
         """Return the calls of one *path*."""
@@ -84,11 +85,23 @@ class ScriptedServer:
         self.calls.append(Call(request.path, body, now, dict(request.headers), request.protocol))
         async with self._arrived:
             self._arrived.notify_all()
-        if request.path == "/generate":
-            return await (self.script.popleft() if self.script else self.usual)(request, body)
-        if request.path in self.control:
-            return await self.control[request.path](request, body)
-        return await nothing(request, body)
+        task = asyncio.current_task()
+        assert task is not None
+        self._answering.add(task)
+        try:
+            return await self._answer_to(request.path)(request, body)
+        finally:
+            self._answering.discard(task)
+
+    def hang_up(self) -> None:
+        """Answer no request that has come."""
+        for task in self._answering:
+            task.cancel()
+
+    def _answer_to(self, path: str) -> Answer:
+        if path == "/generate":
+            return self.script.popleft() if self.script else self.usual
+        return self.control.get(path, nothing)
 
 
 @asynccontextmanager
@@ -98,7 +111,10 @@ async def scripted(*script: Answer) -> AsyncIterator[ScriptedServer]:
     server.script.extend(script)
     async with serving(server.answer) as peer:
         server.url = peer.url
-        yield server
+        try:
+            yield server
+        finally:
+            server.hang_up()
 
 
 @asynccontextmanager
@@ -119,7 +135,7 @@ def play_on(loop_factory: LoopFactory, act: Callable[[], Awaitable[None]]) -> No
 
     async def main() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(15):
             await act()
 
     complaints: list[dict[str, Any]] = []

@@ -1,0 +1,238 @@
+"""Cancelling a generation: it ends soon, whatever it was doing, and its server is told."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import pytest
+
+from areal_core._engine import aborts, retries
+from areal_core._engine.address import Address
+from areal_core._engine.backends import backend_named
+from areal_core._engine.events import Events
+from areal_core._engine.exchange import Exchange
+from areal_core._engine.generation import Generation, Parts
+from areal_core._engine.opening import Opening
+from areal_core._engine.policy import Policy
+from areal_core._engine.router import Router
+from areal_core._engine.server import Server
+from areal_core.config import InferenceEngineConfig
+from areal_core.embedded import EmbeddedServer
+from areal_core.remote_inf_engine import RemoteInfEngine
+from conftest import MakeRunner
+from engine_tools import an_engine, check_balanced, check_none_live, lives, logs_of
+from peers import FullListener
+from scripted import (
+    LoopFactory,
+    Play,
+    ScriptedServer,
+    asking,
+    engine_on,
+    holding,
+    in_turn,
+    made,
+    nothing,
+    play_on,
+    refusing,
+    scripted,
+    silent,
+)
+from test_engine_deadline import until, until_stage
+
+
+@pytest.fixture
+def play(loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch) -> Play:
+    monkeypatch.setattr(retries, "_full_jitter", lambda _: 10.0)
+    return lambda act: play_on(loop_factory, act)
+
+
+async def cancelled(generation: asyncio.Task[Any]) -> None:
+    """Cancel a generation that must end by it, soon."""
+    began = time.monotonic()
+    generation.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await generation
+    assert time.monotonic() - began < 2
+
+
+async def check_usable(engine: RemoteInfEngine, server: ScriptedServer) -> None:
+    """See that nothing is left of a generation, and that the next is as good as ever."""
+    server.script.clear()
+    check_balanced(engine)
+    assert (await engine.agenerate(asking())).output_tokens == made()
+
+
+@pytest.mark.parametrize(
+    "tokens", [None, 0, 2], ids=["before the answer", "before the tokens", "in the stream"]
+)
+def test_an_attempt_under_way_is_aborted_by_its_id_before_the_task_ends(
+    play: Play, tokens: int | None
+) -> None:
+    async def act() -> None:
+        answer = silent if tokens is None else holding(tokens)
+        async with scripted(answer) as server, engine_on(server) as engine:
+            generation = asyncio.create_task(engine.agenerate(asking(rid="talk")))
+            await server.until("/generate", 1)
+            while tokens and len(only(engine)._tokens) < tokens:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+            await cancelled(generation)
+            assert server.aborted == [call.wire_id for call in server.generations]
+            await check_usable(engine, server)
+
+    play(act)
+
+
+def only(engine: RemoteInfEngine) -> Generation:
+    assert engine._state is not None
+    (generation,) = engine._state.generations
+    return generation
+
+
+@pytest.mark.parametrize(("status", "aborts_before"), [(503, 0), (500, 1)])
+def test_one_that_backs_off_ends_at_once_with_nothing_more_to_abort(
+    play: Play, status: int, aborts_before: int
+) -> None:
+    async def act() -> None:
+        async with scripted(refusing(status)) as server, engine_on(server) as engine:
+            generation = asyncio.create_task(engine.agenerate(asking()))
+            await until_stage(engine, "backing off")
+            await cancelled(generation)
+            assert (len(server.generations), len(server.aborted)) == (1, aborts_before)
+            await check_usable(engine, server)
+
+    play(act)
+
+
+def test_one_that_waits_for_a_slot_leaves_the_queue(play: Play) -> None:
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with (
+            scripted(until(gate, then=refusing(400))) as server,
+            engine_on(server, max_inflight_per_server=1) as engine,
+        ):
+            first = asyncio.create_task(engine.agenerate(asking()))
+            await server.until("/generate", 1)
+            generation = asyncio.create_task(engine.agenerate(asking()))
+            await until_stage(engine, "waiting for a slot")
+            await cancelled(generation)
+            gate.set()
+            await asyncio.wait((first,))
+            assert first.exception() is not None
+            assert server.aborted == []
+            await check_usable(engine, server)
+
+    play(act)
+
+
+def test_one_that_waits_for_paused_generation_ends_at_once(play: Play) -> None:
+    async def act() -> None:
+        async with scripted() as server, engine_on(server) as engine:
+            async with engine.paused():
+                generation = asyncio.create_task(engine.agenerate(asking()))
+                await until_stage(engine, "paused")
+                await cancelled(generation)
+            assert server.order == []
+            await check_usable(engine, server)
+
+    play(act)
+
+
+def test_one_that_is_connecting_ends_within_the_grace(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aborts, "_AFTER_CANCELLATION_S", 0.2)
+
+    async def act() -> None:
+        with FullListener() as url:
+            server = Server(Exchange(Address.parse(url), None, 2**20), backend_named("sglang"))
+            router, events = Router(None, 10, lambda _: None), Events()
+            router.add(server)
+            router.put_in(server, lambda: True)
+            config = InferenceEngineConfig()
+            one = Generation(Parts(config, router, Opening(events), Policy(events)), asking())
+            generation = asyncio.create_task(one.run())
+            while not server.attempts:  # noqa: ASYNC110 - it tells nobody
+                await asyncio.sleep(0.001)
+            await cancelled(generation)
+            assert server.in_flight == 0
+            for abort in server.aborting:  # it goes on by itself
+                abort.cancel()
+            await asyncio.gather(*server.aborting, return_exceptions=True)
+            assert len(server.unaborted) == 1
+
+    play(act)
+
+
+def test_one_that_is_aborting_waits_for_the_answer(play: Play) -> None:
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with scripted(refusing(500)) as server, engine_on(server) as engine:
+            server.control["/abort_request"] = until(gate, then=nothing)
+            generation = asyncio.create_task(engine.agenerate(asking()))
+            await server.until("/abort_request", 1)
+            generation.cancel()
+            asyncio.get_running_loop().call_later(0.1, gate.set)
+            await cancelled(generation)
+            assert gate.is_set()
+            assert len(server.aborted) == 1
+            await check_usable(engine, server)
+
+    play(act)
+
+
+@pytest.mark.parametrize("first", [silent, refusing(500)], ids=["by the cancellation", "by the engine"])
+def test_an_abort_goes_on_though_its_task_is_cancelled_again_and_again(play: Play, first: Any) -> None:
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with scripted(first) as server, engine_on(server) as engine:
+            server.control["/abort_request"] = in_turn(until(gate, then=refusing(503)), nothing)
+            generation = asyncio.create_task(engine.agenerate(asking()))
+            await server.until("/generate", 1)
+            if first is not silent:
+                await server.until("/abort_request", 1)
+            generation.cancel()
+            await server.until("/abort_request", 1)
+            generation.cancel()
+            await asyncio.sleep(0)
+            await cancelled(generation)
+            gate.set()
+            await server.until("/abort_request", 2)  # the first was refused, and made again
+            assert set(server.aborted) == {server.generations[0].wire_id}
+            await check_usable(engine, server)
+
+    play(act)
+
+
+@pytest.mark.any_loop
+def test_a_server_that_answers_no_abort_costs_the_task_less_than_its_grace(play: Play) -> None:
+    assert aborts._AFTER_CANCELLATION_S < 5  # the default grace of tasks
+
+    async def act() -> None:
+        async with scripted(silent) as server, engine_on(server) as engine:
+            server.control["/abort_request"] = silent
+            generation = asyncio.create_task(engine.agenerate(asking()))
+            await server.until("/generate", 1)
+            began = time.monotonic()
+            generation.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await generation
+            assert time.monotonic() - began < aborts._AFTER_CANCELLATION_S + 1
+
+    play(act)
+
+
+def test_a_hundred_cancelled_tasks_of_a_runner_leave_nothing_on_the_server(
+    make_runner: MakeRunner, make_embedded_server: Any
+) -> None:
+    server: EmbeddedServer = make_embedded_server(ms_per_token=20, sigma=0)
+    runner = make_runner(200)
+    with an_engine(server) as engine:
+        tasks = [runner.submit(engine.agenerate, asking(500)) for _ in range(100)]
+        server.stats(in_flight=100)
+        for task in tasks:
+            runner.cancel(task)
+        for task in tasks:
+            assert runner.wait_for_task(task, timeout=10).status == "cancelled"
+        check_none_live(server)
+        assert {life.how for life in lives(logs_of(server))} <= {"abort", "disconnect"}
+        check_balanced(engine)
