@@ -100,7 +100,7 @@ def test_a_server_that_may_have_begun_is_asked_again_under_a_new_id_when_the_old
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_server_that_hangs_up_before_it_answers_is_asked_again_when_the_attempt_was_aborted(
+def test_a_server_that_hangs_up_before_it_answers_is_asked_again_when_that_was_aborted(
     play: Play,
 ) -> None:
     async def act() -> None:
@@ -128,9 +128,7 @@ def test_failures_are_counted_in_a_row_and_a_new_token_ends_the_row(play: Play) 
 
 @pytest.mark.usefixtures("hasty")
 @pytest.mark.parametrize("allowed", [0, 2])
-def test_with_one_failure_more_than_allowed_the_last_error_is_raised_as_it_is(
-    play: Play, allowed: int
-) -> None:
+def test_with_one_failure_too_many_the_last_error_is_raised_as_it_is(play: Play, allowed: int) -> None:
     async def act() -> None:
         script = [refusing(500, f"reason {number}") for number in range(5)]
         async with scripted(*script) as server, engine_on(server, request_retries=allowed) as engine:
@@ -146,7 +144,9 @@ def test_a_server_that_always_hangs_up_fails_the_generation_and_stays_in_rotatio
     async def act() -> None:
         async with scripted() as server, engine_on(server, request_retries=2) as engine:
             server.usual = hanging_up(0)
-            with pytest.raises(ServerUnreachableError, match="hung up in the middle of its answer") as hung_up:
+            with pytest.raises(
+                ServerUnreachableError, match="hung up in the middle of its answer"
+            ) as hung_up:
                 await engine.agenerate(asking())
             assert (hung_up.value.sent, len(server.generations), len(server.aborted)) == (True, 3, 3)
             assert list(engine.servers.values()) == [None]
@@ -320,7 +320,7 @@ def test_a_control_call_that_leaves_as_the_server_ends_the_connection_is_sent_ag
 
 
 @pytest.mark.usefixtures("hasty")
-def test_an_abort_that_a_server_cannot_take_just_now_is_made_again_before_the_next_attempt(
+def test_an_abort_that_a_server_cannot_take_now_is_made_again_before_the_next_attempt(
     play: Play,
 ) -> None:
     async def act() -> None:
