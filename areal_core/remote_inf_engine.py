@@ -307,7 +307,8 @@ class _Running:
     def _raise_if_too_few(self, config: InferenceEngineConfig) -> None:
         left = len(self.router.in_rotation)
         if left < config.min_servers:
-            why = "; ".join(f"{server.name}: {server.why_out}" for server in self.router.servers)
+            out = [server for server in self.router.servers if server.why_out is not None]
+            why = "; ".join(f"{server.name} is out: {server.why_out}" for server in out)
             raise ServerUnreachableError(
                 f"{left} servers were ready within setup_timeout={config.setup_timeout:g} s, "
                 f"where min_servers={config.min_servers} ({why})"
