@@ -248,6 +248,25 @@ def test_after_a_cancelled_pause_who_does_not_continue_soon_leaves(
 
 
 @pytest.mark.any_loop
+def test_a_pause_whose_loop_ends_in_the_middle_leaves_no_server_paused_in_rotation(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    async def main(engine: RemoteInfEngine) -> None:
+        pausing = engine.pause_generation()
+        pausing.send(None)
+        pausing.close()  # as the collector does
+        assert is_open(engine)
+        assert out(engine) == names(*servers)
+        check = a_request(most=2)
+        check_reply(await engine.agenerate(check), check, latest=0)
+
+    with an_engine(*servers) as engine:
+        runner.run(main, engine)
+        runner.run(eventually, lambda: not out(engine))
+        check_usable(runner, engine, *servers)
+
+
+@pytest.mark.any_loop
 def test_to_continue_is_tried_again(runner: AsyncTaskRunner[Any], servers: list[ReusedServer]) -> None:
     with an_engine(*servers) as engine:
         runner.run(engine.pause_generation)
