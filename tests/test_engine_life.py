@@ -337,6 +337,21 @@ def test_a_loop_that_only_stopped_keeps_the_next_from_nothing(
         loop.close()
 
 
+def test_a_loop_that_is_just_closed_ends_the_prober(
+    loop_factory: MakeLoop, servers: list[ReusedServer]
+) -> None:
+    async def once(engine: RemoteInfEngine) -> ModelResponse:
+        return await engine.agenerate(a_request(most=2))
+
+    with an_engine(*servers) as engine:
+        loop = loop_factory()
+        loop.run_until_complete(once(engine))
+        prober = prober_of(engine)
+        assert runs(prober)
+        loop.close()
+        assert not runs(prober)
+
+
 def test_after_a_long_rest_without_servers_they_get_the_time_to_be_found(
     make_runner: MakeRunner, servers: list[ReusedServer]
 ) -> None:

@@ -280,11 +280,15 @@ def test_a_server_that_returns_during_an_update_gets_the_new_weights(
         use(runner, engine, latest=1)
         servers[0].kill()
         wait_until_out(runner, engine, servers[0])
-        servers[1].faults(["latency=500,path=/update_weights_from_disk"])
-        updating = runner.submit(engine.update_weights_from_disk, weights(2), 2)
-        servers[1].stats(latency=1)
-        servers[0].start()
+        runner.run(engine.pause_generation)
+        with stopped(servers[1]):  # the update waits for it
+            updating = runner.submit(engine.update_weights_from_disk, weights(2), 2)
+            wait_until(runner, lambda: engine._policy.is_changing)
+            servers[0].start()
+            servers[0].faults(["latency=0,path=/health"])
+            servers[0].stats(latency=2)
         assert runner.wait_for_task(updating, timeout=20).error is None
+        runner.run(engine.continue_generation)
         wait_for_all(runner, engine)
         use(runner, engine, latest=2)
         check_used_with(servers[0], 2)
@@ -473,6 +477,7 @@ def test_what_a_silent_server_generates_goes_on_elsewhere_too_when_an_abort_foun
 def test_what_began_on_a_server_just_before_it_left_goes_on_elsewhere(
     runner: Run, servers: list[ReusedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("areal_core._engine.recovery.PROBE_TIMEOUT_S", 60.0)
     with an_engine(*servers[:2], max_inflight_per_server=1, silence_timeout=60.0) as engine:
         use(runner, engine)
         assert engine._state is not None

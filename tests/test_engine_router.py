@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 
 import pytest
@@ -22,6 +23,9 @@ from areal_core._engine.exchange import Exchange
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core.errors import ServerUnreachableError
+from conftest import MakeRunner
+from engine_tools import Sending, a_request, an_engine, check_balanced, lives, logs_of
+from reused_servers import ReusedServer, renewed, reused_servers
 from threaded_loops import MakeLoop, ThreadedLoop, gathered, threaded_loops
 
 PATIENCE_S = 20.0
@@ -691,3 +695,69 @@ def test_after_any_operations_the_counts_agree_with_a_model(
     loop_name: str, machine: type[RouterMachine]
 ) -> None:
     run_state_machine_as_test(machine, settings=settings(max_examples=100, stateful_step_count=50))
+
+
+# -- through the engine
+
+
+@pytest.fixture(scope="module")
+def _servers() -> Iterator[list[ReusedServer]]:
+    with reused_servers(3, ms_per_token=1.0) as servers:
+        yield servers
+
+
+@pytest.fixture
+def servers(_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
+    return renewed(_servers, tmp_path)
+
+
+def test_each_conversation_is_one_servers_and_all_servers_have_some(
+    make_runner: MakeRunner, servers: list[ReusedServer]
+) -> None:
+    runners = [make_runner(), make_runner()]
+    with an_engine(*servers) as engine:
+        for turn in range(5):
+            tasks = []
+            for number in range(12):
+                sending = Sending(runners[(number + turn) % 2], engine)
+                tasks.append((sending, sending.send(a_request([1, turn], most=3, rid=f"{number}"))))
+            for sending, task in tasks:
+                sending.reply(task)
+        places = {(one.conversation, one.server) for one in lives(logs_of(*servers))}
+        assert len(places) == 12
+        assert {server for _, server in places} == {server.addr for server in servers}
+        check_balanced(engine)
+
+
+def test_no_server_gets_more_at_once_than_it_may(
+    make_runner: MakeRunner, servers: list[ReusedServer]
+) -> None:
+    runners = [make_runner(), make_runner()]
+    with an_engine(*servers, max_inflight_per_server=2) as engine:
+        tasks = []
+        for number in range(60):
+            sending = Sending(runners[number % 2], engine)
+            tasks.append((sending, sending.send(a_request(most=5, rid=f"{number % 7}"))))
+        for sending, task in tasks:
+            sending.reply(task)
+        for server in servers:
+            at_once = 0
+            for event in server.log():
+                at_once += {"start": 1, "end": -1}.get(event["event"], 0)
+                assert at_once <= 2
+        check_balanced(engine)
+
+
+def test_a_generation_without_any_server_fails_after_setup_timeout(
+    make_runner: MakeRunner, servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers[:2], setup_timeout=1.0) as engine:
+        sending = Sending(make_runner(), engine)
+        for server in servers[:2]:
+            server.kill()
+        error = sending.ending(sending.send(a_request(most=3)))
+        assert isinstance(error, ServerUnreachableError)
+        assert error.server is None
+        for server in servers[:2]:
+            assert f"{server.addr} is out: " in str(error)
+        assert "no server has been in rotation for setup_timeout=1 s" in str(error)

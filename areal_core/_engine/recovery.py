@@ -51,7 +51,7 @@ class Recovery:
 
     async def bring_in(self, server: Server) -> None:
         """Put *server* into rotation. Raises InferenceError when it is not ready for it."""
-        await probe(server)
+        await probe(server, PROBE_TIMEOUT_S)
         await self._choose_variant(server)
         await abort_leftovers(server)
         while server.why_out is not None and not server.removed:
@@ -116,6 +116,6 @@ class Recovery:
             await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
 
 
-async def probe(server: Server, timeout_s: float = PROBE_TIMEOUT_S) -> None:
-    """Return if *server* says that it is well. Raises InferenceError."""
+async def probe(server: Server, timeout_s: float) -> None:
+    """Return if *server* says within *timeout_s* seconds that it is well. Raises InferenceError."""
     await server.exchange.call(await get_control_session(), server.backend.health(), timeout_s)
