@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from areal_core.embedded import EmbeddedServer, write_weights
 from areal_core.embedded.pytest_plugin import MakeEmbeddedServer
+from calls import call
 from conftest import MakeRunner
 from engine_tools import (
     Sending,
@@ -76,6 +78,28 @@ def test_restarted_during_a_generation_it_goes_on_with_the_new_weights(
     assert true_versions(reply) == reply.output_versions == [1] * 60
 
 
+@pytest.mark.parametrize("dialect", ["sglang", "sglang with spans", "vllm tokens"])
+@pytest.mark.any_loop
+def test_given_older_weights_by_others_it_gets_the_new_ones_again(
+    make_runner: MakeRunner, make_embedded_server: MakeEmbeddedServer, weights: Path, dialect: str
+) -> None:
+    server, backend = a_server(make_embedded_server, dialect, 1)
+    runner = make_runner()
+    old = str(weights.with_name("0"))
+    write_weights(old, 0)
+    with an_engine(server, backend=backend) as engine:
+        sending = Sending(runner, engine)
+        runner.run(engine.update_weights_from_disk, weights, 1)
+        if backend == "sglang":
+            call(server, "POST", "/update_weights_from_disk", {"model_path": old, "weight_version": "0"})
+        else:
+            load = {"method": "reload_weights", "kwargs": {"weights_path": old}}
+            call(server, "POST", "/collective_rpc", load)
+            call(server, "POST", "/update_weight_version", {"new_version": "0"})
+        reply = sending.reply(sending.send(a_request()))
+    assert true_versions(reply) == reply.output_versions == [1] * 20
+
+
 @pytest.mark.any_loop
 def test_a_server_that_gets_its_weights_while_it_is_asked_for_them_has_proven_nothing(
     make_runner: MakeRunner, make_embedded_server: MakeEmbeddedServer, weights: Path
@@ -103,17 +127,22 @@ def test_what_runs_on_a_server_that_missed_an_update_has_no_token_under_a_wrong_
     other, _ = a_server(make_embedded_server, "vllm tokens", 5)
     runner = make_runner()
     write_weights(weights.with_name("2"), 2)
-    with an_engine(server, other, backend=backend, control_timeout=1.0) as engine:
+    with an_engine(server, other, backend=backend) as engine:
         sending = Sending(runner, engine)
         runner.run(engine.update_weights_from_disk, weights, 1)
         sending.reply(sending.send(a_request(most=1, rid="talk")))
         home = server if server.stats().generations else other
-        request = a_request(most=600, rid="talk")
+        request = a_request(most=400, rid="talk")
         task = sending.send(request)
-        home.stats(in_flight=1)
-        # It is not heard when it should pause, and goes on; when it comes back, the new label is late.
-        home.faults(["silent,next=1,path=/pause*", "latency=300,path=/update_weight_version"])
+        # It leaves when one generation cannot be aborted, and the other goes on.
+        cancelled = sending.send(a_request([4], 400, rid="talk"))
+        home.stats(in_flight=2)
+        home.faults(["disconnect=0,path=*/abort_requests", "status=500,path=/health"])
+        sending.cancel(cancelled)
+        assert isinstance(sending.ending(cancelled), asyncio.CancelledError)
         runner.run(engine.update_weights_from_disk, weights.with_name("2"), 2)
+        assert engine.servers[home.addr] is not None
+        home.faults(["latency=300,path=/update_weight_version"])  # and the new label is late
         reply = sending.reply(task)
         check_reply(reply, request, latest=2)
         assert set(true_versions(reply)) == {1, 2}
