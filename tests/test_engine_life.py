@@ -80,11 +80,11 @@ def runs(prober: asyncio.Task[None] | None) -> bool:
 
 
 def test_initialize_waits_until_the_servers_are_well(servers: list[ReusedServer]) -> None:
-    for server in servers:
-        server.faults(["status=503,next=3,path=/health"])
+    servers[0].faults(["status=503,next=1,path=/health"])
+    servers[1].faults(["status=503,next=8,path=/health"])
     with an_engine(*servers) as engine:
         assert set(engine.servers.values()) == {None}
-        assert [server.stats().faults["status_503"] for server in servers] == [3, 3]
+        assert [server.stats().faults["status_503"] for server in servers] == [1, 8]
 
 
 def test_with_min_servers_it_begins_without_the_others_when_the_time_is_over(
@@ -252,6 +252,23 @@ def test_destroy_while_generations_begin_leaves_none(
             for one, task in tasks:
                 assert isinstance(one.ending(task, timeout=10), EngineStoppedError)
     check_none_live(*servers)
+
+
+def test_a_generation_that_just_began_ends_with_the_engine_too(
+    runner: Run, servers: list[ReusedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with an_engine(*servers) as engine:
+        assert engine._state is not None
+
+        def destroy() -> None:  # in the middle of agenerate
+            thread = threading.Thread(target=engine.destroy)
+            thread.start()
+            thread.join()
+
+        monkeypatch.setattr(engine._state, "look_after_servers", destroy)
+        sending = Sending(runner, engine)
+        assert isinstance(sending.ending(sending.send(a_request(most=2))), EngineStoppedError)
+        assert not any(server.stats().generations for server in servers)
 
 
 def test_an_engine_begins_again_after_destroy(runner: Run, servers: list[ReusedServer]) -> None:
