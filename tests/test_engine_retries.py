@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from aiohttp import web
 from tenacity import RetryCallState, wait_random_exponential
 
 from areal_core._engine import retries
+from areal_core._engine.backend import HttpCall
+from areal_core._engine.exchange import Exchange, Reply, StaleConnectionError
 from areal_core.errors import ServerStatusError, ServerUnreachableError
 from exchanging import KEY, all_shown
 from logged import LogLines
@@ -245,8 +250,17 @@ def waits_of(server: ScriptedServer) -> list[float]:
 @pytest.mark.any_loop
 def test_300_clients_that_meet_503_at_once_come_back_spread_out(play: Play) -> None:
     async def worst_window() -> int:
-        async with scripted(*[refusing(503)] * 300) as server, engine_on(server) as engine:
-            await asyncio.gather(*(engine.agenerate(asking(1)) for _ in range(300)))
+        all_here = asyncio.Event()
+
+        async def refusing_all_at_once(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
+            await all_here.wait()
+            return await refusing(503)(request, body)
+
+        async with scripted(*[refusing_all_at_once] * 300) as server, engine_on(server) as engine:
+            replies = asyncio.gather(*(engine.agenerate(asking(1)) for _ in range(300)))
+            await server.until("/generate", 300)
+            all_here.set()
+            await replies
             came_back = [call.at for call in server.generations[300:]]
             assert len(came_back) == 300
             return max(sum(at <= other < at + 0.1 for other in came_back) for at in came_back)
@@ -376,5 +390,63 @@ def test_a_server_that_ends_every_used_connection_does_not_make_a_hot_loop(
         assert delays[:5] == [0.0] * 5
         assert all(delay > 0 for delay in delays[5:])
         assert len(delays) > 6
+
+    play(act)
+
+
+class OddExchange(Exchange):
+    """Fails once, at a place that no server can be made to fail at just then."""
+
+    def __init__(self, real: Exchange, *, sending: Exception | None = None, asking: Exception | None = None):
+        super().__init__(real.address, None, 2**20)
+        self._sending = sending
+        self._asking = asking
+
+    @asynccontextmanager
+    async def open(self, session: aiohttp.ClientSession, call: HttpCall) -> AsyncIterator[Reply]:
+        error, self._sending = self._sending, None
+        if error is not None:
+            raise error
+        async with super().open(session, call) as reply:
+            yield reply
+
+    async def call(self, session: aiohttp.ClientSession, call: HttpCall, timeout_s: float) -> bytes:
+        if call.path == "/get_model_info" and self._asking is not None:
+            error, self._asking = self._asking, None
+            raise error
+        return await super().call(session, call, timeout_s)
+
+
+@pytest.mark.usefixtures("patient")
+def test_a_connection_that_ends_before_the_request_leaves_on_it_costs_nothing(
+    play: Play, log_lines: LogLines
+) -> None:
+    async def act() -> None:
+        async with scripted() as server, engine_on(server) as engine:
+            assert engine._state is not None
+            (known,) = engine._state.router.servers
+            stale = StaleConnectionError("it was closing", server=known.name, sent=False)
+            known.exchange = OddExchange(known.exchange, sending=stale)
+            assert (await engine.agenerate(asking())).output_tokens == made()
+            assert (len(server.generations), server.aborted) == (1, [])
+        assert not log_lines.of("warning")
+
+    play(act)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_an_attempt_whose_weights_nobody_could_be_asked_about_is_aborted_before_the_next(play: Play) -> None:
+    async def act() -> None:
+        async with scripted() as server, engine_on(server) as engine:
+            server.control["/update_weights_from_disk"] = saying(b'{"success": true}')
+            server.control["/get_model_info"] = saying(b'{"weight_version": "1"}')
+            await engine.update_weights_from_disk("weights", 1)
+            assert engine._state is not None
+            (known,) = engine._state.router.servers
+            gone = ServerUnreachableError("no connection", server=known.name, sent=False)
+            known.exchange = OddExchange(known.exchange, asking=gone)
+            assert (await engine.agenerate(asking())).output_tokens == made()
+            first, second = (call.wire_id for call in server.generations)
+            assert server.order == [("generate", first), ("abort", first), ("generate", second)]
 
     play(act)
