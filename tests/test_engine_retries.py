@@ -17,6 +17,7 @@ from areal_core._engine import retries
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.exchange import Exchange, Reply, StaleConnectionError
 from areal_core.errors import ServerStatusError, ServerUnreachableError
+from areal_core.types import GenerationHyperparameters, ModelRequest
 from exchanging import KEY, all_shown
 from logged import LogLines
 from scripted import (
@@ -66,6 +67,17 @@ def test_a_request_that_a_server_refuses_is_not_sent_again(play: Play, status: i
                 await engine.agenerate(asking())
             assert (refused.value.status, len(server.generations), server.aborted) == (status, 1, [])
             assert server.url.removeprefix("http://") in str(refused.value)
+
+    play(act)
+
+
+def test_a_request_for_several_replies_is_refused_before_it_is_sent(play: Play) -> None:
+    async def act() -> None:
+        async with scripted() as server, engine_on(server) as engine:
+            wanted = GenerationHyperparameters(n_samples=2)
+            with pytest.raises(ValueError, match="n_samples=2: agenerate makes one reply; call it that often"):
+                await engine.agenerate(ModelRequest([1], wanted))
+            assert server.generations == []
 
     play(act)
 
