@@ -99,6 +99,8 @@ class RemoteInfEngine:
     def destroy(self) -> None:
         """End: generations under way raise EngineStoppedError. Nothing happens when it has ended.
 
+        A control call under way goes on, but a weight update does not raise the version any more.
+
         Raises RuntimeError on the thread of a running loop.
         """
         _refuse_on_loop("destroy")
@@ -346,6 +348,7 @@ class _Running:
         with self._lock:
             self._stopped = True
             self._cancel_prober()
+        self.control.stop()
         for generation in list(self.generations):
             generation.limits.stop("the engine was destroyed")
 

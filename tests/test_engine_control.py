@@ -786,6 +786,53 @@ def test_a_server_that_falls_silent_in_a_pause_is_not_waited_for_longer_than_oth
 
 @pytest.mark.any_loop
 @pytest.mark.any_loop
+def test_an_update_does_not_wait_for_a_server_that_is_removed(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        servers[0].faults(["silent,path=/update_weights_from_disk"])
+        updating = runner.submit(engine.update_weights_from_disk, weights(1), 1)
+        servers[0].stats(silent=1)
+        engine.remove_server(servers[0].addr)
+        assert runner.wait_for_task(updating, timeout=10).error is None
+        check_usable(runner, engine, *servers[1:], latest=1)
+
+
+def test_a_server_that_is_silent_while_it_loads_is_waited_for(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers, silence_timeout=0.1) as engine:
+        check_usable(runner, engine)  # its prober runs
+        servers[0].faults(["latency=700,next=1,path=/update_weights_from_disk", "silent,path=/health"])
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        assert servers[0].versions() == [1]
+        servers[0].faults([])
+        runner.run(eventually, lambda: not out(engine))
+        check_usable(runner, engine, *servers, latest=1)
+        assert servers[0].versions() == [1]
+
+
+def test_an_update_that_outlasts_its_engine_changes_nothing_here(
+    make_runner: MakeRunner, servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    here, there = make_runner(), make_runner()
+    with an_engine(*servers) as engine:
+        told: list[int] = []
+        engine.subscribe(told.append)
+        servers[0].faults(["latency=200,next=1,path=/update_weights_from_disk"])
+        updating = here.submit(engine.update_weights_from_disk, weights(1), 1)
+        servers[0].stats(latency=1)
+        waiting = there.submit(engine.pause_generation)
+        turn = engine._state.control._turn if engine._state is not None else None
+        there.run(eventually, lambda: turn is not None and len(turn._waiting) == 1)
+        engine.destroy()
+        for runner, call in ((here, updating), (there, waiting)):
+            assert isinstance(runner.wait_for_task(call, timeout=10).error, EngineStoppedError)
+        assert (engine.get_version(), told) == (0, [])
+        assert not any(map(ReusedServer.is_paused, servers))
+
+
+@pytest.mark.any_loop
 def test_without_servers_control_calls_say_that_there_are_too_few(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
 ) -> None:

@@ -22,6 +22,7 @@
     router.py       servers, conversations, slots   server.py     one server
     opening.py      whether generation is open      policy.py     the policy version and its weights
     control.py      what the trainer does           turn.py       one at a time, on any loop
+    loading.py      weights for one server          cut.py        calls that are given up with their server
     prober.py       looks after servers             recovery.py   brings one into rotation
     backend.py      the port to dialects: pure      backends/     SGLang, vLLM, OpenAI, one file each
     exchange.py     one HTTP exchange               server_sent.py, complaint.py, address.py, api_key.py

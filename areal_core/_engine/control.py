@@ -12,24 +12,23 @@ from areal_core._checks import check_integer, check_text
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.cut import Cut
 from areal_core._engine.events import Events
+from areal_core._engine.loading import cannot_update, load, pause_or_resume, update_calls
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Policy, Weights
-from areal_core._engine.proof import ask_weights
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core._engine.turn import Turn
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import (
     ControlError,
+    EngineStoppedError,
     InferenceError,
-    MalformedReplyError,
     ServerStatusError,
     ServerUnreachableError,
     WeightUpdateError,
 )
 from areal_core.workflow_context import get_control_session
 
-UNKNOWN_PATH = (404, 405, 501)
 _TRIES = 3
 _BETWEEN_TRIES_S = 0.5
 
@@ -54,22 +53,34 @@ class Control:
         """Whether generation is closed since an update failed: the next one that succeeds opens it."""
         self._holders = 0
         self._opens_after_holders = False
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Begin no more calls, and let none that is under way change the version; any thread may."""
+        self._stopped = True
+
+    def _check(self) -> None:
+        if self._stopped:
+            raise EngineStoppedError("the engine was destroyed")
 
     async def pause(self) -> None:
         """Interrupt all generations and open none. If one server refuses, all go on. Raises ControlError."""
         async with self._turn:
+            self._check()
             await self._pause()
             self._left_closed = False
 
     async def resume(self) -> None:
         """Open generation, and take out of rotation what does not go on. Raises ControlError, open."""
         async with self._turn:
+            self._check()
             await self._resume()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Pause for the body of this context. The last of several to end continues, if the first paused."""
         async with self._turn:
+            self._check()
             opens = self._opening.is_open or self._left_closed
             await self._pause()
             self._left_closed = False
@@ -89,12 +100,13 @@ class Control:
     async def _release(self) -> None:
         self._holders -= 1
         async with self._turn:
-            if self._opens_after_holders and not self._holders:
+            if self._opens_after_holders and not self._holders and not self._stopped:
                 await self._resume()
 
     async def abort_all(self) -> None:
         """End every generation; the engine's own go on from the tokens they have. Raises ControlError."""
         async with self._turn:
+            self._check()
             answers = await self._each(lambda server: self._insist(server, server.backend.abort_all()))
             self._drop_failed(answers)
             self._raise_failed("abort_all_requests", answers)
@@ -104,6 +116,7 @@ class Control:
         check_text("path", path)
         check_integer("version", version, least=0)
         async with self._turn:
+            self._check()
             self._refuse_if_one_cannot(path, version)
             opens = self._opening.is_open or self._left_closed
             if not self._router.in_rotation:
@@ -132,6 +145,7 @@ class Control:
             )
 
         async with self._turn:
+            self._check()
             with self._policy.changing():  # weights may be what it is about
                 answers = await self._each(call)
             self._raise_failed(f"POST {path}", answers)
@@ -198,6 +212,7 @@ class Control:
                 self._events.weights_not_updated(weights.version, error)
                 await self._roll_back(servers, previous, error)
                 raise
+        self._check()
         self._policy.set(weights.version, weights)
         self._events.weights_updated(
             weights.version, weights.path, time.monotonic() - began, len(self._router.in_rotation)
@@ -206,7 +221,7 @@ class Control:
     async def _give(self, server: Server, weights: Weights) -> None:
         if server.why_out is not None:
             await pause_or_resume(server, False, self._config.control_timeout)
-        async with server.loading:
+        async with server.loading, Cut(server, when_removed=True):
             await load(server, weights, self._config.control_timeout)
 
     async def _roll_back(
@@ -264,7 +279,9 @@ class Control:
     def _refuse_if_one_cannot(self, path: str, version: int) -> None:
         """Raise before anything has happened where a backend has no call for it."""
         answers: _Answers = {
-            one: _cannot(one) for one in self._router.in_rotation if not _calls(one, path, version)
+            one: cannot_update(one)
+            for one in self._router.in_rotation
+            if not update_calls(one, path, version)
         }
         if answers:
             self._raise_failed("update_weights_from_disk", answers, WeightUpdateError)
@@ -315,48 +332,6 @@ class Control:
             raise kind(f"{what} failed at {len(failed)} of {len(answers)} servers{few}", named)
 
 
-async def load(server: Server, weights: Weights, timeout_s: float) -> None:
-    """Have one server load *weights*, and see that it has them. Raises InferenceError."""
-    calls = _calls(server, weights.path, weights.version)
-    if not calls:
-        raise _cannot(server)
-    server.weights_unknown = True
-    for call in calls:
-        await _load(server, call, timeout_s)
-    version = await ask_weights(server)
-    if version is not None:
-        server.tells_version = True
-        if version != weights.version:
-            raise MalformedReplyError(
-                server.name, calls[-1].name, f"it says that it has version {version}, not {weights.version}"
-            )
-    server.weights = weights.version
-    server.weights_unknown = server.awaits_weights = False
-
-
-async def pause_or_resume(server: Server, is_open: bool, timeout_s: float) -> None:
-    """Have a server that is out of rotation do what the others do. Raises InferenceError."""
-    call = server.backend.resume() if is_open else server.backend.pause()
-    if call is None:
-        return
-    try:
-        await server.exchange.call(await get_control_session(), call, timeout_s)
-    except ServerStatusError as error:
-        if error.status not in UNKNOWN_PATH:
-            raise
-
-
-def _calls(server: Server, path: str, version: int) -> Sequence[HttpCall]:
-    return server.backend.update_weights(path, version)
-
-
-def _cannot(server: Server) -> InferenceError:
-    return InferenceError(
-        f"backend {server.backend.name!r} cannot update weights; "
-        "load them in a way of your own, and call set_version()"
-    )
-
-
 def _may_be_paused(server: Server, answers: _Answers) -> bool:
     """Return whether a server has to be continued after it was asked to pause."""
     error = answers.get(server)
@@ -367,15 +342,3 @@ def _may_be_paused(server: Server, answers: _Answers) -> bool:
 
 def _always() -> bool:
     return True
-
-
-async def _load(server: Server, call: HttpCall, timeout_s: float) -> None:
-    try:
-        body = await server.exchange.call(await get_control_session(), call, timeout_s)
-    except ServerStatusError as error:
-        if not (call.optional and error.status in UNKNOWN_PATH):
-            raise
-        return
-    problem = server.backend.check_update(body)
-    if problem is not None:
-        raise MalformedReplyError(server.name, call.name, problem)

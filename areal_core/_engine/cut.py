@@ -11,10 +11,14 @@ from areal_core.errors import ServerUnreachableError
 
 
 class Cut:
-    """A context that ends as soon as *server* is given up. Raises ServerUnreachableError then."""
+    """A context that ends as soon as *server* is given up. Raises ServerUnreachableError then.
 
-    def __init__(self, server: Server) -> None:
+    *when_removed*: only when it is removed, not when it is silent.
+    """
+
+    def __init__(self, server: Server, *, when_removed: bool = False) -> None:
         self._server = server
+        self._when_removed = when_removed
         self._loop = asyncio.get_running_loop()
         self._clock = asyncio.timeout(None)
         self._why: str | None = None
@@ -22,6 +26,8 @@ class Cut:
 
     def cut(self, why: str) -> None:
         """End it; any thread may."""
+        if self._when_removed and not self._server.removed:
+            return
         with contextlib.suppress(RuntimeError):  # its loop is closed, and it is over
             self._loop.call_soon_threadsafe(self._cut, why)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from areal_core._engine.aborts import abort_leftovers
 from areal_core._engine.backend import HttpCall
-from areal_core._engine.control import load, pause_or_resume
 from areal_core._engine.events import Events
+from areal_core._engine.loading import load, pause_or_resume
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Moment, Policy, Weights
 from areal_core._engine.proof import ask_weights
