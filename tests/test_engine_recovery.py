@@ -417,6 +417,7 @@ def test_what_a_removed_server_generates_goes_on_elsewhere(runner: Run, servers:
 # -- servers that are silent
 
 
+@pytest.mark.any_loop
 def test_a_silent_server_leaves_and_what_it_generates_goes_on_elsewhere_and_is_aborted_when_it_wakes(
     runner: Run, servers: list[ReusedServer]
 ) -> None:
@@ -553,7 +554,6 @@ def test_servers_are_believed_at_first_to_have_a_version_set_by_hand(
         engine.destroy()
 
 
-@pytest.mark.any_loop
 @pytest.mark.any_loop
 def test_a_server_that_says_at_first_that_it_has_another_version_is_not_believed(
     loop_name: str, servers: list[ReusedServer], weights: WeightsOf
