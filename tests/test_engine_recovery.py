@@ -505,7 +505,7 @@ def test_a_server_that_is_not_well_for_too_long_leaves_and_returns_when_it_is(
     with an_engine(*servers[:2], silence_timeout=0.3) as engine:
         use(runner, engine)
         servers[0].faults(["status=503,path=/health"])
-        assert "not well: " in wait_until_out(runner, engine, servers[0])
+        assert "answered GET /health with 503" in wait_until_out(runner, engine, servers[0])
         use(runner, engine)
         servers[0].faults([])
         wait_for_all(runner, engine)
