@@ -218,7 +218,7 @@ def check_balanced(engine: RemoteInfEngine) -> None:
     assert not state.generations
     router = state.router
     for server in router.servers:
-        assert (server.in_flight, set(server.attempts)) == (0, set()), server
+        assert (server.in_flight, set(server.calls)) == (0, set()), server
         assert not [waiter for waiter in server.queue if not waiter.gone], server
     assert not [waiter for waiter in router._queue if not waiter.gone]
     assert not router._busy_pins

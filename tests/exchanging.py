@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from areal_core._engine.address import Address
 from areal_core._engine.backend import HttpCall
-from areal_core._engine.exchange import Exchange
+from areal_core._engine.wire.address import Address
+from areal_core._engine.wire.exchange import Exchange
 from areal_core.workflow_context import HttpClientManager, get_aiohttp_session
 from peers import Peer, Talk
 

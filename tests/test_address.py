@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_core._engine.address import Address
+from areal_core._engine.wire.address import Address
 
 
 @pytest.mark.parametrize(

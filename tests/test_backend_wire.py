@@ -9,7 +9,7 @@ import pytest
 from areal_core._engine.backend import ReplyError
 from areal_core._engine.backends import backend_named
 from areal_core._engine.backends._growing import Growing
-from areal_core._engine.wire import decode, encode, failure, integer_label, merge
+from areal_core._engine.wire.decoding import decode, encode, failure, integer_label, merge
 
 
 class _Thing(msgspec.Struct):

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 
 from areal_core._engine import aborts, retries
-from areal_core._engine.address import Address
 from areal_core._engine.backends import backend_named
 from areal_core._engine.events import Events
-from areal_core._engine.exchange import Exchange
 from areal_core._engine.generation import Generation, Parts
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Policy
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
+from areal_core._engine.wire.address import Address
+from areal_core._engine.wire.exchange import Exchange
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import EmbeddedServer
 from areal_core.remote_inf_engine import RemoteInfEngine
@@ -151,7 +151,7 @@ def test_one_that_is_connecting_ends_within_the_grace(play: Play, monkeypatch: p
             config = InferenceEngineConfig()
             one = Generation(Parts(config, router, Opening(events), Policy(events)), asking())
             generation = asyncio.create_task(one.run())
-            while not server.attempts:  # noqa: ASYNC110 - it tells nobody
+            while not server.calls:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
             await cancelled(generation)
             assert server.in_flight == 0

@@ -265,7 +265,7 @@ def test_a_generation_that_just_began_ends_with_the_engine_too(
             thread.start()
             thread.join()
 
-        monkeypatch.setattr(engine._state, "look_after_servers", destroy)
+        monkeypatch.setattr(engine._state, "_look_after_servers", destroy)
         sending = Sending(runner, engine)
         assert isinstance(sending.ending(sending.send(a_request(most=2))), EngineStoppedError)
         assert not any(server.stats().generations for server in servers)

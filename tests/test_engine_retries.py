@@ -15,7 +15,7 @@ from tenacity import RetryCallState, wait_random_exponential
 
 from areal_core._engine import retries
 from areal_core._engine.backend import HttpCall
-from areal_core._engine.exchange import Exchange, Reply, StaleConnectionError
+from areal_core._engine.wire.exchange import Exchange, Reply, StaleConnectionError
 from areal_core.errors import ServerStatusError, ServerUnreachableError
 from areal_core.types import GenerationHyperparameters, ModelRequest
 from exchanging import KEY, all_shown

@@ -17,11 +17,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
-from areal_core._engine.address import Address
 from areal_core._engine.backends.sglang import BACKEND
-from areal_core._engine.exchange import Exchange
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
+from areal_core._engine.wire.address import Address
+from areal_core._engine.wire.exchange import Exchange
 from areal_core.errors import ServerUnreachableError
 from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, lives, logs_of

@@ -133,7 +133,9 @@ def test_no_conversation_is_lost_with_its_server(run_example: RunExample) -> Non
 
     assert re.search(r" was killed in the middle of \d+ generations\n", output)
     assert "\nepisodes     240 completed, 0 not\n" in output
-    assert re.search(r"^served       \d+ replies by the steady server, [1-9]\d* by the other", output, re.MULTILINE)
+    assert re.search(
+        r"^served       \d+ replies by the steady server, [1-9]\d* by the other", output, re.MULTILINE
+    )
     assert output.endswith("One of two servers was lost, 0 of 240 episodes were.\n")
 
 

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 
 from areal_core._engine.backend import HttpCall
-from areal_core._engine.exchange import Exchange, Reply
+from areal_core._engine.wire.exchange import Exchange, Reply
 from areal_core.errors import MalformedReplyError, ServerStatusError, ServerUnreachableError
 from areal_core.workflow_context import HttpConfig, configure_http
 from children import RunScript
@@ -562,9 +562,9 @@ def test_a_reply_that_is_announced_as_too_large_is_not_waited_for(use: RunWithSe
 _BOMB = """
     import asyncio, importlib, os, resource, sys, zlib
     from aiohttp import web
-    from areal_core._engine.address import Address
+    from areal_core._engine.wire.address import Address
     from areal_core._engine.backend import HttpCall
-    from areal_core._engine.exchange import Exchange
+    from areal_core._engine.wire.exchange import Exchange
     from areal_core.errors import MalformedReplyError
     from areal_core.workflow_context import get_aiohttp_session
 

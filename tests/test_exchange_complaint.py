@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from areal_core._engine.complaint import MOST_BYTES, retry_after_s, shortened, words_of
+from areal_core._engine.wire.complaint import MOST_BYTES, retry_after_s, shortened, words_of
 
 
 def told(body: Any) -> str:

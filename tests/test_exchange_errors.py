@@ -16,10 +16,10 @@ import pytest
 from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from areal_core._engine import exchange as exchange_module
-from areal_core._engine.api_key import ApiKey
 from areal_core._engine.backend import HttpCall
-from areal_core._engine.exchange import Exchange, StaleConnectionError
+from areal_core._engine.wire import exchange as exchange_module
+from areal_core._engine.wire.api_key import ApiKey
+from areal_core._engine.wire.exchange import Exchange, StaleConnectionError
 from areal_core.errors import (
     InferenceError,
     MalformedReplyError,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core._engine.backend import ReplyError
-from areal_core._engine.server_sent import EventParser
+from areal_core._engine.wire.server_sent import EventParser
 
 
 def read(stream: bytes, most_bytes: int = 1000) -> list[bytes]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 
 from areal_core._engine.backend import Ask, Piece, Reader, ReplyError
-from areal_core._engine.exchange import Reply
+from areal_core._engine.cut import Cut, GivenUpError
 from areal_core._engine.proof import prove
 from areal_core._engine.retries import AtOnceError
 from areal_core._engine.server import Server
+from areal_core._engine.wire.exchange import Reply
 from areal_core.errors import ServerUnreachableError
 from areal_core.workflow_context import get_aiohttp_session
 
@@ -30,10 +29,6 @@ class Attempt:
         self._expected = server.weights
         self._proven = self._expected is None
         self._departures = server.departures
-        self._loop = asyncio.get_running_loop()
-        self._clock = asyncio.timeout(None)
-        self._why_cut: str | None = None
-        self._over = False
 
     async def run(self) -> None:
         """Return when the server has said that there are no more tokens.
@@ -42,37 +37,21 @@ class Attempt:
         turns out to have other weights than it was given.
         """
         call = self._backend.generate(self._ask)
-        self._server.attempts.add(self)
         try:
-            why_out = self._server.why_out  # since it was chosen; who comes after this cuts it
-            if why_out is not None:
-                message = f"{self._server.name} left rotation: {why_out}"
-                raise ServerUnreachableError(message, server=self._server.name)
-            async with self._clock:
+            async with Cut(self._server):
+                why_out = self._server.why_out  # since it was chosen; who comes after this cuts it
+                if why_out is not None:
+                    message = f"{self._server.name} left rotation: {why_out}"
+                    raise ServerUnreachableError(message, server=self._server.name)
                 session = await get_aiohttp_session()
                 async with self._server.exchange.open(session, call) as reply:
                     await self._read(reply, self._backend.reader(self._ask))
                     return
-        except TimeoutError:
-            if self._why_cut is None:
-                raise
-            raise CutError(f"{self._server.name} was given up: {self._why_cut}") from None
+        except GivenUpError as error:
+            raise CutError(str(error)) from None
         except ReplyError as error:
             refused = self._server.exchange.refused(call, error)
-        finally:
-            self._over = True
-            self._server.attempts.discard(self)
         raise refused  # here, where nothing is chained to it: the key may be in what the server said
-
-    def cut(self, why: str) -> None:
-        """End it with CutError; any thread may."""
-        with contextlib.suppress(RuntimeError):  # its loop is closed, and it is over
-            self._loop.call_soon_threadsafe(self._cut, why)
-
-    def _cut(self, why: str) -> None:
-        if not self._over and self._why_cut is None:
-            self._why_cut = why
-            self._clock.reschedule(self._loop.time())
 
     async def _read(self, reply: Reply, reader: Reader) -> None:
         if not reply.streamed:

@@ -10,8 +10,12 @@ from areal_core._engine.server import Server
 from areal_core.errors import ServerUnreachableError
 
 
+class GivenUpError(ServerUnreachableError):
+    """A server was given up by somebody else, in the middle of a call."""
+
+
 class Cut:
-    """A context that ends as soon as *server* is given up. Raises ServerUnreachableError then.
+    """A context that ends as soon as *server* is given up. Raises GivenUpError then.
 
     *when_removed*: only when it is removed, not when it is silent.
     """
@@ -33,16 +37,16 @@ class Cut:
 
     async def __aenter__(self) -> None:
         await self._clock.__aenter__()
-        self._server.attempts.add(self)
+        self._server.calls.add(self)
 
     async def __aexit__(self, *raised: Any) -> None:
         self._over = True
-        self._server.attempts.discard(self)
+        self._server.calls.discard(self)
         try:
             await self._clock.__aexit__(*raised)
         except TimeoutError:
             message = f"{self._server.name} was given up: {self._why}"
-            raise ServerUnreachableError(message, server=self._server.name, sent=True) from None
+            raise GivenUpError(message, server=self._server.name, sent=True) from None
 
     def _cut(self, why: str) -> None:
         if not self._over and self._why is None:

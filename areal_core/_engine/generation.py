@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from areal_core._engine.aborts import abort, abort_after_cancellation
 from areal_core._engine.attempt import Attempt
 from areal_core._engine.backend import Ask, Piece
-from areal_core._engine.exchange import StaleConnectionError
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Moment, Policy
 from areal_core._engine.proof import OldWeightsError
 from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, did_not_begin, may_try_again
-from areal_core._engine.router import Pin, Router
-from areal_core._engine.server import Server
+from areal_core._engine.router import Router
+from areal_core._engine.server import Pin, Server
+from areal_core._engine.wire.exchange import StaleConnectionError
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import (
     ArealError,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import bisect
 import contextlib
 import itertools
@@ -10,44 +9,9 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
-from areal_core._engine.server import Server
+from areal_core._engine.server import Pin, Server, Waiter
 from areal_core.errors import ServerUnreachableError
-
-
-@dataclass(slots=True, eq=False)
-class Pin:
-    """Where a conversation is at home. *server* is None before its first request."""
-
-    server: Server | None = None
-    in_flight: int = 0
-
-
-class Waiter:
-    """One generation that waits for a server, on its own loop."""
-
-    __slots__ = ("_arrival", "_loop", "gone", "pin", "server", "ticket")
-
-    def __init__(self, pin: Pin, ticket: int) -> None:
-        self.pin = pin
-        self.ticket = ticket
-        self.server: Server | None = None
-        self.gone = False
-        self._loop = asyncio.get_running_loop()
-        self._arrival: asyncio.Future[None] = self._loop.create_future()
-
-    def wake(self) -> bool:
-        """Let it go on; any thread may. Return whether its loop is there."""
-        try:
-            self._loop.call_soon_threadsafe(_set_done, self._arrival)
-        except RuntimeError:  # the loop is closed: it never goes on
-            return False
-        return True
-
-    async def arrive(self, timeout_s: float) -> None:
-        """Wait until it is woken, *timeout_s* seconds at most."""
-        await asyncio.wait((self._arrival,), timeout=timeout_s)
 
 
 class Router:
@@ -140,9 +104,9 @@ class Router:
                 self._deserted_since = time.monotonic()
 
     def cut(self, server: Server, why: str) -> None:
-        """End every attempt that is under way at *server*."""
-        for attempt in tuple(server.attempts):
-            attempt.cut(why)
+        """End every call that is under way at *server*."""
+        for call in tuple(server.calls):
+            call.cut(why)
 
     # -- generations -------------------------------------------------------------------------------
 
@@ -267,8 +231,3 @@ def _in_flight(server: Server) -> int:
 
 def _ticket(waiter: Waiter) -> int:
     return waiter.ticket
-
-
-def _set_done(arrival: asyncio.Future[None]) -> None:
-    if not arrival.done():
-        arrival.set_result(None)

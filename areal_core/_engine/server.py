@@ -1,21 +1,19 @@
-"""One inference server, as the engine sees it."""
+"""One inference server, as the engine sees it, and who waits for one."""
 
 from __future__ import annotations
 
 import asyncio
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from areal_core._engine.backend import Backend
-from areal_core._engine.exchange import Exchange
 from areal_core._engine.turn import Turn
-
-if TYPE_CHECKING:
-    from areal_core._engine.router import Waiter
+from areal_core._engine.wire.exchange import Exchange
 
 
-class Attempt(Protocol):
+class Call(Protocol):
     """One request under way at a server."""
 
     def cut(self, why: str) -> None:
@@ -37,7 +35,8 @@ class Server:
         """How often it has left rotation."""
         self.removed = False
         self.in_flight = 0
-        self.attempts: set[Attempt] = set()
+        self.calls: set[Call] = set()
+        """Under way: generations and what controls them. They end when it is given up."""
         self.queue: deque[Waiter] = deque()
         """Who waits for a slot here, and nowhere else."""
         self.weights: int | None = None
@@ -66,3 +65,42 @@ class Server:
 
     def __repr__(self) -> str:
         return f"<Server {self.name}, {self.why_out or 'in rotation'}, {self.in_flight} in flight>"
+
+
+@dataclass(slots=True, eq=False)
+class Pin:
+    """Where a conversation is at home. *server* is None before its first request."""
+
+    server: Server | None = None
+    in_flight: int = 0
+
+
+class Waiter:
+    """One generation that waits for a server, on its own loop."""
+
+    __slots__ = ("_arrival", "_loop", "gone", "pin", "server", "ticket")
+
+    def __init__(self, pin: Pin, ticket: int) -> None:
+        self.pin = pin
+        self.ticket = ticket
+        self.server: Server | None = None
+        self.gone = False
+        self._loop = asyncio.get_running_loop()
+        self._arrival: asyncio.Future[None] = self._loop.create_future()
+
+    def wake(self) -> bool:
+        """Let it go on; any thread may. Return whether its loop is there."""
+        try:
+            self._loop.call_soon_threadsafe(_set_done, self._arrival)
+        except RuntimeError:  # the loop is closed: it never goes on
+            return False
+        return True
+
+    async def arrive(self, timeout_s: float) -> None:
+        """Wait until it is woken, *timeout_s* seconds at most."""
+        await asyncio.wait((self._arrival,), timeout=timeout_s)
+
+
+def _set_done(arrival: asyncio.Future[None]) -> None:
+    if not arrival.done():
+        arrival.set_result(None)

@@ -11,7 +11,7 @@ from msgspec.json import Decoder
 from areal_core._engine.backend import Ask, Piece, ReplyError
 from areal_core._engine.backends._spans import Span, versions_of
 from areal_core._engine.backends._tally import Tally, ended, is_end
-from areal_core._engine.wire import FinishType, Logprob, TokenId, decode, failure
+from areal_core._engine.wire.decoding import FinishType, Logprob, TokenId, decode, failure
 
 _NO_IDS = (
     "the reply has no token ids: the server has to know `return_token_ids` or `return_tokens_as_token_ids`, "

@@ -6,7 +6,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from areal_core._engine.wire import decode
+from areal_core._engine.wire.decoding import decode
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from areal_core._engine.backend import ReplyError
-from areal_core._engine.wire import Label, integer_label
+from areal_core._engine.wire.decoding import Label, integer_label
 
 _Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from areal_core._engine.backend import Ask, Backend, HttpCall
 from areal_core._engine.backends._completions import CompletionReader, completion
-from areal_core._engine.wire import encode, merge
+from areal_core._engine.wire.decoding import encode, merge
 
 
 class OpenAI:

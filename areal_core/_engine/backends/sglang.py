@@ -12,7 +12,7 @@ from areal_core._engine.backend import Ask, Backend, HttpCall, Piece, ReplyError
 from areal_core._engine.backends._growing import Growing
 from areal_core._engine.backends._spans import Span, versions_of
 from areal_core._engine.backends._tally import Tally, ended, is_end
-from areal_core._engine.wire import (
+from areal_core._engine.wire.decoding import (
     FinishType,
     Label,
     Logprob,

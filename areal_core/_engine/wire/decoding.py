@@ -73,3 +73,11 @@ def integer_label(label: object) -> int | None:
     if isinstance(label, bool) or not isinstance(label, int):
         return None
     return label if 0 <= label < 2**63 else None
+
+
+def json_or_text(body: bytes) -> Any:
+    """Return *body* as what it is in JSON, or else as text."""
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return body.decode("utf-8", "replace")

@@ -22,11 +22,11 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, ContentLengthError, TransferEncodingError
 from yarl import URL
 
-from areal_core._engine import complaint
-from areal_core._engine.address import Address
-from areal_core._engine.api_key import ApiKey
 from areal_core._engine.backend import HttpCall, ReplyError
-from areal_core._engine.server_sent import EventParser
+from areal_core._engine.wire import complaint
+from areal_core._engine.wire.address import Address
+from areal_core._engine.wire.api_key import ApiKey
+from areal_core._engine.wire.server_sent import EventParser
 from areal_core.errors import (
     InferenceError,
     MalformedReplyError,

@@ -1,0 +1,190 @@
+"""An engine from `initialize` to `destroy`: the parts, wired together."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from areal_core._engine.backend import Backend
+from areal_core._engine.control import Control
+from areal_core._engine.events import Events
+from areal_core._engine.generation import Generation, Parts
+from areal_core._engine.opening import Opening
+from areal_core._engine.policy import Policy
+from areal_core._engine.prober import Prober
+from areal_core._engine.recovery import Recovery
+from areal_core._engine.router import Router
+from areal_core._engine.server import Server
+from areal_core._engine.wire.address import Address
+from areal_core._engine.wire.decoding import encode, json_or_text
+from areal_core._engine.wire.exchange import Exchange
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import EngineStoppedError, ServerUnreachableError
+from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
+from areal_core.types import ModelRequest, ModelResponse
+
+_ADDRESSES_VARIABLE = "AREAL_LLM_SERVER_ADDRS"
+_PINS_PER_ROLLOUT = 8
+_FEWEST_PINS = 4096
+_DESTROYED = "the engine was destroyed"
+
+
+class Running:
+    """One life of an engine. It does not know the engine."""
+
+    def __init__(
+        self, config: InferenceEngineConfig, backend: Backend, policy: Policy, events: Events
+    ) -> None:
+        self._config = config
+        self._backend = backend
+        self._events = events
+        self.opening = Opening(events)
+        most_pins = max(_FEWEST_PINS, _PINS_PER_ROLLOUT * config.concurrency)
+        self.router = Router(config.max_inflight_per_server, most_pins, self._on_out)
+        self.control = Control(config, self.router, self.opening, policy, events)
+        self._parts = Parts(config, self.router, self.opening, policy)
+        self._policy = policy
+        self.generations: set[Generation] = set()
+        self._lock = threading.RLock()
+        self._prober: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
+        self._stopped = False
+
+    # -- servers -----------------------------------------------------------------------------------
+
+    async def set_up(self, addr: str | Iterable[str] | None) -> None:
+        """Wait until all servers are in rotation, or until ``setup_timeout`` at least ``min_servers``."""
+        for one in _addresses(addr):
+            self.router.add(self._make_server(one))
+        config = self._config
+        prober = asyncio.create_task(self._new_prober(at_first=True).run())
+        try:
+            deadline = time.monotonic() + config.setup_timeout
+            while any(server.why_out is not None for server in self.router.servers):
+                if time.monotonic() >= deadline:
+                    self._raise_if_too_few()
+                    break
+                await asyncio.sleep(0.05)
+        finally:
+            prober.cancel()
+            await asyncio.wait((prober,))
+
+    def _raise_if_too_few(self) -> None:
+        left, config = len(self.router.in_rotation), self._config
+        if left < config.min_servers:
+            out = [server for server in self.router.servers if server.why_out is not None]
+            why = "; ".join(f"{server.name} is out: {server.why_out}" for server in out)
+            raise ServerUnreachableError(
+                f"{left} servers were ready within setup_timeout={config.setup_timeout:g} s, "
+                f"where min_servers={config.min_servers} ({why})"
+            )
+
+    def add_server(self, addr: str) -> None:
+        """Take one more server in. Raises ValueError."""
+        self.router.add(self._make_server(Address.parse(addr)))
+
+    def remove_server(self, addr: str) -> None:
+        """Use a server no more. Raises ValueError."""
+        address = Address.parse(addr)
+        for server in self.router.servers:
+            if server.exchange.address == address:
+                self.router.remove(server)
+                return
+        raise ValueError(f"{address.name} is none of the servers")
+
+    def _make_server(self, address: Address) -> Server:
+        keys = self._config.api_key
+        if isinstance(keys, Mapping):
+            key = {Address.parse(addr): key for addr, key in keys.items()}.get(address)
+        else:
+            key = keys
+        return Server(Exchange(address, key, self._config.max_reply_bytes), self._backend)
+
+    def _look_after_servers(self) -> None:
+        """See that a prober runs, on the running loop if there is none yet."""
+        if _runs(self._prober):
+            return
+        with self._lock:
+            if self._stopped or _runs(self._prober):
+                return
+            self._cancel_prober()  # its loop may run again one day
+            loop = asyncio.get_running_loop()
+            task = loop.create_task(self._new_prober().run(), name="areal_core prober")
+            self._prober = (loop, task)
+
+            async def end() -> None:
+                task.cancel()
+                await asyncio.wait((task,))
+
+            token = register_loop_cleanup(end)
+
+            def ended(task: asyncio.Task[None]) -> None:
+                unregister_loop_cleanup(token)
+                error = None if task.cancelled() else task.exception()
+                if error is not None:
+                    self._events.prober_died(error)
+
+            task.add_done_callback(ended)
+        self.router.renew_patience()
+
+    # -- work --------------------------------------------------------------------------------------
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        """Return a reply to *request*. Raises what the engine's method of that name does."""
+        self._look_after_servers()
+        generation = Generation(self._parts, request)
+        self.generations.add(generation)
+        try:
+            if self._stopped:  # a moment ago, and did not see it
+                raise EngineStoppedError(_DESTROYED)
+            return await generation.run()
+        finally:
+            self.generations.discard(generation)
+
+    async def call_all(self, path: str, json: Any, timeout_s: float | None) -> dict[str, Any]:
+        """POST *json* to the servers in rotation; return their answers by address. Raises ControlError."""
+        body = encode({} if json is None else json)
+        replies = await self.control.call_all(path, body, timeout_s or self._config.control_timeout)
+        return {server: json_or_text(reply) for server, reply in replies.items()}
+
+    def stop(self) -> None:
+        """End every generation, and the prober."""
+        with self._lock:
+            self._stopped = True
+            self._cancel_prober()
+        self.control.stop()
+        for generation in list(self.generations):
+            generation.limits.stop(_DESTROYED)
+
+    def _cancel_prober(self) -> None:
+        if self._prober is not None:
+            loop, task = self._prober
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and has ended it
+                loop.call_soon_threadsafe(task.cancel)
+
+    def _new_prober(self, at_first: bool = False) -> Prober:
+        recovery = Recovery(self._config, self.router, self.opening, self._policy, self._events, at_first)
+        return Prober(self._config, self.router, recovery, self._events)
+
+    def _on_out(self, server: Server) -> None:
+        self._events.server_out(server.name, server.why_out or "")
+
+
+def _runs(prober: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None) -> bool:
+    return prober is not None and prober[0].is_running() and not prober[1].done()
+
+
+def _addresses(addr: str | Iterable[str] | None) -> list[Address]:
+    if addr is None:
+        addr = os.environ.get(_ADDRESSES_VARIABLE, "").split(",")
+        addr = [one.strip() for one in addr if one.strip()]
+        if not addr:
+            raise ValueError(f"addr=None, and {_ADDRESSES_VARIABLE} is not set; give a server's address")
+    found = [Address.parse(one) for one in ([addr] if isinstance(addr, str) else addr)]
+    if not found:
+        raise ValueError("addr is empty; give at least one server's address")
+    return found

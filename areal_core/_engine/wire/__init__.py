@@ -1,0 +1,9 @@
+"""Between this process and one server: an HTTP exchange, of which anything may come back.
+
+::
+
+    exchange.py     sends a call, gives its reply; what goes wrong is one of our errors
+    address.py      where a server is            api_key.py      the secret it asks for
+    server_sent.py  events of a stream           complaint.py    what a server says of an error
+    decoding.py     foreign JSON, checked against types
+"""
