@@ -137,6 +137,7 @@ def test_what_runs_on_a_server_that_missed_an_update_has_no_token_under_a_wrong_
         # It leaves when one generation cannot be aborted, and the other goes on.
         cancelled = sending.send(a_request([4], 400, rid="talk"))
         home.stats(in_flight=2)
+        sending.reply(sending.send(a_request([5], 4, rid="talk")))  # so have the other two
         home.faults(["disconnect=0,path=*/abort_requests", "status=500,path=/health"])
         sending.cancel(cancelled)
         assert isinstance(sending.ending(cancelled), asyncio.CancelledError)
