@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from areal_core.embedded import logprob_of, token_of
-from areal_core.embedded._drafts import make
-from areal_core.embedded._generation import Ask, Generation
-from areal_core.embedded._letters import END_TOKEN, Letters
-from areal_core.embedded._tokens import Prefix, Sampling
-from areal_core.embedded._weights import Weights
+from areal_core.embedded._generating.drafts import make
+from areal_core.embedded._generating.generation import Ask, Generation
+from areal_core.embedded._models.letters import END_TOKEN, Letters
+from areal_core.embedded._models.tokens import Prefix, Sampling
+from areal_core.embedded._models.weights import Weights
 
 
 def complete(prompt: Sequence[int], sampling: Sampling | None = None, version: int = 0) -> Generation:

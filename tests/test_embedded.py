@@ -19,13 +19,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core.embedded import EmbeddedServer, ServerOptions, ServerStats
-from areal_core.embedded._generation import Ask, Generation
-from areal_core.embedded._generations import Generations
-from areal_core.embedded._models import model_of
+from areal_core.embedded._generating.generation import Ask, Generation
+from areal_core.embedded._generating.generations import Generations
+from areal_core.embedded._generating.pace import ms_per_token
+from areal_core.embedded._models.choice import model_of
+from areal_core.embedded._models.tokens import Sampling
 from areal_core.embedded._options import MODES, parse
-from areal_core.embedded._pace import ms_per_token
 from areal_core.embedded._stats import Counters
-from areal_core.embedded._tokens import Sampling
 from calls import call, generate
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]

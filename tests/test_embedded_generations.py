@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core.embedded import ServerOptions, logprob_of, token_of
-from areal_core.embedded._clock import RunningClock
-from areal_core.embedded._generation import Ask, Generation
-from areal_core.embedded._generations import Generations
-from areal_core.embedded._letters import Letters
-from areal_core.embedded._model import Model
-from areal_core.embedded._pace import ms_per_token, request_of
-from areal_core.embedded._policy_model import PolicyModel
+from areal_core.embedded._generating.clock import RunningClock
+from areal_core.embedded._generating.generation import Ask, Generation
+from areal_core.embedded._generating.generations import Generations
+from areal_core.embedded._generating.pace import ms_per_token, request_of
+from areal_core.embedded._models.letters import Letters
+from areal_core.embedded._models.model import Model
+from areal_core.embedded._models.tokens import Finish, Sampling
+from areal_core.embedded._models.transformer import PolicyModel
+from areal_core.embedded._models.weights import Weights
 from areal_core.embedded._stats import Counters
-from areal_core.embedded._tokens import Finish, Sampling
-from areal_core.embedded._weights import Weights
 from virtual_time import VirtualLoop
 
 Use = Callable[["Server"], Coroutine[Any, Any, None]]

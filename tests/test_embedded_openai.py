@@ -10,7 +10,7 @@ import pytest
 from openai.types.chat import ChatCompletionMessageParam
 
 from areal_core.embedded import EmbeddedServer
-from areal_core.embedded._letters import END_TOKEN
+from areal_core.embedded._models.letters import END_TOKEN
 from calls import call
 from completions import complete, predict
 from streams import stream

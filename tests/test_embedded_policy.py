@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core.embedded import EmbeddedServer, policy, write_weights
-from areal_core.embedded._policy_model import PolicyModel, _uniform
-from areal_core.embedded._tokens import Prefix, Sampling
-from areal_core.embedded._weights import Weights, WeightsError
+from areal_core.embedded._models.tokens import Prefix, Sampling
+from areal_core.embedded._models.transformer import PolicyModel, _uniform
+from areal_core.embedded._models.weights import Weights, WeightsError
 from calls import call, generate
 from children import RunScript
 
@@ -250,7 +250,7 @@ def test_without_numpy_the_mode_says_what_to_install_and_the_others_work(run_scr
         """
         import sys
         sys.modules["numpy"] = None
-        from areal_core.embedded._models import model_of
+        from areal_core.embedded._models.choice import model_of
         from areal_core.embedded._options import ServerOptions
         model_of(ServerOptions(mode="test"))
         try:

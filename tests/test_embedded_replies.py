@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from areal_core.embedded import EmbeddedServer, logprob_of, token_of
-from areal_core.embedded._letters import END_TOKEN
+from areal_core.embedded._models.letters import END_TOKEN
+from areal_core.embedded._models.tokens import Finish, Sampling
 from areal_core.embedded._stats import COUNTERS
-from areal_core.embedded._tokens import Finish, Sampling
 from calls import call, generate
 from completions import complete, predict
 

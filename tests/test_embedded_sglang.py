@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from areal_core.embedded import EmbeddedServer, ServerOptions, token_of, write_weights
-from areal_core.embedded._clock import RunningClock
-from areal_core.embedded._generations import Generations
-from areal_core.embedded._models import model_of
-from areal_core.embedded._sglang_control import Control
+from areal_core.embedded._dialects.sglang_control import Control
+from areal_core.embedded._generating.clock import RunningClock
+from areal_core.embedded._generating.generations import Generations
+from areal_core.embedded._models.choice import model_of
 from areal_core.embedded._stats import Counters
 from calls import Asking, call, generate
 from completions import predict

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from areal_core.embedded import EmbeddedServer, logprob_of, token_of, write_weights
-from areal_core.embedded._letters import END_TOKEN
+from areal_core.embedded._models.letters import END_TOKEN
 from calls import call, generate
 from completions import predict
 from streams import stream, streaming

@@ -12,8 +12,8 @@ import pytest
 from aiohttp import web
 
 from areal_core.embedded import EmbeddedServer
-from areal_core.embedded._fault_bodies import spoil_events
 from areal_core.embedded._fault_script import Malformed
+from areal_core.embedded._faults.bodies import spoil_events
 from areal_core.errors import (
     GenerationTimeoutError,
     MalformedReplyError,

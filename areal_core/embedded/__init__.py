@@ -20,12 +20,10 @@ equal answers. In "test" each is also a function of the version of the weights: 
 
 The same server runs from a shell as ``python -m areal_core.embedded``.
 
-Where things are: the options in ``_options``, the child process in ``_server`` and ``_child``. In the
-child, the command in ``__main__``, the loop in ``_serve``, HTTP in ``_app``; what a dialect is in
-``_dialect``, SGLang's in ``_sglang`` and its neighbours, vLLM's in ``_vllm``, OpenAI's in ``_openai``; the
-faults in ``_faults``, the words for them in ``_fault_script``. Generations in ``_generations``, which tells
-how a dialect uses them, one of them in ``_generation``, what makes their tokens behind ``_model``:
-``_letters`` and ``_policy_model``; their speed in ``_pace``, their weights in ``_weights``.
+Where things are: the options in ``_options``, the words for faults in ``_fault_script``, the child process
+in ``_server`` and ``_child``. In the child, the command in ``__main__``, the loop in ``_serve``, HTTP in
+``_app``; what clients say and are told in ``_dialects``, what runs in ``_generating``, what makes the tokens
+in ``_models``, what goes wrong in ``_faults``.
 """
 
 from __future__ import annotations
@@ -37,19 +35,19 @@ __all__ = ["EmbeddedServer", "ServerOptions", "ServerStats", "logprob_of", "toke
 
 # On first use: every pytest of an environment with this library in it imports this package, for its plugin.
 if TYPE_CHECKING:
-    from ._letters import logprob_of, token_of
-    from ._options import ServerOptions
-    from ._server import EmbeddedServer
-    from ._stats import ServerStats
-    from ._weights import write_weights
+    from areal_core.embedded._models.letters import logprob_of, token_of
+    from areal_core.embedded._models.weights import write_weights
+    from areal_core.embedded._options import ServerOptions
+    from areal_core.embedded._server import EmbeddedServer
+    from areal_core.embedded._stats import ServerStats
 else:  # a type checker that saw __getattr__ would let every misspelt name pass
     _module_of = {
         "EmbeddedServer": "_server",
         "ServerOptions": "_options",
         "ServerStats": "_stats",
-        "logprob_of": "_letters",
-        "token_of": "_letters",
-        "write_weights": "_weights",
+        "logprob_of": "_models.letters",
+        "token_of": "_models.letters",
+        "write_weights": "_models.weights",
     }
 
     def __getattr__(name: str) -> object:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import socket
 import sys
 
-from ._options import ServerOptions, parse
-from ._signals import StopSignals
-from ._weights import WeightsError
+from areal_core.embedded._models.weights import WeightsError
+from areal_core.embedded._options import ServerOptions, parse
+from areal_core.embedded._signals import StopSignals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, UnicodeError) as error:
         print(f"cannot listen on {options.host}, port {options.port}: {error}", file=sys.stderr)
         return 1
-    from ._serve import run  # aiohttp: only now, when the address is ours
+    from areal_core.embedded._serve import run  # aiohttp: only now, when the address is ours
 
     try:
         run(options, listener, signals, parent)

@@ -8,18 +8,18 @@ from typing import Any
 
 from aiohttp import web
 
-from ._checks import BadRequestError
-from ._dialect import Dialect, json_body
-from ._fault_script import FAULT_NAMES, read_fault
-from ._faults import Faults
-from ._generations import DuplicateIdError, Generations
-from ._model import PromptError
-from ._models import model_of
-from ._openai import OpenAI
-from ._options import ServerOptions
-from ._sglang import SGLang
-from ._stats import COUNTERS, Counters
-from ._vllm import VLLM
+from areal_core.embedded._checks import BadRequestError
+from areal_core.embedded._dialects.dialect import Dialect, json_body
+from areal_core.embedded._dialects.openai import OpenAI
+from areal_core.embedded._dialects.sglang import SGLang
+from areal_core.embedded._dialects.vllm import VLLM
+from areal_core.embedded._fault_script import FAULT_NAMES, read_fault
+from areal_core.embedded._faults.faults import Faults
+from areal_core.embedded._generating.generations import DuplicateIdError, Generations
+from areal_core.embedded._models.choice import model_of
+from areal_core.embedded._models.model import PromptError
+from areal_core.embedded._options import ServerOptions
+from areal_core.embedded._stats import COUNTERS, Counters
 
 # A batch of 64 prompts of 32 000 tokens is 14 MB of JSON.
 _MAX_BODY_BYTES = 256 * 2**20

@@ -11,7 +11,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from ._options import ServerOptions
+from areal_core.embedded._options import ServerOptions
 
 # A server with nothing to flush ends in 0.1 s; one that was stopped by SIGSTOP never would.
 _STOP_GRACE_S = 5.0

@@ -11,7 +11,7 @@ from enum import StrEnum
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ._checks import BadRequestError, boolean, integer, mapping, number, string
+from areal_core.embedded._checks import BadRequestError, boolean, integer, mapping, number, string
 
 GRAMMAR = """\
 As text, KEY=VALUE joined by commas, a flag as its key alone; as JSON, an object of the same keys:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, get_type_hints
 
-from ._checks import BadRequestError
-from ._fault_script import GRAMMAR, read_fault
+from areal_core.embedded._checks import BadRequestError
+from areal_core.embedded._fault_script import GRAMMAR, read_fault
 
 # Far from any use, and far enough from infinity that no product of two overflows.
 _MOST = 1e9

@@ -12,10 +12,10 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from ._app import ServerApp
-from ._lifeline import watch_parent
-from ._options import ServerOptions
-from ._signals import StopSignals
+from areal_core.embedded._app import ServerApp
+from areal_core.embedded._lifeline import watch_parent
+from areal_core.embedded._options import ServerOptions
+from areal_core.embedded._signals import StopSignals
 
 # As many as clients may want to open at once; the kernel takes less if it allows less.
 _BACKLOG = 4096

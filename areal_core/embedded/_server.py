@@ -14,11 +14,11 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from .._process import call_in_child
-from ._child import ServerProcess
-from ._fault_script import FAULT_NAMES
-from ._options import ServerOptions
-from ._stats import COUNTERS, ServerStats
+from areal_core._process import call_in_child
+from areal_core.embedded._child import ServerProcess
+from areal_core.embedded._fault_script import FAULT_NAMES
+from areal_core.embedded._options import ServerOptions
+from areal_core.embedded._stats import COUNTERS, ServerStats
 
 _servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
 

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ._weights import WeightsError
+from areal_core.embedded._models.weights import WeightsError
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 """32 bits wide, unless the parameters are wider."""

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import pytest
 
 if TYPE_CHECKING:
-    from . import EmbeddedServer
+    from areal_core.embedded import EmbeddedServer
 
 
 class MakeEmbeddedServer(Protocol):
@@ -40,7 +40,7 @@ def make_embedded_server() -> Iterator[MakeEmbeddedServer]:
     with ExitStack() as servers:
 
         def make(**options: Any) -> EmbeddedServer:
-            from . import EmbeddedServer
+            from areal_core.embedded import EmbeddedServer
 
             return servers.enter_context(EmbeddedServer(**{"ms_per_token": 0, **options}))
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ._tokens import Finish, Prefix, Sampling
-from ._weights import Span, Weights
+from areal_core.embedded._models.tokens import Finish, Prefix, Sampling
+from areal_core.embedded._models.weights import Span, Weights
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import re
 import sys
 from statistics import NormalDist
 
-from ._options import ServerOptions
+from areal_core.embedded._options import ServerOptions
 
 _NORMAL = NormalDist()
 _LARGEST_EXPONENT = math.log(sys.float_info.max)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from ._generation import Generation
-from ._model import Model
-from ._sglang_asks import Wish
+from areal_core.embedded._dialects.sglang_asks import Wish
+from areal_core.embedded._generating.generation import Generation
+from areal_core.embedded._models.model import Model
 
 ABORTED = "Aborted"
 ABORTED_IN_QUEUE = "Abort in waiting queue"

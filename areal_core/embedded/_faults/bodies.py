@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ._fault_script import Malformed
+from areal_core.embedded._fault_script import Malformed
 
 # Where the dialects have token ids, or log-probabilities that may name them.
 _ID_KEYS = frozenset({"output_ids", "token_ids", "output_token_logprobs", "logprobs"})

@@ -7,15 +7,15 @@ from typing import Any
 
 from aiohttp import web
 
-from ._checks import BadRequestError, integer, mapping, string, token_ids
-from ._dialect import json_body
-from ._generation import Ask, Generation
-from ._generations import Generations
-from ._openai import EventStream, openai_error
-from ._openai_asks import WITHOUT_EFFECT, flag, given, read_sampling
-from ._openai_replies import logprob_entries
-from ._options import ServerOptions
-from ._weights import Weights, WeightsError
+from areal_core.embedded._checks import BadRequestError, integer, mapping, string, token_ids
+from areal_core.embedded._dialects.dialect import json_body
+from areal_core.embedded._dialects.openai import EventStream, openai_error
+from areal_core.embedded._dialects.openai_asks import WITHOUT_EFFECT, flag, given, read_sampling
+from areal_core.embedded._dialects.openai_replies import logprob_entries
+from areal_core.embedded._generating.generation import Ask, Generation
+from areal_core.embedded._generating.generations import Generations
+from areal_core.embedded._models.weights import Weights, WeightsError
+from areal_core.embedded._options import ServerOptions
 
 _TOKENS_PREFIX = "generate-tokens-"
 _ABORTED = "Aborted"

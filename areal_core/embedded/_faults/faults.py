@@ -10,10 +10,10 @@ from weakref import WeakKeyDictionary
 from aiohttp import web
 from yarl import URL
 
-from ._fault_bodies import bomb, endless_text, spoil
-from ._fault_script import ABORT_AFTER, ArmedFault, Fault, Malformed
-from ._fault_writers import CutWriter, SpoilingWriter, hang_up
-from ._stats import Counters
+from areal_core.embedded._fault_script import ABORT_AFTER, ArmedFault, Fault, Malformed
+from areal_core.embedded._faults.bodies import bomb, endless_text, spoil
+from areal_core.embedded._faults.writers import CutWriter, SpoilingWriter, hang_up
+from areal_core.embedded._stats import Counters
 
 CONTROL_PATHS = frozenset({"/faults", "/log", "/stats"})
 """The server's own calls, which no fault strikes."""

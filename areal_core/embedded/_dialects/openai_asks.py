@@ -12,11 +12,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._chat import Chat
-from ._checks import BadRequestError, boolean, integer, mapping, number, string, token_ids
-from ._generation import Ask
-from ._model import Model
-from ._tokens import Sampling
+from areal_core.embedded._checks import (
+    BadRequestError,
+    boolean,
+    integer,
+    mapping,
+    number,
+    string,
+    token_ids,
+)
+from areal_core.embedded._dialects.chat import Chat
+from areal_core.embedded._generating.generation import Ask
+from areal_core.embedded._models.model import Model
+from areal_core.embedded._models.tokens import Sampling
 
 WITHOUT_EFFECT = frozenset({"top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"})
 """Each is a number that shapes the distribution of the tokens."""

@@ -1,4 +1,4 @@
-"""SGLang's dialect: generating, whole and streamed. The calls that control are in ``_sglang_control``."""
+"""SGLang's dialect: generating, whole and streamed. The calls that control are in `sglang_control`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from aiohttp import web
 
-from ._dialect import json_body
-from ._generations import Generations
-from ._options import ServerOptions
-from ._sglang_asks import Order, read
-from ._sglang_control import Control
-from ._sglang_replies import Replies, error
-from ._started import Started
+from areal_core.embedded._dialects.dialect import json_body
+from areal_core.embedded._dialects.sglang_asks import Order, read
+from areal_core.embedded._dialects.sglang_control import Control
+from areal_core.embedded._dialects.sglang_replies import Replies, error
+from areal_core.embedded._generating.generations import Generations
+from areal_core.embedded._generating.started import Started
+from areal_core.embedded._options import ServerOptions
 
 
 class SGLang:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ._tokens import Prefix
-from ._weights import Weights
+from areal_core.embedded._models.tokens import Prefix
+from areal_core.embedded._models.weights import Weights
 
 
 class PromptError(Exception):
@@ -14,7 +14,7 @@ class PromptError(Exception):
 
 
 class Model(Protocol):
-    """What makes tokens; ``_letters`` and ``_policy`` have one each."""
+    """What makes tokens; `letters` and `transformer` have one each."""
 
     end_token: int
     ahead: int

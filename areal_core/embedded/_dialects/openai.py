@@ -9,13 +9,13 @@ from typing import Any
 
 from aiohttp import web
 
-from ._chat import Chat
-from ._dialect import json_body
-from ._generations import Generations
-from ._openai_asks import Asks, Order
-from ._openai_replies import ChatWords, CompletionWords, Words, shown_text
-from ._options import ServerOptions
-from ._started import Started
+from areal_core.embedded._dialects.chat import Chat
+from areal_core.embedded._dialects.dialect import json_body
+from areal_core.embedded._dialects.openai_asks import Asks, Order
+from areal_core.embedded._dialects.openai_replies import ChatWords, CompletionWords, Words, shown_text
+from areal_core.embedded._generating.generations import Generations
+from areal_core.embedded._generating.started import Started
+from areal_core.embedded._options import ServerOptions
 
 
 class OpenAI:

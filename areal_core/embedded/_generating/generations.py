@@ -37,19 +37,19 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
-from ._agenda import Agenda
-from ._clock import RunningClock
-from ._drafts import make
-from ._events import EventLog
-from ._fault_script import ABORT_AFTER
-from ._generation import Ask, Generation
-from ._model import Model
-from ._options import ServerOptions
-from ._pace import ms_per_token, request_of
-from ._started import Started
-from ._stats import Counters
-from ._tokens import Finish, Prefix
-from ._weights import Weights
+from areal_core.embedded._fault_script import ABORT_AFTER
+from areal_core.embedded._generating.agenda import Agenda
+from areal_core.embedded._generating.clock import RunningClock
+from areal_core.embedded._generating.drafts import make
+from areal_core.embedded._generating.generation import Ask, Generation
+from areal_core.embedded._generating.log import EventLog
+from areal_core.embedded._generating.pace import ms_per_token, request_of
+from areal_core.embedded._generating.started import Started
+from areal_core.embedded._models.model import Model
+from areal_core.embedded._models.tokens import Finish, Prefix
+from areal_core.embedded._models.weights import Weights
+from areal_core.embedded._options import ServerOptions
+from areal_core.embedded._stats import Counters
 
 # At most so often are those that are due looked at: a thousand that run make one timer, not a thousand.
 _TICK_S = 0.004

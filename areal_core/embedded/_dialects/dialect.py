@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from aiohttp import web
 
-from ._checks import BadRequestError
+from areal_core.embedded._checks import BadRequestError
 
 
 class Dialect(Protocol):

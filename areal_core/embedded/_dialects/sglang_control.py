@@ -11,15 +11,15 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from .. import __version__
-from ._checks import BadRequestError, boolean, mapping, string
-from ._dialect import json_body
-from ._generation import Ask, Generation
-from ._generations import Generations
-from ._options import ServerOptions
-from ._sglang_replies import ABORTED, ABORTED_IN_QUEUE
-from ._tokens import Sampling
-from ._weights import Weights, WeightsError
+from areal_core import __version__
+from areal_core.embedded._checks import BadRequestError, boolean, mapping, string
+from areal_core.embedded._dialects.dialect import json_body
+from areal_core.embedded._dialects.sglang_replies import ABORTED, ABORTED_IN_QUEUE
+from areal_core.embedded._generating.generation import Ask, Generation
+from areal_core.embedded._generating.generations import Generations
+from areal_core.embedded._models.tokens import Sampling
+from areal_core.embedded._models.weights import Weights, WeightsError
+from areal_core.embedded._options import ServerOptions
 
 # As SGLang: a server whose scheduler says nothing for so long is not well.
 _HEALTH_TIMEOUT_S = 20.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 
-from ._generation import Generation
+from areal_core.embedded._generating.generation import Generation
 
 
 class Started:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 
-from ._letters import Letters
-from ._model import Model
-from ._options import ServerOptions
-from ._weights import Weights
+from areal_core.embedded._models.letters import Letters
+from areal_core.embedded._models.model import Model
+from areal_core.embedded._models.weights import Weights
+from areal_core.embedded._options import ServerOptions
 
 
 def model_of(options: ServerOptions) -> tuple[Model, Weights]:
@@ -28,7 +28,9 @@ def _policy() -> Model:
     # The matrices are small: threads would only get in each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
-        from ._policy_model import PolicyModel  # NumPy: only who asks for it needs it
+        from areal_core.embedded._models.transformer import (
+            PolicyModel,  # NumPy: only who asks for it needs it
+        )
     except ModuleNotFoundError as error:
         if error.name != "numpy":
             raise

@@ -16,8 +16,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ._tokens import Prefix, draw_of
-from ._weights import Weights, read_version
+from areal_core.embedded._models.tokens import Prefix, draw_of
+from areal_core.embedded._models.weights import Weights, read_version
 
 END_TOKEN = 4
 CONTEXT_TOKENS = 131_072

@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from ._generation import Generation
-from ._model import Model
-from ._openai_asks import Order
+from areal_core.embedded._dialects.openai_asks import Order
+from areal_core.embedded._generating.generation import Generation
+from areal_core.embedded._models.model import Model
 
 
 class Words(Protocol):

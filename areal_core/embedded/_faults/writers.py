@@ -9,8 +9,8 @@ from typing import Any
 from aiohttp import ClientConnectionResetError, web
 from aiohttp.abc import AbstractStreamWriter
 
-from ._fault_bodies import spoil_events
-from ._fault_script import Malformed
+from areal_core.embedded._fault_script import Malformed
+from areal_core.embedded._faults.bodies import spoil_events
 
 
 def hang_up(request: web.Request, reset: bool) -> None:

@@ -12,10 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from . import policy
-from ._model import PromptError
-from ._tokens import Prefix
-from ._weights import Weights
+from areal_core.embedded import policy
+from areal_core.embedded._models.model import PromptError
+from areal_core.embedded._models.tokens import Prefix
+from areal_core.embedded._models.weights import Weights
 
 
 class PolicyModel:

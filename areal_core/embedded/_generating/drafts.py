@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ._generation import Generation
-from ._model import Model
-from ._tokens import Finish, Prefix
-from ._weights import Weights
+from areal_core.embedded._generating.generation import Generation
+from areal_core.embedded._models.model import Model
+from areal_core.embedded._models.tokens import Finish, Prefix
+from areal_core.embedded._models.weights import Weights
 
 # A request for very many tokens at no pace must not hold the others up for long.
 _MOST_AT_ONCE = 256

@@ -7,8 +7,8 @@ import heapq
 import itertools
 from collections.abc import Callable
 
-from ._clock import RunningClock
-from ._generation import Generation
+from areal_core.embedded._generating.clock import RunningClock
+from areal_core.embedded._generating.generation import Generation
 
 # uvloop rounds to whole milliseconds: a timer that rings too early finds nothing due, and rings again a
 # whole tick later.

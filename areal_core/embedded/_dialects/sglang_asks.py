@@ -13,10 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ._checks import BadRequestError, boolean, integer, mapping, number, string, token_ids
-from ._generation import Ask
-from ._letters import CONTEXT_TOKENS
-from ._tokens import Sampling
+from areal_core.embedded._checks import (
+    BadRequestError,
+    boolean,
+    integer,
+    mapping,
+    number,
+    string,
+    token_ids,
+)
+from areal_core.embedded._generating.generation import Ask
+from areal_core.embedded._models.letters import CONTEXT_TOKENS
+from areal_core.embedded._models.tokens import Sampling
 
 # Each is a number that shapes the distribution of the tokens.
 _WITHOUT_EFFECT = frozenset(

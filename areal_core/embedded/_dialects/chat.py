@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ._checks import BadRequestError, mapping, string
-from ._model import Model
+from areal_core.embedded._checks import BadRequestError, mapping, string
+from areal_core.embedded._models.model import Model
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 

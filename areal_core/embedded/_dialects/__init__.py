@@ -1,0 +1,8 @@
+"""The words of inference servers: SGLang's, vLLM's and OpenAI's, all at once.
+
+::
+
+    dialect.py      what a dialect is
+    sglang*.py      asks, replies, control    vllm.py       on top of OpenAI's completions
+    openai*.py      asks, replies             chat.py       a small chat template
+"""
