@@ -15,6 +15,7 @@ from doors import (
     Door,
     fail,
     give,
+    start_blocked,
     turn_loop,
 )
 from logged import LogLines
@@ -157,6 +158,21 @@ def test_a_call_whose_callers_loop_is_closed_harms_nobody(
     assert runner.run(give, 1) == 1
     assert log_lines == []
     assert not runner.exiting.is_set()
+
+
+def test_a_caller_whose_loop_was_closed_under_it_keeps_no_other_from_going_on(
+    make_runner: MakeRunner, loop_factory: LoopFactory
+) -> None:
+    runner, door, loop = make_runner(), Door(), loop_factory()
+    lost = loop.create_task(runner.arun(door.walk_through))
+    loop.run_until_complete(asyncio.sleep(0))
+    door.wait_for()
+    loop.close()
+    lost._log_destroy_pending = False  # type: ignore[attr-defined]
+    caller = start_blocked(runner.run, door.walk_through, "value")
+    door.wait_for()
+    door.open()  # both end in one turn of the runner's loop
+    assert caller.result() == "value"
 
 
 def test_a_call_that_ends_after_its_callers_cancellation_arrives_nowhere(

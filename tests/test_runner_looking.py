@@ -28,7 +28,7 @@ def test_stats_is_a_frozen_snapshot(make_runner: MakeRunner) -> None:
     assert before == RunnerStats(state="running")
     assert runner.stats().submitted == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
-        before.submitted = 5  # type: ignore[misc]
+        before.submitted = 5  # type: ignore[call-arg]
     assert [field.name for field in dataclasses.fields(RunnerStats)] == [
         "submitted",
         "pending",
@@ -304,6 +304,28 @@ def test_a_structlog_logger_given_gets_events_with_fields(
         }
     ]
     assert log_lines == []
+
+
+@pytest.mark.any_loop
+def test_a_star_brings_in_what_the_module_is_for() -> None:
+    names: dict[str, Any] = {}
+    exec("from areal_core.async_task_runner import *", names)
+    assert sorted(names.keys() - {"__builtins__"}) == [
+        "AsyncTaskRunner",
+        "RunnerStats",
+        "Status",
+        "TaskOptions",
+        "TaskQueueFullError",
+        "TimedResult",
+    ]
+
+
+@pytest.mark.any_loop
+def test_the_options_of_one_submit_are_named_and_take_little_room(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    with pytest.raises(TypeError, match="positional"):
+        runner.with_options(5.0)  # type: ignore[call-arg]
+    assert not hasattr(runner.with_options(task_timeout=5.0), "__dict__")
 
 
 @pytest.mark.any_loop
