@@ -28,7 +28,7 @@ def test_stats_is_a_frozen_snapshot(make_runner: MakeRunner) -> None:
     assert before == RunnerStats(state="running")
     assert runner.stats().submitted == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
-        before.submitted = 5  # type: ignore[call-arg]
+        before.submitted = 5  # type: ignore[misc]
     assert [field.name for field in dataclasses.fields(RunnerStats)] == [
         "submitted",
         "pending",
