@@ -15,16 +15,15 @@
                              Policy    the version, who subscribed                    |
                            Prober, Recovery   servers that are out: health, weights   |
 
-    remote_inf_engine.py is the public class.
+    running.py      one life of an engine: the parts, wired together
     generation.py   one agenerate                   attempt.py    one request of it at one server
     limits.py       its deadline                    retries.py    what may be tried again, and when
     aborts.py       ending attempts                 proof.py      that tokens come from the right weights
-    router.py       servers, conversations, slots   server.py     one server
+    router.py       servers, conversations, slots   server.py     one server, and who waits for it
     opening.py      whether generation is open      policy.py     the policy version and its weights
-    control.py      what the trainer does           turn.py       one at a time, on any loop
-    loading.py      weights for one server          cut.py        calls that are given up with their server
+    control.py      what the trainer does           loading.py    weights for one server
     prober.py       looks after servers             recovery.py   brings one into rotation
+    cut.py          calls end with their server     turn.py       one at a time, on any loop
     backend.py      the port to dialects: pure      backends/     SGLang, vLLM, OpenAI, one file each
-    exchange.py     one HTTP exchange               server_sent.py, complaint.py, address.py, api_key.py
-    wire.py         foreign JSON, checked           events.py     every log line
+    wire/           one HTTP exchange, and foreign JSON             events.py     every log line
 """
