@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import signal
 import sys
 import threading
 import traceback
@@ -41,6 +42,12 @@ class MakeRunner(Protocol):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--loop", choices=[*LOOPS, "both"], default="both", help="the event loops to test on")
+
+
+def pytest_configure() -> None:
+    """Take Ctrl-C, also where a shell has put the tests in the background and had it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
