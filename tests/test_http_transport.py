@@ -341,11 +341,13 @@ def test_a_session_that_is_closed_ends_a_reply_in_the_middle(use: RunWithClient,
             reading = asyncio.create_task(reply.content.readany())
             await asyncio.sleep(0)  # until it waits
             assert reply.connection is not None
-            assert reply.connection.protocol is not None
+            protocol = reply.connection.protocol
+            assert protocol is not None
             if abort:
-                reply.connection.protocol.abort()
+                protocol.abort()
             else:
                 await session.close()
+            assert protocol.transport is None
             with pytest.raises(aiohttp.ServerDisconnectedError):
                 await reading
 
