@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from areal_core._engine.events import Events
+from areal_core._engine.waking import set_done
 
 _SAY_SO_AFTER_S = 60.0
 
@@ -80,7 +81,7 @@ class Opening:
         """Wait until it is open; after a minute, say so once."""
         while not self.is_open:
             opened = asyncio.get_running_loop().create_future()
-            forget = self.when_open(partial(_set_done, opened))
+            forget = self.when_open(partial(set_done, opened))
             try:
                 done, _ = await asyncio.wait((opened,), timeout=_SAY_SO_AFTER_S)
                 if not done:
@@ -96,8 +97,3 @@ class Opening:
             self._said_so = True
             closed_s, waiting = time.monotonic() - self._closed_at, len(self._wakes)
         self._events.waits_for_open_generation(closed_s, waiting)
-
-
-def _set_done(opened: asyncio.Future[None]) -> None:
-    if not opened.done():
-        opened.set_result(None)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from areal_core._engine.backend import Backend
 from areal_core._engine.turn import Turn
+from areal_core._engine.waking import wake
 from areal_core._engine.wire.exchange import Exchange
 
 
@@ -78,29 +79,19 @@ class Pin:
 class Waiter:
     """One generation that waits for a server, on its own loop."""
 
-    __slots__ = ("_arrival", "_loop", "gone", "pin", "server", "ticket")
+    __slots__ = ("_arrival", "gone", "pin", "server", "ticket")
 
     def __init__(self, pin: Pin, ticket: int) -> None:
         self.pin = pin
         self.ticket = ticket
         self.server: Server | None = None
         self.gone = False
-        self._loop = asyncio.get_running_loop()
-        self._arrival: asyncio.Future[None] = self._loop.create_future()
+        self._arrival: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(self) -> bool:
         """Let it go on; any thread may. Return whether its loop is there."""
-        try:
-            self._loop.call_soon_threadsafe(_set_done, self._arrival)
-        except RuntimeError:  # the loop is closed: it never goes on
-            return False
-        return True
+        return wake(self._arrival)
 
     async def arrive(self, timeout_s: float) -> None:
         """Wait until it is woken, *timeout_s* seconds at most."""
         await asyncio.wait((self._arrival,), timeout=timeout_s)
-
-
-def _set_done(arrival: asyncio.Future[None]) -> None:
-    if not arrival.done():
-        arrival.set_result(None)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import deque
 from types import TracebackType
+
+from areal_core._engine.waking import wake
 
 
 class Turn:
@@ -16,18 +17,17 @@ class Turn:
         # Reentrant: the garbage collector may end a waiting coroutine in the middle of anything here.
         self._lock = threading.RLock()
         self._taken = False
-        self._waiting: deque[tuple[asyncio.AbstractEventLoop, asyncio.Future[None]]] = deque()
+        self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
-        loop = asyncio.get_running_loop()
-        mine = (loop, loop.create_future())
+        mine = asyncio.get_running_loop().create_future()
         with self._lock:
             if not self._taken:
                 self._taken = True
                 return
             self._waiting.append(mine)
         try:
-            await mine[1]
+            await mine
         except BaseException:
             with self._lock:
                 waits = mine in self._waiting
@@ -48,13 +48,6 @@ class Turn:
     def _pass_on(self) -> None:
         with self._lock:
             while self._waiting:
-                loop, turn = self._waiting.popleft()
-                with contextlib.suppress(RuntimeError):  # its loop is closed: the next one
-                    loop.call_soon_threadsafe(_set_done, turn)
+                if wake(self._waiting.popleft()):  # else the next one
                     return
             self._taken = False
-
-
-def _set_done(turn: asyncio.Future[None]) -> None:
-    if not turn.done():
-        turn.set_result(None)
