@@ -335,6 +335,25 @@ def test_a_listener_that_leaves_makes_room_for_the_next() -> None:
     play(use, slots=1)
 
 
+def test_what_fails_as_it_begins_is_forgotten_and_lets_others_run() -> None:
+    class Failing(Letters):
+        def step(self, batch: Any, weights: Weights) -> list[tuple[int, float]]:
+            if any(one.prompt == [666] for one in batch):
+                raise ZeroDivisionError
+            return super().step(batch, weights)
+
+    async def use(server: Server) -> None:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError), server.generations.start([Ask("bad", [666], LONG)]):
+                raise AssertionError
+        assert server.counters.stats.in_flight == 0
+        (good,) = await server.asked("good", sampling=Sampling(max_new_tokens=3, ignore_eos=True))
+        await server.generations.idle()
+        assert good.finish == Finish("length")
+
+    play(use, model=Failing(versioned=True), slots=1)
+
+
 def test_what_comes_in_a_pause_waits_and_has_not_started_by_the_log() -> None:
     async def use(server: Server) -> None:
         def logged() -> list[tuple[str, str]]:

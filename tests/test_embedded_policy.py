@@ -183,6 +183,28 @@ def test_new_weights_are_loaded_from_a_file(server: EmbeddedServer, tmp_path: Pa
         assert other.log()[-1]["versions"] == [[5, 1]]
 
 
+def test_weights_too_large_to_compute_with_fail_each_request_in_the_words_of_its_dialect(
+    server: EmbeddedServer, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights.npz"
+    huge = {name: np.full_like(array, 1e38) for name, array in PARAMETERS.items()}
+    try:
+        policy.save(path, huge, 1)
+        call(server, "POST", "/update_weights_from_disk", {"model_path": str(path)})
+        message = "the server failed: IndexError: index 13 is out of bounds for axis 0 with size 13"
+        for _ in range(2):
+            status, reply = call(server, "POST", "/generate", {"text": "314=", "rid": "r"})
+            assert (status, reply) == (500, {"error": {"message": message}})
+        status, reply = call(server, "POST", "/v1/completions", {"prompt": "314="})
+        error = {"message": message, "type": "server_error", "param": None, "code": 500}
+        assert (status, reply) == (500, {"error": error})
+        assert server.stats().in_flight == 0
+    finally:
+        policy.save(path, PARAMETERS, 0)
+        assert call(server, "POST", "/update_weights_from_disk", {"model_path": str(path)})[0] == 200
+    assert generate(server, text="314=")["output_ids"]
+
+
 @pytest.mark.parametrize(
     ("body", "problem"),
     [

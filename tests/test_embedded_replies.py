@@ -271,6 +271,8 @@ def test_an_error_does_not_repeat_a_long_value(server: EmbeddedServer) -> None:
 def test_long_prompts_and_lone_surrogates_are_answered(server: EmbeddedServer) -> None:
     assert len(generate(server, text=["x" * 100_000] * 20, sampling_params={"max_new_tokens": 1})) == 20
     assert generate(server, text="\ud800", rid="\ud800")["meta_info"]["id"] == "\ud800"
+    stopping = generate(server, input_ids=[21], sampling_params={"stop": ["\ud800", "xm"]})
+    assert finish(stopping) == (KPX[:4], {"type": "stop", "matched": "xm"})
 
 
 def test_other_paths_and_methods_are_errors_in_json(server: EmbeddedServer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -23,6 +24,8 @@ from areal_core.embedded._stats import COUNTERS, Counters
 
 # A batch of 64 prompts of 32 000 tokens is 14 MB of JSON.
 _MAX_BODY_BYTES = 256 * 2**20
+
+_logger = logging.getLogger(__name__)
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -79,6 +82,11 @@ class ServerApp:
         except web.HTTPException as error:
             status, message = error.status, f"{request.method} {request.path}: {error.reason}"
             headers = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else None
+        except Exception as error:
+            if request.writer.output_size:
+                raise  # in the middle of a reply: aiohttp hangs up
+            _logger.exception("cannot answer %s %s", request.method, request.path)
+            status, message, headers = 500, f"the server failed: {type(error).__name__}: {error}", None
         return web.json_response(dialect.error(message, status), status=status, headers=headers)
 
     async def _health(self, _request: web.Request) -> web.Response:

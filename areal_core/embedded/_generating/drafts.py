@@ -36,7 +36,8 @@ def _stop(prefix: Prefix, model: Model) -> Finish | None:
     if last in sampling.stop_token_ids or (last == model.end_token and not sampling.ignore_eos):
         return Finish("stop", last)
     if sampling.stop:
-        tail = model.decode(tokens[-max(len(stop.encode()) for stop in sampling.stop) :])
+        longest = max(len(stop.encode("utf-8", "surrogatepass")) for stop in sampling.stop)
+        tail = model.decode(tokens[-longest:])
         for stop in sampling.stop:
             if tail.endswith(stop):
                 return Finish("stop", stop)

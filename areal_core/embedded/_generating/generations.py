@@ -136,8 +136,8 @@ class Generations:
         started = Started(generations, streamed)
         for generation in generations:
             self._listeners[generation] = started
-        self._admit()
         try:
+            self._admit()
             yield started
         finally:
             left = [one for one in generations if one.finish is None]
