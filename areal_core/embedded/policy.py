@@ -19,9 +19,7 @@ generation may be cut off anywhere and resumed from the tokens it had.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +28,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from areal_core.embedded._models.weights import WeightsError
+from areal_core.embedded._models.weights import WeightsError, replacing
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
 """32 bits wide, unless the parameters are wider."""
@@ -142,16 +140,8 @@ def softmax(scores: Floats) -> Floats:
 def save(path: str | os.PathLike[str], parameters: Parameters, version: int) -> None:
     """Write *parameters* and their *version*; who reads *path* meanwhile finds the old file or the new."""
     arrays: dict[str, Any] = {"version": np.int64(version), **parameters}
-    target = Path(path)
-    descriptor, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **arrays)
-        Path(draft).replace(target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(draft).unlink()
-        raise
+    with replacing(path) as file:
+        np.savez(file, **arrays)
 
 
 def load(path: str | os.PathLike[str]) -> tuple[int, dict[str, Floats]]:

@@ -7,27 +7,16 @@ only shape the distribution of the tokens are checked and, most of them, change 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from areal_core.embedded._checks import (
-    BadRequestError,
-    boolean,
-    integer,
-    mapping,
-    number,
-    string,
-    token_ids,
-)
+from areal_core.embedded._checks import BadRequestError, integer, mapping, string, token_ids
+from areal_core.embedded._dialects.asked import flag, given, read_sampling, refuse_unless, seed
 from areal_core.embedded._dialects.chat import Chat
 from areal_core.embedded._generating.generation import Ask
 from areal_core.embedded._models.model import Model
 from areal_core.embedded._models.tokens import Sampling
-
-WITHOUT_EFFECT = frozenset({"top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"})
-"""Each is a number that shapes the distribution of the tokens."""
 
 _REFUSED_UNLESS: Mapping[str, tuple[object, ...]] = {
     "n": (1, None),
@@ -110,9 +99,7 @@ class Asks:
 
     def _fields(self, body: Any) -> dict[str, Any]:
         fields = mapping("body", body)
-        for name, allowed in _REFUSED_UNLESS.items():
-            if fields.get(name) not in allowed:
-                raise BadRequestError(name, fields[name], "asks for something this server does not have")
+        refuse_unless(fields, _REFUSED_UNLESS)
         return fields
 
     def _order(
@@ -129,7 +116,7 @@ class Asks:
             Ask(
                 self._new_id() if rid is None else string("request_id", rid),
                 prompt,
-                read_sampling("", fields, most, self._model.room(prompt)),
+                sampling_of("", fields, most, self._model.room(prompt)),
             ),
             string("model", given(fields, "model", self._name)),
             stream=flag("", fields, "stream", False),
@@ -153,51 +140,17 @@ class Asks:
         return self._model.encode(string("prompt", prompt))
 
 
-def read_sampling(where: str, fields: Mapping[str, Any], most: Any, room: int) -> Sampling:
+def sampling_of(where: str, fields: Mapping[str, Any], most: Any, room: int) -> Sampling:
     """Return how to generate, with at most *most* tokens; *where* stands before the names in errors.
 
     There are no more than the *room* allows, but has to be room for one. Raises BadRequestError.
     """
-    for name in WITHOUT_EFFECT:
-        number(f"{where}{name}", given(fields, name, 0))
     longest = integer(f"{where}max_tokens", most, 1, 2**31)
     if not room:
         raise BadRequestError(f"{where}max_tokens", longest, "has no room after so long a prompt")
-    stop_ids = given(fields, "stop_token_ids", [])
-    if not isinstance(stop_ids, list):
-        raise BadRequestError(f"{where}stop_token_ids", stop_ids, "is not a list of token ids")
-    seed = fields.get("seed")
     return Sampling(
         max_new_tokens=longest,
         min_new_tokens=integer(f"{where}min_tokens", given(fields, "min_tokens", 0), 0, longest),
-        ignore_eos=flag(where, fields, "ignore_eos", False),
-        stop_token_ids=frozenset(token_ids(f"{where}stop_token_ids", stop_ids)),
-        stop=_stop_strings(f"{where}stop", given(fields, "stop", [])),
-        temperature=_between(where, fields, "temperature", math.inf),
-        top_p=_between(where, fields, "top_p", 1.0),
-        seed=None if seed is None else integer(f"{where}seed", seed, -(2**63), 2**63 - 1),
+        seed=seed(f"{where}seed", fields.get("seed")),
+        **read_sampling(where, fields),
     )
-
-
-def given(fields: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return the value, or *default* where it is absent or null."""
-    value = fields.get(name)
-    return default if value is None else value
-
-
-def flag(where: str, fields: Mapping[str, Any], name: str, default: bool) -> bool:
-    """Return a value that is true or false, or *default*."""
-    return boolean(f"{where}{name}", given(fields, name, default))
-
-
-def _between(where: str, fields: Mapping[str, Any], name: str, high: float) -> float:
-    value = number(f"{where}{name}", given(fields, name, 1.0))
-    if not 0 <= value <= high:
-        raise BadRequestError(f"{where}{name}", value, f"is not in 0..{high:g}")
-    return value
-
-
-def _stop_strings(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, list):
-        return tuple(string(f"{name}[{index}]", one) for index, one in enumerate(value))
-    return (string(name, value),)

@@ -8,34 +8,23 @@ to the policy alone: elsewhere the next token is a function of the tokens before
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from areal_core.embedded._checks import (
-    BadRequestError,
-    boolean,
-    integer,
-    mapping,
-    number,
-    string,
-    token_ids,
+from areal_core.embedded._checks import BadRequestError, boolean, integer, mapping, string, token_ids
+from areal_core.embedded._dialects.asked import (
+    WITHOUT_EFFECT,
+    flag,
+    given,
+    read_sampling,
+    refuse_unless,
+    seed,
 )
 from areal_core.embedded._generating.generation import Ask
 from areal_core.embedded._models.letters import CONTEXT_TOKENS
 from areal_core.embedded._models.tokens import Sampling
 
-# Each is a number that shapes the distribution of the tokens.
-_WITHOUT_EFFECT = frozenset(
-    {
-        "top_k",
-        "min_p",
-        "frequency_penalty",
-        "presence_penalty",
-        "repetition_penalty",
-    }
-)
 _WITH_EFFECT = frozenset(
     {
         "max_new_tokens",
@@ -88,24 +77,22 @@ def read(body: Any, new_id: Callable[[], str], encode: Callable[[str], list[int]
     Raises BadRequestError for a body that SGLang would refuse, or that asks for what is not here.
     """
     fields = mapping("body", body)
-    for name, allowed in _REFUSED_UNLESS.items():
-        if fields.get(name) not in allowed:
-            raise BadRequestError(name, fields[name], "asks for something this server does not have")
+    refuse_unless(fields, _REFUSED_UNLESS)
     prompts, batched = _prompts(fields, encode)
     rids = _rids(fields.get("rid"), len(prompts) if batched else None)
     params = _spread("sampling_params", fields.get("sampling_params"), len(prompts) if batched else None)
     logprob = _spread("return_logprob", fields.get("return_logprob"), len(prompts) if batched else None)
     in_text = boolean("return_text_in_logprobs", fields.get("return_text_in_logprobs") or False)
     wishes = []
-    for prompt, rid, (where, given), (name, wanted) in zip(prompts, rids, params, logprob, strict=True):
-        values = mapping(where, {} if given is None else given)
+    for prompt, rid, (where, some), (name, wanted) in zip(prompts, rids, params, logprob, strict=True):
+        values = mapping(where, {} if some is None else some)
         wishes.append(
             Wish(
                 Ask(new_id() if rid is None else rid, prompt, _sampling(where, values, len(prompt))),
                 boolean(name, wanted or False),
                 in_text,
-                _flag(where, values, "skip_special_tokens", True),
-                _flag(where, values, "no_stop_trim", False),
+                flag(f"{where}.", values, "skip_special_tokens", True),
+                flag(f"{where}.", values, "no_stop_trim", False),
             )
         )
     return Order(wishes, batched, boolean("stream", fields.get("stream") or False))
@@ -171,13 +158,11 @@ def _spread(name: str, value: Any, count: int | None) -> list[tuple[str, Any]]:
 
 def _sampling(where: str, values: Mapping[str, Any], prompt_tokens: int) -> Sampling:
     for name, value in values.items():
-        if name in _WITHOUT_EFFECT:
-            number(f"{where}.{name}", 0 if value is None else value)
-        elif name not in _WITH_EFFECT:
+        if name not in WITHOUT_EFFECT and name not in _WITH_EFFECT:
             raise BadRequestError(f"{where}.{name}", value, "is not a sampling parameter of this server")
     if values.get("n") not in (None, 1):
         raise BadRequestError(f"{where}.n", values["n"], "is not 1; send a batch of prompts")
-    most = _given(values, "max_new_tokens", Sampling.max_new_tokens)
+    most = given(values, "max_new_tokens", Sampling.max_new_tokens)
     longest = integer(f"{where}.max_new_tokens", most, 0, CONTEXT_TOKENS)
     if prompt_tokens + longest > CONTEXT_TOKENS:
         problem = (
@@ -186,44 +171,7 @@ def _sampling(where: str, values: Mapping[str, Any], prompt_tokens: int) -> Samp
         raise BadRequestError(f"{where}.max_new_tokens", longest, problem)
     return Sampling(
         max_new_tokens=longest,
-        min_new_tokens=integer(f"{where}.min_new_tokens", _given(values, "min_new_tokens", 0), 0, longest),
-        ignore_eos=_flag(where, values, "ignore_eos", False),
-        stop_token_ids=_stop_tokens(f"{where}.stop_token_ids", _given(values, "stop_token_ids", [])),
-        stop=_stop_strings(f"{where}.stop", _given(values, "stop", [])),
-        temperature=_share(where, values, "temperature", math.inf),
-        top_p=_share(where, values, "top_p", 1.0),
-        seed=_seed(f"{where}.sampling_seed", values.get("sampling_seed")),
+        min_new_tokens=integer(f"{where}.min_new_tokens", given(values, "min_new_tokens", 0), 0, longest),
+        seed=seed(f"{where}.sampling_seed", values.get("sampling_seed")),
+        **read_sampling(f"{where}.", values),
     )
-
-
-def _share(where: str, values: Mapping[str, Any], name: str, high: float) -> float:
-    value = number(f"{where}.{name}", _given(values, name, 1.0))
-    if not 0 <= value <= high:
-        raise BadRequestError(f"{where}.{name}", value, f"is not in 0..{high:g}")
-    return value
-
-
-def _seed(name: str, value: Any) -> int | None:
-    return None if value is None else integer(name, value, -(2**63), 2**63 - 1)
-
-
-def _stop_tokens(name: str, value: Any) -> frozenset[int]:
-    if not isinstance(value, list):
-        raise BadRequestError(name, value, "is not a list of token ids")
-    return frozenset(token_ids(name, value))
-
-
-def _stop_strings(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, list):
-        return tuple(string(f"{name}[{index}]", one) for index, one in enumerate(value))
-    return (string(name, value),)
-
-
-def _flag(where: str, values: Mapping[str, Any], name: str, default: bool) -> bool:
-    return boolean(f"{where}.{name}", _given(values, name, default))
-
-
-def _given(values: Mapping[str, Any], name: str, default: Any) -> Any:
-    """Return the value, or *default* where it is absent or null."""
-    value = values.get(name)
-    return default if value is None else value

@@ -8,9 +8,10 @@ from typing import Any
 from aiohttp import web
 
 from areal_core.embedded._checks import BadRequestError, integer, mapping, string, token_ids
+from areal_core.embedded._dialects.asked import WITHOUT_EFFECT, flag, given
 from areal_core.embedded._dialects.dialect import json_body
 from areal_core.embedded._dialects.openai import EventStream, openai_error
-from areal_core.embedded._dialects.openai_asks import WITHOUT_EFFECT, flag, given, read_sampling
+from areal_core.embedded._dialects.openai_asks import sampling_of
 from areal_core.embedded._dialects.openai_replies import logprob_entries
 from areal_core.embedded._generating.generation import Ask, Generation
 from areal_core.embedded._generating.generations import Generations
@@ -95,7 +96,7 @@ class VLLM:
             integer("sampling_params.logprobs", logprobs, 0, 20)
         rid = fields.get("request_id")
         most = given(parameters, "max_tokens", _MAX_TOKENS)
-        sampling = read_sampling("sampling_params.", parameters, most, self._generations.model.room(prompt))
+        sampling = sampling_of("sampling_params.", parameters, most, self._generations.model.room(prompt))
         rid = self._generations.new_id() if rid is None else string("request_id", rid)
         return Ask(rid, prompt, sampling), logprobs is not None
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 DEFAULT_LABEL = "default"
 """What servers call the weights that nobody has named."""
@@ -48,14 +49,22 @@ def write_weights(path: str | os.PathLike[str], version: int) -> None:
     """
     if version < 0:
         raise ValueError(f"version={version} is not a whole number from 0 up")
+    text = json.dumps({"version": version})
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Give a file to write in the block, which takes the place of *path* at its end, or never was."""
     target = Path(path)
     descriptor, draft = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
-        with os.fdopen(descriptor, "w") as file:
-            json.dump({"version": version}, file)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
         Path(draft).replace(target)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
+        with suppress(FileNotFoundError):
             Path(draft).unlink()
         raise
 
