@@ -35,7 +35,7 @@ from threaded_loops import eventually
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.2)
-    monkeypatch.setattr("areal_core._engine.control._BETWEEN_TRIES_S", 0.01)
+    monkeypatch.setattr("areal_core._engine.calls._BETWEEN_TRIES_S", (0.01, 0.01))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from areal_core._engine.backend import HttpCall
+from areal_core._engine.insisting import AFTER_CANCELLATION_S as _AFTER_CANCELLATION_S
+from areal_core._engine.insisting import insist
 from areal_core._engine.retries import may_try_again
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
@@ -12,7 +14,6 @@ from areal_core.errors import InferenceError, ServerStatusError, ServerUnreachab
 from areal_core.workflow_context import get_control_session
 
 _TIMEOUT_S = 10.0
-_AFTER_CANCELLATION_S = 2.0  # less than the grace of a task that was cancelled
 _BETWEEN_TRIES_S = (0.1, 0.5)  # when a server answers that it cannot just now
 
 
@@ -68,14 +69,17 @@ async def _abort(router: Router, server: Server, wire_id: str) -> None:
 
 async def _insist(server: Server, call: HttpCall) -> None:
     """Make *call* until it is answered, a few times at most. Raises ServerUnreachableError."""
-    for pause_s in (*_BETWEEN_TRIES_S, None):
-        try:
-            await server.exchange.call(await get_control_session(), call, _TIMEOUT_S)
-        except ServerUnreachableError:
-            raise
-        except InferenceError as error:
-            if pause_s is None or not (isinstance(error, ServerStatusError) and may_try_again(error)):
-                return  # it answered: there is no such attempt any more
-            await asyncio.sleep(pause_s)
-        else:
-            return
+
+    async def make() -> None:
+        await server.exchange.call(await get_control_session(), call, _TIMEOUT_S)
+
+    try:
+        await insist(make, _BETWEEN_TRIES_S, _cannot_now)
+    except ServerUnreachableError:
+        raise
+    except InferenceError:
+        return  # it answered: there is no such attempt any more
+
+
+def _cannot_now(error: InferenceError) -> bool:
+    return isinstance(error, ServerStatusError) and may_try_again(error)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.policy import Weights
 from areal_core._engine.proof import ask_weights
@@ -16,7 +14,7 @@ _UNKNOWN_PATH = (404, 405, 501)
 
 async def load(server: Server, weights: Weights, timeout_s: float) -> None:
     """Have one server load *weights*, and see that it has them. Raises InferenceError."""
-    calls = update_calls(server, weights.path, weights.version)
+    calls = server.backend.update_weights(weights.path, weights.version)
     if not calls:
         raise cannot_update(server)
     server.weights_unknown = True
@@ -43,10 +41,6 @@ async def pause_or_resume(server: Server, is_open: bool, timeout_s: float) -> No
     except ServerStatusError as error:
         if error.status not in _UNKNOWN_PATH:
             raise
-
-
-def update_calls(server: Server, path: str, version: int) -> Sequence[HttpCall]:
-    return server.backend.update_weights(path, version)
 
 
 def cannot_update(server: Server) -> InferenceError:

@@ -1,0 +1,105 @@
+"""Calls to many servers at once, and what follows from their answers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from areal_core._engine.backend import HttpCall
+from areal_core._engine.cut import Cut
+from areal_core._engine.insisting import insist
+from areal_core._engine.router import Router
+from areal_core._engine.server import Server
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import ControlError, InferenceError, ServerUnreachableError
+from areal_core.workflow_context import get_control_session
+
+_BETWEEN_TRIES_S = 0.5, 0.5
+
+Answers = dict[Server, BaseException | None]
+"""What became of a call at each server; None: it succeeded."""
+
+
+class Calls:
+    """Control calls of one engine."""
+
+    def __init__(self, config: InferenceEngineConfig, router: Router) -> None:
+        self._config = config
+        self._router = router
+
+    async def to_each(
+        self,
+        act: Callable[[Server], Awaitable[None]],
+        servers: Sequence[Server] | None = None,
+        answers: Answers | None = None,
+    ) -> Answers:
+        """Do *act* to *servers* (None: those in rotation) at once; one that is not there leaves rotation.
+
+        *answers* has what there is of them also when this is cancelled.
+        """
+        chosen = self._router.in_rotation if servers is None else servers
+        found = Answers() if answers is None else answers
+
+        async def one(server: Server) -> None:
+            try:
+                await act(server)
+            except InferenceError as error:
+                found[server] = error
+                if isinstance(error, ServerUnreachableError):
+                    self._router.take_out(server, str(error))
+                    self._router.cut(server, str(error))
+            else:
+                found[server] = None
+
+        for result in await asyncio.gather(*map(one, chosen), return_exceptions=True):
+            if result is not None:
+                raise result
+        return found
+
+    async def make(self, server: Server, call: HttpCall | None) -> None:
+        """Make *call*, if a dialect has it. Raises InferenceError."""
+        if call is not None:
+            async with Cut(server):  # who falls silent meanwhile must not keep the others waiting
+                await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
+
+    async def insist(self, server: Server, call: HttpCall | None) -> None:
+        """Make *call* until it succeeds, a few times at most. Raises InferenceError."""
+        await insist(lambda: self.make(server, call), _BETWEEN_TRIES_S, _is_there)
+
+    def take_out(self, servers: Sequence[Server], why: str) -> None:
+        """Take *servers* out of rotation."""
+        for server in servers:
+            self._router.take_out(server, why)
+
+    def drop_failed(self, answers: Answers) -> None:
+        """Take out of rotation who failed."""
+        for server, error in answers.items():
+            if error is not None:
+                self._router.take_out(server, str(error))
+
+    def raise_failed(
+        self,
+        what: str,
+        answers: Answers,
+        kind: type[ControlError] = ControlError,
+        but: Sequence[Server] = (),
+    ) -> None:
+        """Raise unless all answered, but for some that are not there while enough of the others are.
+
+        Those in *but* need not have.
+        """
+        failed = [error for server, error in answers.items() if error is not None]
+        refused = [
+            error
+            for server, error in answers.items()
+            if not (error is None or server in but or isinstance(error, ServerUnreachableError))
+        ]
+        left, least = len(self._router.in_rotation), self._config.min_servers
+        if refused or left < least:
+            few = f", and {left} are in rotation where min_servers={least}" if left < least else ""
+            named: Mapping[str, BaseException | None] = {server.name: e for server, e in answers.items()}
+            raise kind(f"{what} failed at {len(failed)} of {len(answers)} servers{few}", named)
+
+
+def _is_there(error: InferenceError) -> bool:
+    return not isinstance(error, ServerUnreachableError)

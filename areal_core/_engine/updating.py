@@ -1,0 +1,91 @@
+"""Give weights to all servers, or to none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from areal_core._engine.calls import Answers, Calls
+from areal_core._engine.cut import Cut
+from areal_core._engine.events import Events
+from areal_core._engine.loading import cannot_update, load, pause_or_resume
+from areal_core._engine.policy import Policy, Weights
+from areal_core._engine.router import Router
+from areal_core._engine.server import Server
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import WeightUpdateError
+
+_CALL = "update_weights_from_disk"
+
+
+class Updating:
+    """Weight updates of one engine. They change no version: who asks for one does when it is over."""
+
+    def __init__(
+        self, config: InferenceEngineConfig, router: Router, policy: Policy, calls: Calls, events: Events
+    ) -> None:
+        self._config = config
+        self._router = router
+        self._policy = policy
+        self._calls = calls
+        self._events = events
+
+    def refuse_if_one_cannot(self, weights: Weights) -> None:
+        """Raise WeightUpdateError, before anything has happened, where a backend has no call for it."""
+        answers: Answers = {
+            one: cannot_update(one)
+            for one in self._router.in_rotation
+            if not one.backend.update_weights(weights.path, weights.version)
+        }
+        if answers:
+            self._calls.raise_failed(_CALL, answers, WeightUpdateError)
+
+    async def give_all(self, weights: Weights) -> None:
+        """Have all load *weights*, those too that wait for some to come into rotation.
+
+        When one in rotation fails, all get what they had before, or leave. Raises WeightUpdateError.
+        """
+        previous = None if self._policy.set_by_hand else self._policy.weights
+        with self._policy.changing():
+            in_rotation = self._router.in_rotation
+            waiting = [one for one in self._router.servers if one.awaits_weights and one not in in_rotation]
+            servers, answers = [*in_rotation, *waiting], Answers()
+            try:
+                await self._calls.to_each(lambda server: self._give(server, weights), servers, answers)
+                for server in (one for one, error in answers.items() if error is None):
+                    self._router.put_in(server, _always)
+                self._see_who_stays_out(waiting, answers)
+                self._calls.raise_failed(_CALL, answers, WeightUpdateError, but=waiting)
+            except BaseException as error:
+                self._events.weights_not_updated(weights.version, error)
+                await self._roll_back(servers, previous, error)
+                raise
+
+    async def _give(self, server: Server, weights: Weights) -> None:
+        if server.why_out is not None:
+            await pause_or_resume(server, False, self._config.control_timeout)
+        async with server.loading, Cut(server, when_removed=True):
+            await load(server, weights, self._config.control_timeout)
+
+    async def _roll_back(
+        self, servers: Sequence[Server], previous: Weights | None, error: BaseException
+    ) -> None:
+        """Give *servers* the weights that all had, or take them out of rotation."""
+        lost = servers
+        if previous is not None and isinstance(error, Exception):  # a cancelled task makes no more calls
+            answers = await self._calls.to_each(lambda server: self._give(server, previous), servers)
+            lost = [one for one, failure in answers.items() if failure is not None]
+        for server in lost:
+            server.weights_unknown = server.awaits_weights = True
+        self._calls.take_out(lost, f"it may have loaded weights that others did not: {error}")
+
+    def _see_who_stays_out(self, waiting: Sequence[Server], answers: Answers) -> None:
+        """Tell of those that were out of rotation and are still: others need not do without an update."""
+        for server in waiting:
+            error = answers[server]
+            if error is not None:
+                self._router.explain(server, str(error))
+                self._events.server_stays_out(server.name, str(error))
+
+
+def _always() -> bool:
+    return True
