@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from areal_core._engine.aborts import abort_leftovers
-from areal_core._engine.backend import HttpCall
 from areal_core._engine.events import Events
 from areal_core._engine.loading import load, pause_or_resume
 from areal_core._engine.opening import Opening
@@ -105,15 +104,11 @@ class Recovery:
         if call is None:
             return
         try:
-            await self._call(server, call)
+            await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
             status = 200
         except ServerStatusError as error:
             status = error.status
         server.backend = server.dialect.variant(status)
-
-    async def _call(self, server: Server, call: HttpCall | None) -> None:
-        if call is not None:
-            await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
 
 
 async def probe(server: Server, timeout_s: float) -> None:
