@@ -49,7 +49,7 @@ class ServerApp:
             route.path: dialect for dialect in reversed(self._dialects) for route in dialect.routes()
         }
         self._faults = Faults(self.counters)
-        self._turn_on([(f"fault {text!r}", text) for text in options.fault])
+        self._turn_on([(f"fault[{index}]", text) for index, text in enumerate(options.fault)])
 
     def build(self) -> web.Application:
         """Return the aiohttp application."""

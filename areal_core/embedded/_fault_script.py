@@ -147,8 +147,10 @@ def read_fault(where: str, given: Any) -> Fault:
     values = _split(where, given) if isinstance(given, str) else mapping(where, given)
     kinds = [key for key in values if key in _KINDS]
     if len(kinds) != 1:
-        names = ", ".join(_KINDS)
-        raise BadRequestError(where, given, f"names {len(kinds)} faults; give one of {names}")
+        problem = f"names {' and '.join(kinds)}; give one of them"
+        if not kinds:
+            problem = f"names no fault; give one of {', '.join(_KINDS)}"
+        raise BadRequestError(where, given, problem)
     kind = kinds[0]
     extras = _EXTRAS.get(kind, {}) | _STRIKES
     for key in values:

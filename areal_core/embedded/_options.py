@@ -135,8 +135,8 @@ def _fault_texts(texts: Any) -> tuple[str, ...]:
     if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         raise TypeError(f"fault={texts!r} is not a list of texts")
     try:
-        for text in texts:
-            read_fault(f"fault {text!r}", text)
+        for index, text in enumerate(texts):
+            read_fault(f"fault[{index}]", text)
     except BadRequestError as error:
         raise ValueError(str(error)) from None
     return tuple(texts)
