@@ -150,6 +150,21 @@ def test_an_address_that_cannot_be_had_ends_the_command_with_one_sentence(
         assert re.fullmatch(f"cannot listen on {re.escape(host)}, port {port}: .+\n", done.stderr)
 
 
+@linux
+@pytest.mark.any_loop
+def test_a_command_that_cannot_say_its_address_ends_with_one_sentence(run_script: RunScript) -> None:
+    done = run_script(
+        """
+        import os, subprocess, sys
+        descriptor = os.open("/dev/full", os.O_WRONLY)
+        command = [sys.executable, "-W", "error", "-m", "areal_core.embedded"]
+        sys.exit(subprocess.run(command, stdout=descriptor).returncode)
+        """
+    )
+    said = "cannot say where it listens: No space left on device\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
 def test_the_command_ends_when_the_pipe_from_its_parent_does(start_script: StartScript) -> None:
     child = start_script(COMMAND, f"--parent={os.getpid()}")
     listening(child)

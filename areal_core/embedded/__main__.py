@@ -19,12 +19,15 @@ def main(argv: list[str] | None = None) -> int:
     except (OSError, UnicodeError) as error:
         print(f"cannot listen on {options.host}, port {options.port}: {error}", file=sys.stderr)
         return 1
-    from areal_core.embedded._serve import run  # aiohttp: only now, when the address is ours
+    from areal_core.embedded._serve import UnheardError, run  # aiohttp: only now, when the address is ours
 
     try:
         run(options, listener, signals, parent)
     except (WeightsError, ModuleNotFoundError) as error:
         print(f"cannot generate: {error}", file=sys.stderr)
+        return 1
+    except UnheardError as error:
+        print(f"cannot say where it listens: {error}", file=sys.stderr)
         return 1
     signals.ignore()
     return 0

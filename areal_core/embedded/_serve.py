@@ -7,8 +7,8 @@ import json
 import os
 import resource
 import socket
-import sys
 from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
@@ -17,17 +17,22 @@ from areal_core.embedded._lifeline import watch_parent
 from areal_core.embedded._options import ServerOptions
 from areal_core.embedded._signals import StopSignals
 
+_STDOUT = 1
 # As many as clients may want to open at once; the kernel takes less if it allows less.
 _BACKLOG = 4096
 # Who still waits for a reply when the server stops is cut off; aiohttp takes 0 for "no limit".
 _SHUTDOWN_S = 0.01
 
 
+class UnheardError(Exception):
+    """Nobody can be told where the server listens: the only argument says why."""
+
+
 def run(options: ServerOptions, listener: socket.socket, signals: StopSignals, parent: int | None) -> None:
     """Serve on *listener* until a signal arrives, or the process *parent* ends (None: nobody's child).
 
     Closes *listener* then. Raises WeightsError and ModuleNotFoundError for *options* that it cannot
-    generate with.
+    generate with, UnheardError when it cannot write to standard output.
     """
     app = ServerApp(options)
     _raise_descriptor_limit()
@@ -54,12 +59,21 @@ async def _serve(app: ServerApp, listener: socket.socket, signals: StopSignals, 
 
     loop = asyncio.get_running_loop()
     server = await loop.create_server(accepted, sock=listener, backlog=_BACKLOG)
-    with signals.sent_to(loop, stop.set), watch_parent(parent, stop.set):
-        sys.stdout.write(json.dumps({"addr": _addr(listener), "pid": os.getpid()}) + "\n")
-        sys.stdout.flush()
-        await stop.wait()
-    server.close()
-    await runner.cleanup()
+    try:
+        with signals.sent_to(loop, stop.set), watch_parent(parent, stop.set):
+            _say({"addr": _addr(listener), "pid": os.getpid()})
+            await stop.wait()
+    finally:
+        server.close()
+        await runner.cleanup()
+
+
+def _say(line: dict[str, Any]) -> None:
+    try:
+        # Not by sys.stdout, which would try again, and complain, when the interpreter ends.
+        os.write(_STDOUT, json.dumps(line).encode() + b"\n")
+    except OSError as error:
+        raise UnheardError(error.strerror) from None
 
 
 def _addr(listener: socket.socket) -> str:
