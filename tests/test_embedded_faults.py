@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import http.client
 import json
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -147,14 +147,21 @@ def test_a_server_hangs_up_before_the_first_byte(server: EmbeddedServer, connect
 
 
 def test_an_idle_connection_is_closed_and_one_in_use_is_not(server: EmbeddedServer, connect: Connect) -> None:
-    server.faults(["idle=0.2"])
-    idle, used = connect(), connect()
+    server.faults(["idle=0.1"])
     struck = count(server, "idle")
-    for connection in (used, idle):
-        ask(connection).read()
-    used.request("GET", f"/stats?idle={struck + 1}")  # answered when the other one is closed
+    idle, used = connect(), connect()
+    # Its second request is there before its first is answered: it is never idle, however slow we are.
+    first, body = "POST /generate HTTP/1.1\r\nHost: x\r\nContent-Length: ", json.dumps(BODY)
+    second = f"GET /stats?idle={struck + 1} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    used.connect()
+    used.sock.sendall(f"{first}{len(body)}\r\n\r\n{body}{second}".encode())
+    replies = used.sock.makefile("rb")
+    assert replies.readline() == b"HTTP/1.1 200 OK\r\n"
+    ask(idle).read()
     assert idle.sock.recv(1) == b""
-    assert json.loads(used.getresponse().read())["faults"]["idle"] == struck + 1
+    # The second is answered when the other connection is closed.
+    *_, stats = replies.read().split(b"\r\n\r\n")
+    assert json.loads(stats)["faults"]["idle"] == struck + 1
 
 
 def test_a_kept_connection_is_closed_just_as_the_next_request_arrives(
@@ -255,6 +262,23 @@ def meta(body: bytes) -> Any:
     return json.loads(body)["meta_info"]
 
 
+def is_no_utf8(right: Any, body: bytes) -> None:
+    """See that no text can be read, and every field be found."""
+    with pytest.raises(UnicodeDecodeError):
+        body.decode()
+    spoilt = json.loads(body.decode(errors="replace"))
+    assert (spoilt.keys(), spoilt["text"]) == (right.keys(), "\ufffd" + right["text"])
+    assert [text[0] for text in texts_in(spoilt)] == ["\ufffd"] * len(texts_in(right))
+
+
+def texts_in(value: Any) -> list[str]:
+    """Return the texts in a reply; the names of its fields are none."""
+    if isinstance(value, str):
+        return [value]
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for one in inside for text in texts_in(one)]
+
+
 def check(condition: bool) -> None:
     assert condition
 
@@ -270,7 +294,7 @@ LOOKS: dict[Malformed, Callable[[Any, bytes], None]] = {
     Malformed.TRUNCATED: lambda _, body: is_no_json(body, b'{"text"'),
     Malformed.EMPTY: lambda _, body: check(body == b""),
     Malformed.DEEP: lambda _, body: check(body == b"[" * 100_000 + b"]" * 100_000),
-    Malformed.NOT_UTF8: lambda _, body: is_no_json(body),
+    Malformed.NOT_UTF8: is_no_utf8,
     Malformed.CONTENT_TYPE: lambda right, body: check(json.loads(body).keys() == right.keys()),
     Malformed.WRONG_TYPES: lambda right, body: check(
         json.loads(body)["output_ids"] == [str(token) for token in right["output_ids"]]
@@ -306,11 +330,9 @@ def test_an_oversized_reply_has_its_size_and_unpacks_to_it(server: EmbeddedServe
 def test_a_server_answers_others_while_it_sends_a_bomb(server: EmbeddedServer, connect: Connect) -> None:
     server.faults(["oversized=1e12,gzip"])
     reply = ask(connect())
-    begun = time.monotonic()
     for _ in range(10):
-        assert status(server, "/health") == 200
+        assert status(server, "/health") == 200  # within the time that the test has for a call
         assert reply.read1(1)
-    assert time.monotonic() - begun < 5
 
 
 def test_a_redirect_leads_to_the_same_path_of_another_origin(
@@ -325,18 +347,17 @@ def test_a_redirect_leads_to_the_same_path_of_another_origin(
         assert (reply.status, reply.headers["Location"], reply.read()) == (307, expected, b"")
 
 
-def test_a_silent_server_takes_the_request_and_never_answers(
-    server: EmbeddedServer, connect: Connect
-) -> None:
-    server.faults(["silent,next=1"])
-    before = server.stats().generations
-    connection = connect()
-    connection.request("POST", "/generate", json.dumps(BODY))
-    server.stats(silent=1)
-    connection.sock.settimeout(0.05)
-    with pytest.raises(TimeoutError):
-        connection.getresponse()
-    assert server.stats().generations == before
+def test_a_silent_server_takes_the_request_and_never_answers() -> None:
+    with EmbeddedServer(ms_per_token=0, fault=["silent,next=1"]) as server:
+        host, port = server.addr.split(":")
+        with closing(http.client.HTTPConnection(host, int(port), timeout=10)) as connection:
+            connection.request("POST", "/generate", json.dumps(BODY))
+            server.stats(silent=1)
+            assert [status(server) for _ in range(5)] == [200] * 5  # others are answered meanwhile
+            assert server.stats().generations == 5
+            server.stop()
+            with pytest.raises((http.client.RemoteDisconnected, ConnectionResetError)):
+                connection.getresponse()  # not a byte came, as long as the server lived
 
 
 def test_a_dripping_server_sends_a_byte_at_a_time_for_ever(server: EmbeddedServer, connect: Connect) -> None:
@@ -374,25 +395,33 @@ def test_a_server_with_every_fault_complains_of_none(start_script: StartScript) 
     child = start_script(COMMAND, "--ms-per-token=0", *[f"--fault={fault}" for fault in faults])
     host, port = listening(child)
 
-    async def visit(line: str, body: str, size: int, timeout: float) -> None:
-        """Send a request, read a little (-1: until the server hangs up), go away."""
-        reader, writer = await asyncio.open_connection(host, port)
-        writer.write(f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
-        try:
-            await asyncio.wait_for(reader.read(size), timeout)
-        except (TimeoutError, ConnectionError):
-            pass
-        writer.close()
+    @contextmanager
+    def visit(line: str, body: str = "") -> Iterator[socket.socket]:
+        """Send a request; go away after the block."""
+        with socket.create_connection((host, port), timeout=10) as visitor:
+            request = f"{line} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+            visitor.sendall(request.encode())
+            yield visitor
 
-    async def visit_all() -> None:
-        for _ in faults:
-            await visit("POST /generate", json.dumps(BODY), 1000, 0.05)
-        await visit("GET /health", "", -1, 10)
-
-    asyncio.run(visit_all())
     with closing(http.client.HTTPConnection(host, port, timeout=10)) as connection:
-        connection.request("GET", "/stats?drip=2&idle=1")
-        counts = json.loads(connection.getresponse().read())["faults"]
+
+        def counts_at(least: str) -> dict[str, int]:
+            connection.request("GET", f"/stats?{least}")
+            counts: dict[str, int] = json.loads(connection.getresponse().read())["faults"]
+            return counts
+
+        for fault in faults:
+            if fault.startswith(("latency", "idle", "race")):
+                continue  # the first two strike beside others, the last not on a new connection
+            with visit("POST /generate", json.dumps(BODY)) as visitor, suppress(ConnectionResetError):
+                if fault.startswith("silent"):
+                    counts_at("silent=1")
+                else:
+                    visitor.recv(1000)
+        with visit("GET /health") as visitor:
+            while visitor.recv(1000):
+                pass  # until the server hangs up
+        counts = counts_at("drip=2&idle=1")
         assert [name for name, struck in counts.items() if not struck] == ["race"]
         with pytest.raises(http.client.RemoteDisconnected):
             ask(connection)  # the second on its connection

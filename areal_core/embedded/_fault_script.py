@@ -66,7 +66,7 @@ class Malformed(StrEnum):
     DEEP = "deep"
     """A hundred thousand lists in one another."""
     NOT_UTF8 = "not_utf8"
-    """JSON with a byte in it that is no UTF-8."""
+    """JSON with a byte in each text, names of fields apart, that is no UTF-8."""
     CONTENT_TYPE = "content_type"
     """The right body, said to be HTML."""
     WRONG_TYPES = "wrong_types"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from areal_core.embedded._fault_script import Malformed
 _ID_KEYS = frozenset({"output_ids", "token_ids", "output_token_logprobs", "logprobs"})
 # Where they have one log-probability per token.
 _LOGPROB_LISTS = frozenset({"output_token_logprobs", "token_logprobs", "content"})
+_STRING = re.compile(rb'"((?:[^"\\]|\\.)*)"(\s*:)?')
 _DEPTH = 100_000
 _BLOCK = 2**20
 
@@ -66,6 +68,11 @@ def _blocks(size: int, opening: bytes, closing: bytes) -> Iterator[bytes]:
     yield closing
 
 
+def _not_utf8(string: re.Match[bytes]) -> bytes:
+    """Begin a text with a byte that is no UTF-8; the name of a field stays, or nobody would read it."""
+    return string[0] if string[2] else b'"\xff' + string[1] + b'"'
+
+
 def _types(value: Any) -> Any:
     """Turn each number into a string."""
     if isinstance(value, int | float):
@@ -108,7 +115,7 @@ _OF_BYTES: Mapping[Malformed, Callable[[bytes], bytes]] = {
     Malformed.TRUNCATED: lambda body: body[: len(body) // 2],
     Malformed.EMPTY: lambda _: b"",
     Malformed.DEEP: lambda _: b"[" * _DEPTH + b"]" * _DEPTH,
-    Malformed.NOT_UTF8: lambda body: body.replace(b'"', b'"\xff', 1),
+    Malformed.NOT_UTF8: lambda body: _STRING.sub(_not_utf8, body),
 }
 _OF_VALUES: Mapping[Malformed, Callable[[Any], Any]] = {
     Malformed.WRONG_TYPES: _types,
