@@ -323,6 +323,17 @@ def test_as_many_run_as_there_are_slots_and_the_others_in_the_order_they_came() 
     play(use, slots=2)
 
 
+def test_one_that_begins_at_once_never_waits_in_the_eyes_of_who_counts() -> None:
+    async def use(server: Server) -> None:
+        seen = asyncio.create_task(server.counters.reach({"waiting": 1}))
+        await server.asked("a", "b")
+        assert not seen.done()
+        await server.asked("c")
+        assert (await seen).in_flight == 3
+
+    play(use, slots=2)
+
+
 def test_a_listener_that_leaves_makes_room_for_the_next() -> None:
     async def use(server: Server) -> None:
         _, second = await server.asked("a", "b")

@@ -193,7 +193,9 @@ def test_a_pause_that_aborts_gives_partial_replies_and_holds_what_comes_until_it
     with Asking(server) as asking:
         chunks = stream(server, input_ids=[21], sampling_params=LONG)
         next(chunks)
+        assert server.stats().paused is False
         post(server, "/pause_generation")
+        assert server.stats(paused=1).paused is True
         *_, last = chunks
         assert last["meta_info"]["finish_reason"]["type"] == "abort"
         held = asking.generate(input_ids=[21], rid="held")
@@ -203,6 +205,7 @@ def test_a_pause_that_aborts_gives_partial_replies_and_holds_what_comes_until_it
         post(server, "/pause_generation", mode="abort")
         assert server.stats().waiting == 1
         post(server, "/continue_generation")
+        assert server.stats().paused is False
         assert held.result()["output_ids"] == predict([21])[0]
 
 

@@ -331,7 +331,9 @@ def test_a_pause_that_waits_returns_when_all_have_ended(
 ) -> None:
     running = threads.submit(tokens_of, slow)
     slow.stats(in_flight=1)
-    assert control(slow, "/pause?mode=wait") == {"status": "paused"}
+    pause = threads.submit(control, slow, "/pause?mode=wait")
+    assert slow.stats(paused=1).paused  # and yet the call waits for what runs
+    assert pause.result(10) == {"status": "paused"}
     assert slow.stats().completed == 1
     assert running.result(10)["token_ids"] == KPX
     next_one = threads.submit(tokens_of, slow)

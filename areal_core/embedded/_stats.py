@@ -32,6 +32,8 @@ class ServerStats:
     """Generations that wait now, for a slot or for the end of a pause."""
     peak: int = 0
     """The most that ever were in flight at once."""
+    paused: bool = False
+    """Whether generation is paused: what comes now waits. Who waits for a pause asks for 1."""
     faults: Mapping[str, int] = field(default_factory=dict)
     """How often each fault struck, by its name; those that were turned on and never struck are there too."""
 
@@ -52,6 +54,10 @@ class Counters:
         counted = {name: getattr(now, name) + step for name, step in steps.items()}
         counted["peak"] = max(now.peak, counted.get("in_flight", 0))
         self._tell(replace(now, **counted))
+
+    def set_paused(self, paused: bool) -> None:
+        """Say whether generation is paused from now on."""
+        self._tell(replace(self.stats, paused=paused))
 
     def know_faults(self, names: Iterable[str]) -> None:
         """Have each of *names* among the faults from now on, with 0 at first."""

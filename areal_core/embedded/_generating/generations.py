@@ -83,7 +83,6 @@ class Generations:
         self._gated: dict[str, Generation] = {}
         self._queued: dict[str, Generation] = {}
         self._running: dict[str, Generation] = {}
-        self._paused = False
         self._draining = 0
         self._idle: list[asyncio.Future[None]] = []
         self.log.write("weights", version=weights.version, label=weights.label)
@@ -92,7 +91,7 @@ class Generations:
     @property
     def paused(self) -> bool:
         """Whether what comes now waits until `resume`."""
-        return self._paused
+        return self._counters.stats.paused
 
     @property
     def frozen(self) -> bool:
@@ -164,7 +163,7 @@ class Generations:
 
     def close(self) -> None:
         """Have what comes from now on wait until `resume`."""
-        self._paused = True
+        self._counters.set_paused(True)
 
     def freeze(self) -> None:
         """Stop the time of those that run until `resume`: they have the tokens that are due now."""
@@ -178,14 +177,13 @@ class Generations:
         halted = self._caught_up(self._running.values())
         for generation in halted:
             generation.halt(now)
-        self._counters.add(waiting=len(halted))
         self._queued = self._running | self._queued
         self._running = {}
         self._admit()
 
     def resume(self) -> None:
         """Let those run that wait, and the time of the others go on."""
-        self._paused = False
+        self._counters.set_paused(False)
         self._clock.thaw()
         self._admit()
 
@@ -238,12 +236,12 @@ class Generations:
         pace_s = ms_per_token(ask.id, self._options) / 1000
         generation = Generation(ask, prefix, most, pace_s, time.monotonic(), ABORT_AFTER.get())
         self._gated[ask.id] = generation
-        self._counters.add(generations=1, in_flight=1, waiting=1)
+        self._counters.add(generations=1, in_flight=1)
         return generation
 
     def _admit(self) -> None:
         """Let as many run as may: every decision about who runs is made here."""
-        if not self._paused and not self._draining and self._gated:
+        if not self.paused and not self._draining and self._gated:
             for generation in self._gated.values():
                 self.log.write("start", id=generation.id, prompt_tokens=len(generation.prompt))
             self._queued |= self._gated
@@ -255,8 +253,10 @@ class Generations:
             generation.begin(self._clock.now())
             self._running[generation.id] = generation
             beginning.append(generation)
+        # Only now: what begins at once has not waited.
+        waiting = len(self._gated) + len(self._queued)
+        self._counters.add(waiting=waiting - self._counters.stats.waiting)
         if beginning:
-            self._counters.add(waiting=-len(beginning))
             self._draft(beginning)
         elif not self._running and not self._queued:
             for waiter in self._idle:
@@ -288,7 +288,6 @@ class Generations:
         return [one for one in generations if one.finish is None]
 
     def _end(self, generation: Generation, finish: Finish, how: str) -> None:
-        waited = generation.id not in self._running
         if self.live(generation):
             self.log.write(
                 "end",
@@ -303,5 +302,5 @@ class Generations:
         self._agenda.drop(generation)
         generation.finish = finish
         counter = {"abort": "aborted", "disconnect": "cancelled"}.get(how, "completed")
-        self._counters.add(**{counter: 1, "in_flight": -1, "waiting": -waited})
+        self._counters.add(**{counter: 1, "in_flight": -1})
         self._listeners.pop(generation).tell(generation)
