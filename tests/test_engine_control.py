@@ -589,7 +589,6 @@ def test_a_backend_without_weight_updates_says_so_and_loses_no_server(
 
 
 @pytest.mark.any_loop
-@pytest.mark.any_loop
 def test_what_is_no_path_or_version_is_refused(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
 ) -> None:
@@ -700,6 +699,124 @@ def test_of_two_contexts_at_once_the_last_continues(
         check_usable(runner, engine, *servers)
 
 
+async def leaving(engine: RemoteInfEngine, inside: asyncio.Event, leave: asyncio.Event) -> None:
+    """Stand in the context until told to leave."""
+    async with engine.paused():
+        inside.set()
+        await leave.wait()
+
+
+async def cut_off_as_it_leaves(
+    engine: RemoteInfEngine, server: ReusedServer, fault: str, other_call: Coroutine[Any, Any, Any]
+) -> None:
+    """Leave the context while *other_call* is under way at *server*, and be cancelled before it is over."""
+    inside, leave = asyncio.Event(), asyncio.Event()
+    context = asyncio.create_task(leaving(engine, inside, leave))
+    await inside.wait()
+    server.faults([fault])
+    other = asyncio.create_task(other_call)
+    await asyncio.to_thread(server.stats, latency=1)
+    leave.set()
+    assert engine._state is not None
+    turn = engine._state.control._turn
+    await eventually(lambda: len(turn._waiting) == 1)
+    context.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await context
+    await asyncio.wait((other,))
+    if other.exception() is not None:
+        raise WeightUpdateError("the other call failed", {}) from other.exception()
+
+
+@pytest.mark.parametrize("patience_s", [5.0, 0.05], ids=["it waits for its turn", "it cannot wait so long"])
+def test_a_context_that_is_cancelled_while_another_call_is_under_way_continues(
+    runner: AsyncTaskRunner[Any],
+    servers: list[ReusedServer],
+    monkeypatch: pytest.MonkeyPatch,
+    patience_s: float,
+) -> None:
+    monkeypatch.setattr("areal_core._engine.control._AFTER_CANCELLATION_S", patience_s)
+    with an_engine(*servers) as engine:
+        call = engine.call_all("/flush_cache")
+        runner.run(cut_off_as_it_leaves, engine, servers[0], "latency=400,path=/flush_cache", call)
+        runner.run(eventually, lambda: is_open(engine))
+        assert not any(map(ReusedServer.is_paused, servers))
+        assert not out(engine)
+        check_usable(runner, engine, *servers)
+
+
+@pytest.mark.any_loop
+def test_a_context_that_is_cancelled_during_an_update_that_fails_leaves_it_paused_until_one_succeeds(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        update = engine.update_weights_from_disk("nowhere", 1)
+        fault = "latency=400,next=1,path=/update_weights_from_disk"
+        with pytest.raises(WeightUpdateError, match="the other call failed"):
+            runner.run(cut_off_as_it_leaves, engine, servers[0], fault, update)
+        assert not is_open(engine)
+        assert out(engine) == names(*servers)
+        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        assert is_open(engine)
+        check_usable(runner, engine, *servers, latest=2)
+
+
+def test_a_context_that_is_cancelled_continues_without_who_does_not_do_so_soon(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("areal_core._engine.control._AFTER_CANCELLATION_S", 0.2)
+
+    async def main(engine: RemoteInfEngine) -> None:
+        inside = asyncio.Event()
+        context = asyncio.create_task(leaving(engine, inside, asyncio.Event()))
+        await inside.wait()
+        servers[1].faults(["silent,path=/continue_generation"])
+        context.cancel()
+        done, _ = await asyncio.wait((context,), timeout=10)  # half of the timeout of one control call
+        assert done
+        assert context.cancelled()
+        assert is_open(engine)
+        assert out(engine) == names(servers[1])
+
+    with an_engine(*servers) as engine:
+        runner.run(main, engine)
+        check_usable(runner, engine, servers[0], servers[2])
+
+
+@pytest.mark.any_loop
+def test_a_context_whose_loop_ends_in_the_middle_leaves_no_server_paused_in_rotation(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+) -> None:
+    async def main(engine: RemoteInfEngine) -> None:
+        inside = asyncio.Event()
+        holding = leaving(engine, inside, asyncio.Event())
+        task = asyncio.create_task(until_given_up(holding, inside))
+        await task
+        assert is_open(engine)
+        assert out(engine) == names(*servers)
+
+    with an_engine(*servers) as engine:
+        runner.run(main, engine)
+        check_usable(runner, engine)
+        runner.run(eventually, lambda: not out(engine))
+        check_usable(runner, engine, *servers)
+
+
+async def until_given_up(holding: Coroutine[Any, Any, None], inside: asyncio.Event) -> None:
+    """Run *holding* until it is inside, then close it as the collector does."""
+
+    class Once:
+        def __await__(self) -> Any:
+            while True:
+                future = holding.send(None)
+                if inside.is_set():
+                    holding.close()
+                    return
+                yield future
+
+    await Once()
+
+
 # -- calls of one's own, and several at once
 
 
@@ -785,7 +902,6 @@ def test_a_server_that_falls_silent_in_a_pause_is_not_waited_for_longer_than_oth
 
 
 @pytest.mark.any_loop
-@pytest.mark.any_loop
 def test_an_update_does_not_wait_for_a_server_that_is_removed(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
 ) -> None:
@@ -851,7 +967,6 @@ def test_without_servers_control_calls_say_that_there_are_too_few(
                 runner.run(call)
 
 
-@pytest.mark.any_loop
 @pytest.mark.any_loop
 def test_an_engine_that_does_not_run_takes_no_control_calls(runner: AsyncTaskRunner[Any]) -> None:
     from areal_core.config import InferenceEngineConfig

@@ -59,22 +59,19 @@ class Control:
 
     async def pause(self) -> None:
         """Interrupt all generations and open none. If one server refuses, all go on. Raises ControlError."""
-        async with self._turn:
-            self._check()
+        async with self._my_turn():
             await self._pause()
             self._left_closed = False
 
     async def resume(self) -> None:
         """Open generation, and take out of rotation what does not go on. Raises ControlError, open."""
-        async with self._turn:
-            self._check()
+        async with self._my_turn():
             await self._resume()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Pause for the body of this context. The last of several to end continues, if the first paused."""
-        async with self._turn:
-            self._check()
+        async with self._my_turn():
             opens = self._opening.is_open or self._left_closed
             await self._pause()
             self._left_closed = False
@@ -84,23 +81,78 @@ class Control:
             yield
         except WeightUpdateError:
             self._holders -= 1
-            self._left_closed, self._opens_after_holders = self._opens_after_holders, False
+            self._leave_closed()
             raise
-        except BaseException:
-            await self._release()
+        except GeneratorExit:
+            self._holders -= 1
+            if not self._turn.is_taken:  # else whose turn it is sees to it
+                self._settle_without_calls()
             raise
+        except BaseException as error:
+            self._holders -= 1
+            await (self._release() if isinstance(error, Exception) else self._release_soon())
+            raise
+        self._holders -= 1
         await self._release()
 
     async def _release(self) -> None:
-        self._holders -= 1
+        """Continue what nobody holds any more. Raises ControlError."""
+        if not self._is_owed:
+            return
+        try:
+            async with self._turn:
+                if self._is_owed:
+                    await self._resume()
+        except asyncio.CancelledError:
+            await self._release_soon()
+            raise
+
+    async def _release_soon(self) -> None:
+        """Do that in a task that was cancelled; if it takes too long, whose turn it is sees to it."""
+        if self._is_owed:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_AFTER_CANCELLATION_S), self._turn:
+                    await self._settle()
+
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        """Wait for the turn, and do at its end what others could not wait for. Raises EngineStoppedError."""
         async with self._turn:
-            if self._opens_after_holders and not self._holders and not self._stopped:
-                await self._resume()
+            self._check()
+            try:
+                yield
+            except GeneratorExit:
+                self._settle_without_calls()
+                raise
+            finally:
+                if self._is_owed:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_AFTER_CANCELLATION_S):
+                            await self._settle()
+
+    @property
+    def _is_owed(self) -> bool:
+        """Whether generation is to be continued, now that all contexts have ended."""
+        return self._opens_after_holders and not self._holders and not self._stopped
+
+    async def _settle(self) -> None:
+        if self._is_owed:
+            self._left_closed = self._opens_after_holders = False
+            await self._reopen(self._router.in_rotation)
+
+    def _settle_without_calls(self) -> None:
+        """Do that where no more calls can be made."""
+        if self._is_owed:
+            self._left_closed = self._opens_after_holders = False
+            self._open_without(self._router.in_rotation)
+
+    def _leave_closed(self) -> None:
+        """Leave it to the next update to continue."""
+        self._left_closed, self._opens_after_holders = self._opens_after_holders, False
 
     async def abort_all(self) -> None:
         """End every generation; the engine's own go on from the tokens they have. Raises ControlError."""
-        async with self._turn:
-            self._check()
+        async with self._my_turn():
             calls = self._calls
             answers = await calls.to_each(lambda server: calls.insist(server, server.backend.abort_all()))
             calls.drop_failed(answers)
@@ -109,8 +161,7 @@ class Control:
     async def update_weights(self, path: str, version: int) -> None:
         """Have all servers load *path* as *version*. Raises WeightUpdateError."""
         weights = Weights(check_text("path", path), check_integer("version", version, least=0))
-        async with self._turn:
-            self._check()
+        async with self._my_turn():
             self._updating.refuse_if_one_cannot(weights)
             opens = self._opening.is_open or self._left_closed
             if not self._router.in_rotation:
@@ -124,6 +175,8 @@ class Control:
                 if opens and self._router.in_rotation:
                     with contextlib.suppress(ControlError):  # the other error tells more
                         await self._resume()
+                if self._is_owed and not self._router.in_rotation:
+                    self._leave_closed()
                 raise
             if opens:
                 await self._resume()
@@ -147,8 +200,7 @@ class Control:
                 session, HttpCall("POST", path, body), timeout_s
             )
 
-        async with self._turn:
-            self._check()
+        async with self._my_turn():
             with self._policy.changing():  # weights may be what it is about
                 answers = await self._calls.to_each(call)
             self._calls.raise_failed(f"POST {path}", answers)
@@ -169,17 +221,16 @@ class Control:
     async def _undo_pause(self, servers: Sequence[Server], error: BaseException) -> None:
         if isinstance(error, Exception):
             await self._reopen(servers)
-            return
-        try:
-            if isinstance(error, asyncio.CancelledError):
+        elif isinstance(error, asyncio.CancelledError):
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_AFTER_CANCELLATION_S):
                     await self._reopen(servers)
-        except TimeoutError:
-            pass
-        finally:
-            if not self._opening.is_open:  # no more calls can be made in this task
-                self._calls.take_out(servers, "it may be paused: pause_generation was cut off")
-                self._opening.open()
+        else:
+            self._open_without(servers)
+
+    def _open_without(self, servers: Sequence[Server]) -> None:
+        self._calls.take_out(servers, "it may be paused: no call could be made to continue it")
+        self._opening.open()
 
     async def _resume(self) -> None:
         self._left_closed = self._opens_after_holders = False

@@ -19,6 +19,11 @@ class Turn:
         self._taken = False
         self._waiting: deque[asyncio.Future[None]] = deque()
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether it is somebody's turn."""
+        return self._taken
+
     async def __aenter__(self) -> None:
         mine = asyncio.get_running_loop().create_future()
         with self._lock:
