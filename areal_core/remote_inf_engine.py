@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from areal_core import _process
@@ -62,7 +62,7 @@ class RemoteInfEngine:
         *addr* is one address or several, ``"host:port"`` or a URL; None takes those in the environment
         variable ``AREAL_LLM_SERVER_ADDRS``, with commas between. *logger* is a structlog or a standard
         logger, None for ours. Blocks for up to ``setup_timeout`` seconds; with at least ``min_servers``
-        healthy by then it begins without the others, which are taken in when they come.
+        healthy by then it begins without the others, which are taken in when they come (see `add_server`).
 
         Raises ServerUnreachableError when there are fewer; RuntimeError on the thread of a running loop,
         or when it is initialized; ValueError for what is no address.
@@ -122,12 +122,16 @@ class RemoteInfEngine:
                 f"n_samples={request.gconfig.n_samples}: agenerate makes one reply; call it that often, "
                 "with one rid for all"
             )
-        return await self._running().agenerate(request)
+        with self._in_use() as running:
+            return await running.agenerate(request)
 
     # -- servers -----------------------------------------------------------------------------------
 
     def add_server(self, addr: str) -> None:
         """Take one more server in, as soon as it is healthy and has the current weights.
+
+        That is seen to on a loop that uses the engine: where there is none, from the next `agenerate` or
+        control call on.
 
         Raises ValueError for what is no address, or one of the servers already; EngineStoppedError.
         """
@@ -173,7 +177,8 @@ class RemoteInfEngine:
 
         Raises ControlError when a server refuses, and lets all go on then; EngineStoppedError.
         """
-        await self._running().control.pause()
+        with self._in_use() as running:
+            await running.control.pause()
 
     async def continue_generation(self) -> None:
         """Let generations go on.
@@ -181,7 +186,8 @@ class RemoteInfEngine:
         Raises ControlError when a server could not be told, which is out of rotation then; the others go
         on all the same. Raises EngineStoppedError.
         """
-        await self._running().control.resume()
+        with self._in_use() as running:
+            await running.control.resume()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -190,15 +196,17 @@ class RemoteInfEngine:
         Generation goes on at the end if it did so at the beginning, and no other such context is left.
         Raises ControlError, EngineStoppedError.
         """
-        async with self._running().control.paused():
-            yield
+        with self._in_use() as running:
+            async with running.control.paused():
+                yield
 
     async def abort_all_requests(self) -> None:
         """End all generations on the servers; those of this engine go on from the tokens they have.
 
         Raises ControlError, EngineStoppedError.
         """
-        await self._running().control.abort_all()
+        with self._in_use() as running:
+            await running.control.abort_all()
 
     async def update_weights_from_disk(self, path: str | os.PathLike[str], version: int) -> None:
         """Have all servers load the weights at *path* (as they see it), as policy *version*.
@@ -209,7 +217,8 @@ class RemoteInfEngine:
         Raises WeightUpdateError when a server fails: the version does not rise then, and the servers have
         the weights they had, or are out of rotation. Raises ControlError, EngineStoppedError.
         """
-        await self._running().control.update_weights(os.fspath(path), version)
+        with self._in_use() as running:
+            await running.control.update_weights(os.fspath(path), version)
 
     async def call_all(self, path: str, json: Any = None, timeout: float | None = None) -> dict[str, Any]:
         """POST *json* to *path* at all servers in rotation, and return their answers by address.
@@ -221,7 +230,15 @@ class RemoteInfEngine:
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
-        return await self._running().call_all(path, json, timeout)
+        with self._in_use() as running:
+            return await running.call_all(path, json, timeout)
+
+    @contextmanager
+    def _in_use(self) -> Iterator[Running]:
+        """Give what runs, and have its servers looked after for the body of this context."""
+        running = self._running()
+        with running.lookout.in_use():
+            yield running
 
     def _running(self) -> Running:
         state = self._state

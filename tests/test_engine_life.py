@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
+from areal_core._engine.running import Running
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import EngineStoppedError, ServerUnreachableError
 from areal_core.remote_inf_engine import RemoteInfEngine
-from areal_core.types import ModelResponse
+from areal_core.types import ModelRequest, ModelResponse
 from children import RunScript
 from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, check_none_live, check_reply
@@ -68,8 +69,7 @@ def generate(runner: Run, engine: RemoteInfEngine, times: int = 4) -> None:
 
 def prober_of(engine: RemoteInfEngine) -> asyncio.Task[None] | None:
     assert engine._state is not None
-    prober = engine._state._prober
-    return None if prober is None else prober[1]
+    return engine._state.lookout._task
 
 
 def runs(prober: asyncio.Task[None] | None) -> bool:
@@ -258,14 +258,15 @@ def test_a_generation_that_just_began_ends_with_the_engine_too(
     runner: Run, servers: list[ReusedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with an_engine(*servers) as engine:
-        assert engine._state is not None
+        really = Running.agenerate
 
-        def destroy() -> None:  # in the middle of agenerate
-            thread = threading.Thread(target=engine.destroy)
+        async def agenerate(running: Running, request: ModelRequest) -> ModelResponse:
+            thread = threading.Thread(target=engine.destroy)  # in the middle of it
             thread.start()
             thread.join()
+            return await really(running, request)
 
-        monkeypatch.setattr(engine._state, "_look_after_servers", destroy)
+        monkeypatch.setattr(Running, "agenerate", agenerate)
         sending = Sending(runner, engine)
         assert isinstance(sending.ending(sending.send(a_request(most=2))), EngineStoppedError)
         assert not any(server.stats().generations for server in servers)
@@ -483,7 +484,7 @@ def test_an_engine_leaves_nothing_behind(
     engine.initialize(sys.argv[1:])
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(main())
-    print(engine._state._prober[1].done(), engine._state.generations)
+    print(engine._state.lookout._task.done(), engine._state.generations)
     with asyncio.Runner(loop_factory=make_loop) as runner:
         runner.run(engine.agenerate(request))
     {ending}

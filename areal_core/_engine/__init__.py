@@ -24,6 +24,7 @@
     control.py      what the trainer does           loading.py    weights for one server
     prober.py       looks after servers             recovery.py   brings one into rotation
     cut.py          calls end with their server     turn.py       one at a time, on any loop
+    lookout.py      on which loop the prober is     waking.py     tasks that wait, from any thread
     backend.py      the port to dialects: pure      backends/     SGLang, vLLM, OpenAI, one file each
     wire/           one HTTP exchange, and foreign JSON             events.py     every log line
 """

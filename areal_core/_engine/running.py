@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -14,6 +12,7 @@ from areal_core._engine.backend import Backend
 from areal_core._engine.control import Control
 from areal_core._engine.events import Events
 from areal_core._engine.generation import Generation, Parts
+from areal_core._engine.lookout import Lookout
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Policy
 from areal_core._engine.prober import Prober
@@ -25,7 +24,6 @@ from areal_core._engine.wire.decoding import encode, json_or_text
 from areal_core._engine.wire.exchange import Exchange
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import EngineStoppedError, ServerUnreachableError
-from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
 from areal_core.types import ModelRequest, ModelResponse
 
 _ADDRESSES_VARIABLE = "AREAL_LLM_SERVER_ADDRS"
@@ -50,8 +48,7 @@ class Running:
         self._parts = Parts(config, self.router, self.opening, policy)
         self._policy = policy
         self.generations: set[Generation] = set()
-        self._lock = threading.RLock()
-        self._prober: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None = None
+        self.lookout = Lookout(lambda: self._new_prober().run(), self.router.renew_patience, events)
         self._stopped = False
 
     # -- servers -----------------------------------------------------------------------------------
@@ -104,38 +101,10 @@ class Running:
             key = keys
         return Server(Exchange(address, key, self._config.max_reply_bytes), self._backend)
 
-    def _look_after_servers(self) -> None:
-        """See that a prober runs, on the running loop if there is none yet."""
-        if _runs(self._prober):
-            return
-        with self._lock:
-            if self._stopped or _runs(self._prober):
-                return
-            self._cancel_prober()  # its loop may run again one day
-            loop = asyncio.get_running_loop()
-            task = loop.create_task(self._new_prober().run(), name="areal_core prober")
-            self._prober = (loop, task)
-
-            async def end() -> None:
-                task.cancel()
-                await asyncio.wait((task,))
-
-            token = register_loop_cleanup(end)
-
-            def ended(task: asyncio.Task[None]) -> None:
-                unregister_loop_cleanup(token)
-                error = None if task.cancelled() else task.exception()
-                if error is not None:
-                    self._events.prober_died(error)
-
-            task.add_done_callback(ended)
-        self.router.renew_patience()
-
     # -- work --------------------------------------------------------------------------------------
 
     async def agenerate(self, request: ModelRequest) -> ModelResponse:
         """Return a reply to *request*. Raises what the engine's method of that name does."""
-        self._look_after_servers()
         generation = Generation(self._parts, request)
         self.generations.add(generation)
         try:
@@ -153,18 +122,11 @@ class Running:
 
     def stop(self) -> None:
         """End every generation, and the prober."""
-        with self._lock:
-            self._stopped = True
-            self._cancel_prober()
+        self._stopped = True
+        self.lookout.stop()
         self.control.stop()
         for generation in list(self.generations):
             generation.limits.stop(_DESTROYED)
-
-    def _cancel_prober(self) -> None:
-        if self._prober is not None:
-            loop, task = self._prober
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and has ended it
-                loop.call_soon_threadsafe(task.cancel)
 
     def _new_prober(self, at_first: bool = False) -> Prober:
         recovery = Recovery(self._config, self.router, self.opening, self._policy, self._events, at_first)
@@ -172,10 +134,6 @@ class Running:
 
     def _on_out(self, server: Server) -> None:
         self._events.server_out(server.name, server.why_out or "")
-
-
-def _runs(prober: tuple[asyncio.AbstractEventLoop, asyncio.Task[None]] | None) -> bool:
-    return prober is not None and prober[0].is_running() and not prober[1].done()
 
 
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:
