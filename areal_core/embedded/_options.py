@@ -1,4 +1,7 @@
-"""The options of the embedded server, declared once for the command line and for `EmbeddedServer`."""
+"""The options of the embedded server: names, types, defaults, checks, and the command line made of them.
+
+`EmbeddedServer` names them again, for those who write its arguments: its defaults are those from here.
+"""
 
 from __future__ import annotations
 
