@@ -87,7 +87,7 @@ def test_a_chat_goes_on_to_its_end_without_a_limit_and_goes_on_from_its_reply(cl
 
 
 def test_a_chat_is_streamed_with_log_probabilities_and_usage() -> None:
-    with EmbeddedServer(ms_per_token=5, sigma=0) as server, client_of(server) as client:
+    with EmbeddedServer(ms_per_token=15, sigma=0) as server, client_of(server) as client:
         chunks = list(
             client.chat.completions.create(
                 model="mine",
@@ -100,7 +100,7 @@ def test_a_chat_is_streamed_with_log_probabilities_and_usage() -> None:
         )
     tokens, logprobs = predict(HI_TOKENS, 8)
     *pieces, usage = chunks
-    assert len(pieces) > 4
+    assert len(pieces) > 2  # who speaks, and then tokens in more than one
     assert {chunk.id for chunk in chunks} == {chunks[0].id}
     assert {chunk.object for chunk in chunks} == {"chat.completion.chunk"}
     assert (pieces[0].choices[0].delta.role, pieces[0].choices[0].delta.content) == ("assistant", "")

@@ -183,7 +183,7 @@ def test_a_stream_has_the_new_tokens_in_each_piece_and_never_the_beginning_of_a_
     body: dict[str, Any] = {"prompt": [21], "return_token_ids": True, "logprobs": 0, "stop": ["zzz", "alg"]}
     *pieces, usage = stream(slow, "/v1/completions", body | {"stream_options": {"include_usage": True}})
     choices = [piece["choices"][0] for piece in pieces]
-    assert len(choices) > 5
+    assert len(choices) > 1
     assert [token for choice in choices for token in choice["token_ids"]] == KPX[:10]
     assert "".join(choice["text"] for choice in choices) == "kpxmrnt"
     assert [one for choice in choices for one in choice["logprobs"]["text_offset"]] == list(range(10))
