@@ -9,6 +9,11 @@ from areal_core._log import get_logger
 _SHORT = 500  # characters
 
 
+def told(error: BaseException) -> str:
+    """Return what *error* says, or its name where it says nothing, as a cancellation does."""
+    return (str(error) or repr(error))[:_SHORT]
+
+
 class Events:
     """The log of one engine. *logger* is a structlog or a standard logger, None for ours."""
 
@@ -30,7 +35,7 @@ class Events:
         )
 
     def weights_not_updated(self, version: int, error: BaseException) -> None:
-        self._logger.error("weights_not_updated", version=version, error=str(error)[:_SHORT])
+        self._logger.error("weights_not_updated", version=version, error=told(error))
 
     def waits_for_open_generation(self, seconds: float, waiting: int) -> None:
         self._logger.warning(
@@ -41,10 +46,10 @@ class Events:
         )
 
     def subscriber_raised(self, error: BaseException) -> None:
-        self._logger.error("version_subscriber_raised", error=str(error)[:_SHORT], exc_info=error)
+        self._logger.error("version_subscriber_raised", error=told(error), exc_info=error)
 
     def prober_failed(self, server: str, error: BaseException) -> None:
-        self._logger.error("probe_failed", server=server, error=str(error)[:_SHORT], exc_info=error)
+        self._logger.error("probe_failed", server=server, error=told(error), exc_info=error)
 
     def prober_died(self, error: BaseException) -> None:
-        self._logger.error("prober_died", error=str(error)[:_SHORT], exc_info=error)
+        self._logger.error("prober_died", error=told(error), exc_info=error)

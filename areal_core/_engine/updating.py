@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from areal_core._engine.calls import Answers, Calls
 from areal_core._engine.cut import Cut
-from areal_core._engine.events import Events
+from areal_core._engine.events import Events, told
 from areal_core._engine.loading import cannot_update, load, pause_or_resume
 from areal_core._engine.policy import Policy, Weights
 from areal_core._engine.router import Router
@@ -76,7 +76,7 @@ class Updating:
             lost = [one for one, failure in answers.items() if failure is not None]
         for server in lost:
             server.weights_unknown = server.awaits_weights = True
-        self._calls.take_out(lost, f"it may have loaded weights that others did not: {error}")
+        self._calls.take_out(lost, f"it may have loaded weights that others did not: {told(error)}")
 
     def _see_who_stays_out(self, waiting: Sequence[Server], answers: Answers) -> None:
         """Tell of those that were out of rotation and are still: others need not do without an update."""
