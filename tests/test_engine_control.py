@@ -8,10 +8,12 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.backends.sglang import SGLang
+from areal_core._engine.policy import Weights
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.embedded import write_weights
 from areal_core.errors import (
@@ -532,7 +534,10 @@ def test_an_update_with_too_few_servers_left_is_undone(
 
 
 def test_a_cancelled_update_leaves_no_server_in_use_that_may_have_either(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any],
+    servers: list[ReusedServer],
+    weights: Callable[[int], str],
+    log_lines: LogLines,
 ) -> None:
     with an_engine(*servers) as engine:
         tasks = sent_to_all(runner, engine, servers, most=300)
@@ -543,6 +548,9 @@ def test_a_cancelled_update_leaves_no_server_in_use_that_may_have_either(
         runner.wait_for_task(updating, timeout=10)
         assert engine.get_version() == 0
         assert out(engine) == names(*servers)
+        assert log_lines.of("error") == ["weights_not_updated version=1 error=CancelledError()"]
+        for why in engine.servers.values():
+            assert why == "it may have loaded weights that others did not: CancelledError()"
         servers[1].faults([])
         runner.run(engine.update_weights_from_disk, weights(2), 2)
         assert engine.get_version() == 2
@@ -586,6 +594,17 @@ def test_a_backend_without_weight_updates_says_so_and_loses_no_server(
         assert not out(engine)
         assert is_open(engine)
         check_usable(runner, engine)
+
+
+@pytest.mark.any_loop
+def test_a_version_of_numpys_is_known_as_an_int(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+) -> None:
+    with an_engine(servers[0]) as engine:
+        runner.run(engine.update_weights_from_disk, weights(3), np.int64(3))
+        assert engine._state is not None
+        known = engine._state._policy.weights
+        assert (known, known and type(known.version)) == (Weights(weights(3), 3), int)
 
 
 @pytest.mark.any_loop
@@ -850,6 +869,17 @@ def test_call_all_says_which_server_refused(
         for timeout in (0, -1.0, "1"):
             with pytest.raises((ValueError, TypeError)):
                 runner.run(engine.call_all, "/flush_cache", {}, timeout)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("path", ["flush_cache", "@127.0.0.1:1/x", "http://127.0.0.1:1/x", "", None, b"/x"])
+def test_what_is_no_path_is_called_nowhere(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], path: Any
+) -> None:
+    with an_engine(servers[0]) as engine:
+        with pytest.raises((ValueError, TypeError), match=r"^path"):
+            runner.run(engine.call_all, path)
+        assert not out(engine)
 
 
 def test_control_calls_from_two_loops_take_turns(

@@ -191,7 +191,9 @@ class Control:
         )
 
     async def call_all(self, path: str, body: bytes, timeout_s: float) -> dict[str, bytes]:
-        """POST *body* to all servers and return their answers by address. Raises ControlError."""
+        """POST *body* to all servers and return their answers by address. Raises ControlError, ValueError."""
+        if not check_text("path", path).startswith("/"):  # it would become part of a port, or of a host
+            raise ValueError(f"path={path!r} does not begin with '/'; give the path of a URL, whole")
         replies: dict[str, bytes] = {}
 
         async def call(server: Server) -> None:
