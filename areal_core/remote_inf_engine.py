@@ -159,6 +159,9 @@ class RemoteInfEngine:
         """Say which version the servers have, when they got it in another way than from this engine.
 
         A server that is out of rotation then stays there until the next `update_weights_from_disk`.
+        Labels win: replies that bear a version are believed, so servers that were given one, as by
+        `update_weights_from_disk`, must be given the new one along with the weights. With a label that is
+        older than what was set here, a reply is told by its label, and is not ``versions_exact``.
         Raises TypeError and ValueError for what is no version.
         """
         self._policy.set(version)
@@ -226,7 +229,10 @@ class RemoteInfEngine:
         An answer that is no JSON is its text. *timeout* is in seconds for each, None is
         ``control_timeout``. For what has no method here, such as process groups and adapters.
 
-        Raises ControlError, EngineStoppedError.
+        When it gives the servers weights, label them in the same call, where it can, and tell the engine by
+        `set_version`: the servers' own labels win.
+
+        Raises ControlError, EngineStoppedError; ValueError for a *path* that does not begin with ``/``.
         """
         if timeout is not None:
             check_seconds("timeout", timeout)

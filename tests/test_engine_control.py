@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from areal_core.errors import (
     WeightUpdateError,
 )
 from areal_core.remote_inf_engine import RemoteInfEngine
+from areal_core.types import ModelRequest
 from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, check_reply, lives, logs_of
 from logged import LogLines
@@ -505,6 +507,43 @@ def test_weights_that_came_another_way_are_not_replaced_by_older_ones(
         assert "1" not in set(map(ReusedServer.label, servers))
         runner.run(engine.update_weights_from_disk, weights(3), 3)
         check_usable(runner, engine, *servers, latest=3)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("extra", [{}, {"stream": False}], ids=["per chunk", "of the reply"])
+def test_labels_older_than_a_version_set_by_hand_are_told_and_not_called_exact(
+    runner: AsyncTaskRunner[Any],
+    servers: list[ReusedServer],
+    weights: Callable[[int], str],
+    extra: dict[str, Any],
+) -> None:
+    request = dataclasses.replace(a_request(most=3), extra=extra)
+    with an_engine(servers[0]) as engine:
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        assert versions_of(runner, engine, request) == ([1, 1, 1], True)
+        engine.set_version(2)  # and nobody told the server
+        assert versions_of(runner, engine, request) == ([1, 1, 1], False)
+        servers[0].load(weights(2), 2)
+        assert versions_of(runner, engine, request) == ([2, 2, 2], True)
+
+
+@pytest.mark.any_loop
+def test_versions_per_token_older_than_one_set_by_hand_are_told_and_not_called_exact(
+    runner: AsyncTaskRunner[Any], make_embedded_server: Any, weights: Callable[[int], str]
+) -> None:
+    server = make_embedded_server(mode="test", weight_version_spans=True)
+    with an_engine(server) as engine:
+        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        assert versions_of(runner, engine, a_request(most=3)) == ([1, 1, 1], True)
+        engine.set_version(2)
+        assert versions_of(runner, engine, a_request(most=3)) == ([1, 1, 1], False)
+
+
+def versions_of(
+    runner: AsyncTaskRunner[Any], engine: RemoteInfEngine, request: ModelRequest
+) -> tuple[list[int], bool]:
+    reply = Sending(runner, engine).reply(Sending(runner, engine).send(request))
+    return reply.output_versions, reply.versions_exact
 
 
 @pytest.mark.any_loop

@@ -187,8 +187,9 @@ class Generation:
 
     def _versions_of(self, piece: Piece) -> tuple[Sequence[int], bool]:
         """Return the oldest version that can have made each token of *piece*, and whether it did."""
+        by_hand = self._policy.set_by_hand  # whether its servers have been told is not known
         if piece.versions is not None:
-            return piece.versions, True
+            return piece.versions, not by_hand or min(piece.versions, default=0) >= self._sent.version
         count, label, held = len(piece.tokens), piece.label, self._policy.held_since(self._sent)
         if label is None:
             return [self._sent.version] * count, held
@@ -196,7 +197,8 @@ class Generation:
         if earlier is None:  # while nothing has changed here, a server that says otherwise knows better
             earlier = label if held else self._sent.version
         self._last_label = label
-        return [min(earlier, label)] * count, earlier == label
+        is_known = not by_hand or label >= self._policy.version
+        return [min(earlier, label)] * count, earlier == label and is_known
 
     def _new_wire_id(self) -> str:
         return f"{self._conversation}-{uuid.uuid4().hex}"
