@@ -209,11 +209,15 @@ def test_weights_too_large_to_compute_with_fail_each_request_in_the_words_of_its
     ("body", "problem"),
     [
         ({"text": "1+1="}, 'the policy reads digits, "=" and "_"; \'1+1=\' has others'),
+        (
+            {"text": "1=", "sampling_params": {"temperature": 10**400}},
+            f"sampling_params.temperature=1{'0' * 17}...{'0' * 19} is not in 0..1e+09",
+        ),
         ({"input_ids": [13]}, "the policy has tokens 0..12; the prompt has 13"),
         ({"input_ids": [1] * 17}, "the policy has room for 16 tokens; the prompt has 17"),
     ],
 )
-def test_a_prompt_it_cannot_read_is_refused(server: EmbeddedServer, body: Any, problem: str) -> None:
+def test_what_it_cannot_read_is_refused(server: EmbeddedServer, body: Any, problem: str) -> None:
     assert call(server, "POST", "/generate", body) == (400, {"error": {"message": problem}})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator
 from typing import Any
@@ -239,7 +240,8 @@ def test_a_malformed_request_is_told_the_field_and_its_value(
         ("min_new_tokens", 129, "is not an integer in 0..128"),
         ("max_tokens", 7, "is not a sampling parameter of this server"),
         ("temperature", "hot", "is not a number"),
-        ("temperature", -1, "is not in 0..inf"),
+        ("temperature", -1, "is not in 0..1e+09"),
+        ("temperature", math.inf, "is not in 0..1e+09"),
         ("top_p", 1.5, "is not in 0..1"),
         ("top_k", "x", "is not a number"),
         ("sampling_seed", 0.5, f"is not an integer in {-(2**63)}..{2**63 - 1}"),

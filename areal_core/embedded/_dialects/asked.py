@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +9,8 @@ from areal_core.embedded._checks import BadRequestError, boolean, integer, numbe
 
 WITHOUT_EFFECT = frozenset({"top_k", "min_p", "frequency_penalty", "presence_penalty", "repetition_penalty"})
 """Each is a number that shapes the distribution of the tokens."""
+# All tokens are equally likely long before; the policy cannot divide by an integer that is no float.
+_MOST_TEMPERATURE = 1e9
 
 
 def given(fields: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -41,7 +42,7 @@ def read_sampling(where: str, fields: Mapping[str, Any]) -> dict[str, Any]:
         "ignore_eos": flag(where, fields, "ignore_eos", False),
         "stop_token_ids": frozenset(token_ids(f"{where}stop_token_ids", stop_ids)),
         "stop": _stop_strings(f"{where}stop", given(fields, "stop", [])),
-        "temperature": _between(where, fields, "temperature", math.inf),
+        "temperature": _between(where, fields, "temperature", _MOST_TEMPERATURE),
         "top_p": _between(where, fields, "top_p", 1.0),
     }
 
