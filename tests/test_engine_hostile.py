@@ -13,7 +13,6 @@ from aiohttp import web
 
 from areal_core.embedded import EmbeddedServer
 from areal_core.embedded._fault_script import Malformed
-from areal_core.embedded._faults.bodies import spoil_events
 from areal_core.errors import (
     GenerationTimeoutError,
     MalformedReplyError,
@@ -47,6 +46,7 @@ TOLD_OF = {
     Malformed.WRONG_TYPES: r"got `str` - at `\$\.(meta_info\.completion_tokens|output_ids\[0\])`",
     Malformed.MISSING_IDS: r"\$\.meta_info\.output_token_logprobs is missing|the reply has no tokens",
     Malformed.UNEVEN: r"\$\.meta_info\.output_token_logprobs has \d+ entries, of \d+ tokens",
+    Malformed.NOT_UTF8: "UnicodeDecodeError",
     Malformed.NAN: r"JSON is malformed: invalid character",
 }
 """What the error says of each kind of malformed reply that is one however it comes."""
@@ -128,7 +128,7 @@ def test_a_stream_that_is_said_to_be_a_document_is_malformed(failure: Callable[.
 def test_what_nobody_reads_may_be_anything(play: Play) -> None:
     async def act() -> None:
         async def odd(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
-            spoilt = spoil_events(event(body, 4, "length"), Malformed.NOT_UTF8)  # the name of a field
+            spoilt = event(body, 4, "length").replace(b'"', b'"\xff', 1)  # the name of a field
             return await saying(spoilt, b"data: {nonsense\n\n")(request, body)
 
         async with scripted(odd) as server, engine_on(server) as engine:
