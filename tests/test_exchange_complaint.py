@@ -113,10 +113,14 @@ def test_a_body_that_is_too_large_is_not_told() -> None:
 @pytest.mark.parametrize("piece", ["1,", "1 ", "1, ", "-1", "1.", "1e+", "9", " ", ",", "\t", '"', "[", "{"])
 def test_no_text_takes_long_to_shorten(piece: str) -> None:
     body = (piece * MOST_BYTES)[:MOST_BYTES].encode()
-    began = time.process_time()
-    told(body)
-    told(b'{"error": ' + json.dumps(body.decode())[:-100].encode() + b'"}')
-    assert time.process_time() - began < 1
+
+    def taken_s() -> float:
+        began = time.thread_time()
+        told(body)
+        told(b'{"error": ' + json.dumps(body.decode())[:-100].encode() + b'"}')
+        return time.thread_time() - began
+
+    assert any(taken_s() < 1 for _ in range(3))  # a machine that is busy takes longer, but not every time
 
 
 @given(st.binary() | st.text().map(str.encode))
@@ -153,10 +157,12 @@ NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
         ("3", 3.0),
         (" 0 ", 0.0),
         ("1.5", 1.5),
-        ("7200", 3600.0),
-        ("9" * 5000, 3600.0),
+        ("60", 60.0),
+        ("61", 60.0),
+        ("7200", 60.0),
+        ("9" * 5000, 60.0),
         (format_datetime(NOW + timedelta(seconds=30), usegmt=True), 30.0),
-        (format_datetime(NOW + timedelta(days=30), usegmt=True), 3600.0),
+        (format_datetime(NOW + timedelta(days=30), usegmt=True), 60.0),
         (format_datetime(NOW - timedelta(days=30), usegmt=True), 0.0),
         ("Tue, 03 Nov 2026 13:00:20 +0100", 20.0),
         ("Tue, 03 Nov 2026 12:00:20 -0000", 20.0),
@@ -193,15 +199,15 @@ def test_a_date_without_a_zone_is_universal_time(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_a_clock_of_the_server_ours_is_used() -> None:
-    until = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    until = format_datetime(datetime.now(UTC) + timedelta(seconds=50), usegmt=True)
     for headers in ({"Retry-After": until}, {"Retry-After": until, "Date": "no date"}):
         seconds = retry_after_s(headers)
         assert seconds is not None
-        assert 90 < seconds <= 100
+        assert 40 < seconds <= 50
     assert retry_after_s({}) is None
 
 
 @given(st.text())
 def test_any_value_asks_for_no_time_or_for_a_bounded_one(value: str) -> None:
     seconds = retry_after_s({"Retry-After": value, "Date": value})
-    assert seconds is None or 0 <= seconds <= 3600
+    assert seconds is None or 0 <= seconds <= 60

@@ -16,7 +16,9 @@ MOST_BYTES = 4 * 2**20
 
 _WORDS_BYTES = 1200  # an error has the server and the call in it too, and stays under 2 kB
 _READ_CHARACTERS = 2**16
-_MOST_WAIT_S = 3600.0
+# The longest that is waited on one word of a server: proxies say an hour for what is over in a minute, and
+# nobody tells that it is. Who comes back too early is told again.
+_MOST_WAIT_S = 60.0
 
 _WORDS = ("error", "errors", "message", "detail", "msg", "reason", "title")
 _LIST, _DEPTH = 10, 6  # how many complaints of a list are read, and how deep they may lie
@@ -55,7 +57,7 @@ def shortened(words: str) -> str:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Return the seconds a reply asks to be left alone for, an hour at most; None: it does not say.
+    """Return the seconds a reply asks to be left alone for, a minute at most; None: it does not say.
 
     ``Retry-After`` is a number of seconds or a date, which is compared with the server's own clock.
     """
