@@ -154,6 +154,16 @@ def made(tokens: int = 4, prompt: int = 3) -> list[int]:
     return list(range(prompt, prompt + tokens))
 
 
+async def until_stage(engine: RemoteInfEngine, stage: str) -> None:
+    """Wait until a generation says that it is in this stage."""
+    words = {"waiting for a slot": "waiting for a server", "paused": "waiting for generation"}.get(
+        stage, stage
+    )
+    assert engine._state is not None
+    while not any(words in one.stage for one in engine._state.generations):  # noqa: ASYNC110 - it tells nobody
+        await asyncio.sleep(0.001)
+
+
 # Answers
 
 
@@ -217,6 +227,16 @@ def in_turn(*answers: Answer) -> Answer:
 
     async def answer(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
         return await next(left)(request, body)
+
+    return answer
+
+
+def until(gate: asyncio.Event, *, then: Answer) -> Answer:
+    """Answer when the test says so."""
+
+    async def answer(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
+        await gate.wait()
+        return await then(request, body)
 
     return answer
 

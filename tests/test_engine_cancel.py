@@ -12,6 +12,7 @@ from areal_core._engine import aborts, retries
 from areal_core._engine.backends import backend_named
 from areal_core._engine.events import Events
 from areal_core._engine.generation import Generation, Parts
+from areal_core._engine.insisting import AFTER_CANCELLATION_S
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Policy
 from areal_core._engine.router import Router
@@ -38,8 +39,9 @@ from scripted import (
     refusing,
     scripted,
     silent,
+    until,
+    until_stage,
 )
-from test_engine_deadline import until, until_stage
 
 
 @pytest.fixture
@@ -149,7 +151,7 @@ def test_one_that_is_connecting_ends_within_the_grace(play: Play, monkeypatch: p
             router.add(server)
             router.put_in(server, lambda: True)
             config = InferenceEngineConfig()
-            one = Generation(Parts(config, router, Opening(events), Policy(events)), asking())
+            one = Generation(Parts(config, router, Opening(events), Policy(events), events), asking())
             generation = asyncio.create_task(one.run())
             while not server.calls:  # noqa: ASYNC110 - it tells nobody
                 await asyncio.sleep(0.001)
@@ -205,7 +207,7 @@ def test_an_abort_goes_on_though_its_task_is_cancelled_again_and_again(play: Pla
 
 @pytest.mark.any_loop
 def test_a_server_that_answers_no_abort_costs_the_task_less_than_its_grace(play: Play) -> None:
-    assert aborts._AFTER_CANCELLATION_S < 5  # the default grace of tasks
+    assert AFTER_CANCELLATION_S < 5  # the default grace of tasks
 
     async def act() -> None:
         async with scripted(silent) as server, engine_on(server) as engine:
@@ -216,7 +218,7 @@ def test_a_server_that_answers_no_abort_costs_the_task_less_than_its_grace(play:
             generation.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await generation
-            assert time.monotonic() - began < aborts._AFTER_CANCELLATION_S + 1
+            assert time.monotonic() - began < AFTER_CANCELLATION_S + 1
 
     play(act)
 

@@ -34,6 +34,8 @@ from scripted import (
     saying,
     scripted,
     silent,
+    until,
+    until_stage,
 )
 
 
@@ -46,16 +48,6 @@ def play(loop_factory: LoopFactory) -> Play:
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Back off for so long that a test that does so fails."""
     monkeypatch.setattr(retries, "_full_jitter", lambda _: 100.0)
-
-
-def until(gate: asyncio.Event, *, then: Answer) -> Answer:
-    """Answer when the test says so."""
-
-    async def answer(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
-        await gate.wait()
-        return await then(request, body)
-
-    return answer
 
 
 def test_the_error_says_what_there_is_and_what_was_done_last_and_the_server_is_told(play: Play) -> None:
@@ -260,15 +252,6 @@ def test_destroy_ends_a_generation_whatever_it_waits_for(
                 await engine.agenerate(asking())
 
     play(act)
-
-
-async def until_stage(engine: Any, stage: str) -> None:
-    """Wait until a generation says that it is in this stage."""
-    words = {"waiting for a slot": "waiting for a server", "paused": "waiting for generation"}.get(
-        stage, stage
-    )
-    while not any(words in one.stage for one in engine._state.generations):  # noqa: ASYNC110 - it tells nobody
-        await asyncio.sleep(0.001)
 
 
 def test_destroy_while_a_late_generation_is_being_aborted_disturbs_nobody(

@@ -16,7 +16,7 @@ from tenacity import RetryCallState, wait_random_exponential
 from areal_core._engine import retries
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.wire.exchange import Exchange, Reply, StaleConnectionError
-from areal_core.errors import ServerStatusError, ServerUnreachableError
+from areal_core.errors import GenerationTimeoutError, ServerStatusError, ServerUnreachableError
 from areal_core.types import GenerationHyperparameters, ModelRequest
 from exchanging import KEY, all_shown
 from logged import LogLines
@@ -38,7 +38,9 @@ from scripted import (
     refusing,
     saying,
     scripted,
+    until_stage,
 )
+from threaded_loops import eventually
 
 
 @pytest.fixture
@@ -259,6 +261,140 @@ def waits_of(server: ScriptedServer) -> list[float]:
     return waits
 
 
+LONG = "3600"  # seconds; more than a generation may take here
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("headers", [{}, {"Retry_After": LONG}], ids=["for now", "for long"])
+def test_a_conversation_without_a_name_goes_on_elsewhere_when_its_server_is_busy(
+    play: Play, headers: dict[str, str]
+) -> None:
+    async def act() -> None:
+        async with (
+            scripted(refusing(503, **headers)) as server,
+            scripted() as other,
+            engine_on(server, other) as engine,
+        ):
+            assert (await engine.agenerate(asking())).output_tokens == made()
+            (refused,), (made_there,) = server.generations, other.generations
+            assert refused.wire_id == made_there.wire_id  # it did not begin
+            assert made_there.at - refused.at < 5
+            assert server.aborted == []
+
+    play(act)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_conversation_with_a_name_waits_for_its_server_or_says_that_it_cannot(play: Play) -> None:
+    async def act() -> None:
+        async with (
+            scripted(refusing(503, Retry_After="0.3"), refusing(503, Retry_After=LONG)) as server,
+            scripted() as other,
+            engine_on(server, other) as engine,
+        ):
+            with pytest.raises(GenerationTimeoutError, match="no time is left of request_timeout=20 s"):
+                await engine.agenerate(asking(rid="talk"))
+            assert (len(server.generations), other.generations) == (2, [])
+            assert min(waits_of(server)) >= 0.29
+
+    play(act)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_when_all_servers_ask_for_time_the_first_to_be_free_is_waited_for(play: Play) -> None:
+    async def act() -> None:
+        async with (
+            scripted(refusing(429, Retry_After=LONG)) as server,
+            scripted(refusing(429, Retry_After="0.4")) as other,
+            engine_on(server, other) as engine,
+        ):
+            assert (await engine.agenerate(asking())).output_tokens == made()
+            assert (len(server.generations), len(other.generations)) == (1, 2)
+            assert min(waits_of(other)) >= 0.39
+
+    play(act)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_those_whom_a_busy_server_sends_away_are_spread_over_the_others(play: Play) -> None:
+    async def act() -> None:
+        async with scripted() as server, scripted() as second, scripted() as third:
+            server.usual = refusing(503, Retry_After=LONG)
+            async with engine_on(server, second, third) as engine:
+                for _ in range(3):
+                    await asyncio.gather(*(engine.agenerate(asking()) for _ in range(12)))
+            refused = len(server.generations)
+            assert refused >= 4
+            assert len(second.generations) + len(third.generations) == 36  # none is refused twice
+            assert min(len(second.generations), len(third.generations)) > 6
+
+    play(act)
+
+
+@pytest.mark.parametrize("how", ["is removed", "is taken out"])
+def test_a_back_off_ends_when_its_server_leaves(play: Play, how: str) -> None:
+    async def act() -> None:
+        async with (
+            scripted(refusing(503, Retry_After="15")) as server,
+            scripted() as other,
+            engine_on(server, other) as engine,
+        ):
+            generation = asyncio.create_task(engine.agenerate(asking(rid="talk")))
+            await until_stage(engine, "backing off")
+            assert engine._state is not None
+            (known, _) = engine._state.router.servers
+            await eventually(lambda: bool(known.sleepers))
+            if how == "is removed":
+                await asyncio.to_thread(engine.remove_server, server.url)
+            else:
+                await asyncio.to_thread(engine._state.router.take_out, known, "a test wants it")
+            async with asyncio.timeout(5):
+                assert (await generation).output_tokens == made()
+            assert (len(server.generations), len(other.generations)) == (1, 1)
+            assert not known.sleepers
+
+    play(act)
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_finds_that_its_server_has_left_does_not_back_off(play: Play) -> None:
+    async def act() -> None:
+        async with (
+            scripted(refusing(500)) as server,
+            scripted() as other,
+            engine_on(server, other, request_timeout=200.0) as engine,
+        ):
+            server.control["/abort_request"] = hanging_up()
+            async with asyncio.timeout(5):
+                assert (await engine.agenerate(asking(rid="talk"))).output_tokens == made()
+            assert (len(server.generations), len(other.generations)) == (1, 1)
+
+    play(act)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_each_failed_attempt_that_is_made_again_is_one_line(play: Play, log_lines: LogLines) -> None:
+    async def act() -> None:
+        script = [refusing(503, "x" * 1000), hanging_up(1), hanging_up(), refusing(400)]
+        async with scripted(*script) as server, engine_on(server) as engine:
+            with pytest.raises(ServerStatusError):
+                await engine.agenerate(asking(rid="talk"))
+            name = server.url.removeprefix("http://")
+        lines = [line for line in log_lines.of("info") if line.startswith("attempt_failed")]
+        begin = f"attempt_failed conversation=talk server={name} error="
+        assert [line.startswith(begin) for line in lines] == [True] * 3
+        full, torn, hung_up = (line.removeprefix(begin) for line in lines)
+        assert full.startswith(f"{name} answered POST /generate with 503: xxx")
+        assert len(full) < 300
+        assert torn.endswith("again_after_s=0.0")
+        assert "hung up" in torn
+        assert "hung up" in hung_up
+        waits = [float(line.rpartition("again_after_s=")[2]) for line in (full, hung_up)]
+        assert all(0 < wait < 1 for wait in waits)
+
+    play(act)
+
+
 @pytest.mark.any_loop
 def test_300_clients_that_meet_503_at_once_come_back_spread_out(play: Play) -> None:
     async def worst_window() -> int:
@@ -371,7 +507,7 @@ def test_a_delay_is_drawn_from_a_whole_span_which_doubles_up_to_half_a_minute(
 
 def delay_after(failure: int, error: Exception) -> float:
     """Return how long to wait after the so manieth failure in a row."""
-    patience = retries.Patience(1000, lambda: 1e6)
+    patience = retries.Patience(1000, lambda: 1e6, lambda _: 0.0)
     state = RetryCallState(patience.retrying(lambda _: None), None, (), {})
     state.attempt_number = failure
     state.set_exception((type(error), error, None))

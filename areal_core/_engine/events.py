@@ -7,6 +7,7 @@ from typing import Any
 from areal_core._log import get_logger
 
 _SHORT = 500  # characters
+_SHORTER = 200
 
 
 def told(error: BaseException) -> str:
@@ -28,6 +29,16 @@ class Events:
 
     def server_stays_out(self, server: str, why: str) -> None:
         self._logger.warning("server_stays_out_of_rotation", server=server, why=why[:_SHORT])
+
+    def attempt_failed(self, conversation: str, server: str, error: BaseException, wait_s: float) -> None:
+        """Tell of one that is made again."""
+        self._logger.info(
+            "attempt_failed",
+            conversation=conversation,
+            server=server,
+            error=told(error)[:_SHORTER],
+            again_after_s=round(wait_s, 3),
+        )
 
     def weights_updated(self, version: int, path: str, seconds: float, servers: int) -> None:
         self._logger.info(

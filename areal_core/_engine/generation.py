@@ -8,13 +8,17 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from tenacity import RetryCallState
+
 from areal_core._engine.aborts import abort, abort_after_cancellation
 from areal_core._engine.attempt import Attempt
 from areal_core._engine.backend import Ask, Piece
+from areal_core._engine.events import Events
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Moment, Policy
 from areal_core._engine.proof import OldWeightsError
+from areal_core._engine.resting import Resting
 from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, did_not_begin, may_try_again
 from areal_core._engine.router import Router
 from areal_core._engine.server import Pin, Server
@@ -38,6 +42,7 @@ class Parts:
     router: Router
     opening: Opening
     policy: Policy
+    events: Events
 
 
 class Generation:
@@ -48,6 +53,7 @@ class Generation:
         self._router = parts.router
         self._opening = parts.opening
         self._policy = parts.policy
+        self._events = parts.events
         self._request = request
         self._conversation = request.rid or uuid.uuid4().hex
         self.limits = Limits(self._config.request_timeout, self._opening, self._describe)
@@ -62,6 +68,7 @@ class Generation:
         self._segments = 0
         self._finish: str | None = None
         self._first_token_at: float | None = None
+        self._last_server = ""
         # Of the attempt under way. The wire id is kept for as long as no server can have begun with it.
         self._wire_id = self._new_wire_id()
         self._sent = Moment(0, 0)
@@ -75,8 +82,9 @@ class Generation:
         began = time.monotonic()
         async with self.limits:
             with self._router.pinned(self._request.rid) as pin:
+                resting = Resting(self._router, pin, stays=self._request.rid is not None)
                 while self._finish is None:
-                    await self._go_on(pin)
+                    await self._go_on(pin, resting)
         return ModelResponse(
             input_tokens=list(self._request.input_ids),
             output_tokens=self._tokens,
@@ -89,11 +97,11 @@ class Generation:
             segments=self._segments,
         )
 
-    async def _go_on(self, pin: Pin) -> None:
+    async def _go_on(self, pin: Pin, resting: Resting) -> None:
         """Make attempts until one brings a token or the end."""
-        patience = Patience(self._config.request_retries, self.limits.left_s)
+        patience = Patience(self._config.request_retries, self.limits.left_s, resting.asked_s)
         try:
-            await patience.retrying(self._about_to_sleep)(self._attempt, pin)
+            await patience.retrying(self._about_to_sleep, resting.sleep)(self._attempt, pin, resting)
         except ArealError as error:
             if patience.out_of_time:
                 raise GenerationTimeoutError(
@@ -102,13 +110,20 @@ class Generation:
                 ) from error
             raise
 
-    def _about_to_sleep(self, _: object) -> None:
+    def _about_to_sleep(self, state: RetryCallState) -> None:
         self.stage += ", then backing off"
+        error = state.outcome.exception() if state.outcome is not None else None
+        if error is not None:
+            self._say_failed(error, state.upcoming_sleep)
 
-    async def _attempt(self, pin: Pin) -> None:
+    def _say_failed(self, error: BaseException, wait_s: float) -> None:
+        self._events.attempt_failed(self._conversation, self._last_server, error, wait_s)
+
+    async def _attempt(self, pin: Pin, resting: Resting) -> None:
         """Send what is missing to a server once. Raises what went wrong, unless tokens came all the same."""
-        server = await self._next_server(pin)
+        server = await self._next_server(pin, resting)
         before, closings = len(self._tokens), self._opening.closings
+        self._last_server = server.name
         self.stage = f"generating on {server.name}"
         self.attempts += 1
         try:
@@ -118,6 +133,8 @@ class Generation:
             await self._recover(server, error, brought)
             if not brought or not may_try_again(error):
                 raise
+            if len(self._tokens) < self._request.gconfig.max_new_tokens:
+                self._say_failed(error, 0.0)
         finally:
             self._router.give_back(server)
         if len(self._tokens) > before:
@@ -130,11 +147,12 @@ class Generation:
         if len(self._tokens) >= self._request.gconfig.max_new_tokens and self._finish is None:
             self._finish = "length"
 
-    async def _next_server(self, pin: Pin) -> Server:
+    async def _next_server(self, pin: Pin, resting: Resting) -> Server:
         while True:
             self.stage = "waiting for generation to be continued"
             await self._opening.wait()
             self.stage = "waiting for a server"
+            resting.choose()
             server = await self._router.take(pin, self._config.setup_timeout)
             if self._opening.is_open:
                 return server

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
@@ -49,24 +50,33 @@ def may_try_again(error: BaseException) -> bool:
 class Patience:
     """How long to go on: *retries* failures in a row, and *left_s* seconds, sleep included.
 
-    Empty aborts, and what another attempt will not meet again, are no failures.
+    *asked_s* says how long to leave a server alone after an error. Empty aborts, and what another attempt
+    will not meet again, are no failures.
     """
 
-    def __init__(self, retries: int, left_s: Callable[[], float]) -> None:
+    def __init__(
+        self, retries: int, left_s: Callable[[], float], asked_s: Callable[[BaseException | None], float]
+    ) -> None:
         self._retries = retries
         self._left_s = left_s
+        self._asked_s = asked_s
         self._failures = 0
         self._at_once = 0  # in a row
         self.out_of_time = False
         """Whether it was time that ran out."""
 
-    def retrying(self, about_to_sleep: Callable[[RetryCallState], None]) -> AsyncRetrying:
+    def retrying(
+        self,
+        about_to_sleep: Callable[[RetryCallState], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> AsyncRetrying:
         """Return what repeats an attempt while that may help, and else raises its error as it is."""
         return AsyncRetrying(
             retry=retry_if_exception(may_try_again),
             wait=self._wait,
             stop=self._is_enough,
             before_sleep=about_to_sleep,
+            sleep=sleep,
             reraise=True,
         )
 
@@ -82,9 +92,8 @@ class Patience:
         self._at_once = self._at_once + 1 if isinstance(error, AtOnceError) else 0
         if 0 < self._at_once <= _AT_ONCE_IN_A_ROW:
             return 0.0
-        asked_s = error.retry_after_s if isinstance(error, ServerStatusError) else None
         # On top, or all who were told the same would come back together.
-        return (asked_s or 0.0) + _full_jitter(state)
+        return self._asked_s(error) + _full_jitter(state)
 
 
 def _error_of(state: RetryCallState) -> BaseException | None:

@@ -11,6 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 
 from areal_core._engine.server import Pin, Server, Waiter
+from areal_core._engine.waking import wake
 from areal_core.errors import ServerUnreachableError
 
 
@@ -19,13 +20,20 @@ class Router:
 
     *slots* is how many generations a server is given at once (None: no limit); *most_pins* how many
     conversations are remembered that have nothing in flight. *on_out* is told of each server that leaves
-    rotation, with the lock free.
+    rotation and *on_in* of each that comes into it, with the lock free.
     """
 
-    def __init__(self, slots: int | None, most_pins: int, on_out: Callable[[Server], None]) -> None:
+    def __init__(
+        self,
+        slots: int | None,
+        most_pins: int,
+        on_out: Callable[[Server], None],
+        on_in: Callable[[Server], None] = lambda _: None,
+    ) -> None:
         self._slots = slots
         self._most_pins = most_pins
         self._on_out = on_out
+        self._on_in = on_in
         self._lock = threading.RLock()
         self._servers: list[Server] = []
         self._deserted_since: float | None = time.monotonic()  # None while a server is in rotation
@@ -63,7 +71,7 @@ class Router:
         self.cut(server, "it was removed")
 
     def take_out(self, server: Server, why: str) -> None:
-        """Give *server* no more generations; those that wait for it may go anywhere."""
+        """Give *server* no more generations; those that wait or sleep for it may go anywhere."""
         with self._lock:
             if server.why_out is not None:
                 return
@@ -77,6 +85,8 @@ class Router:
             if not self.in_rotation:
                 self._deserted_since = time.monotonic()
             self._serve(*self._servers)
+        for sleeper in tuple(server.sleepers):
+            wake(sleeper)
         self._on_out(server)
 
     def put_in(self, server: Server, still_right: Callable[[], bool]) -> bool:
@@ -89,7 +99,9 @@ class Router:
                 return False
             self._deserted_since = None
             self._serve(*self._servers)
-            return True
+        if why_out is not None:
+            self._on_in(server)
+        return True
 
     def explain(self, server: Server, why: str) -> None:
         """Note why *server* is still out of rotation. Nothing happens when it is in."""

@@ -45,7 +45,7 @@ class Running:
         most_pins = max(_FEWEST_PINS, _PINS_PER_ROLLOUT * config.concurrency)
         self.router = Router(config.max_inflight_per_server, most_pins, self._on_out)
         self.control = Control(config, self.router, self.opening, policy, events)
-        self._parts = Parts(config, self.router, self.opening, policy)
+        self._parts = Parts(config, self.router, self.opening, policy, events)
         self._policy = policy
         self.generations: set[Generation] = set()
         self.lookout = Lookout(lambda: self._new_prober().run(), self.router.renew_patience, events)

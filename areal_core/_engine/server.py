@@ -22,7 +22,11 @@ class Call(Protocol):
 
 
 class Server:
-    """An address with what is known of who listens there. The router's lock guards all but `exchange`."""
+    """An address with what is known of who listens there.
+
+    The router's lock guards `why_out`, `departures`, `removed`, `in_flight` and `queue`; who loads weights has
+    its turn at `loading`; the rest is read and changed in single steps.
+    """
 
     def __init__(self, exchange: Exchange, backend: Backend) -> None:
         self.exchange = exchange
@@ -32,12 +36,16 @@ class Server:
         """The variant of that which it had when it was last brought in."""
         self.why_out: str | None = "new"
         """Why it is not in rotation; None while it is."""
+        self.complaint: str | None = None
+        """Why it stays out of rotation though it is well, as the log has told; None: it has not."""
         self.departures = 0
         """How often it has left rotation."""
         self.removed = False
         self.in_flight = 0
         self.calls: set[Call] = set()
         """Under way: generations and what controls them. They end when it is given up."""
+        self.sleepers: set[asyncio.Future[None]] = set()
+        """Who waits some time before another attempt here, and no longer than it is in rotation."""
         self.queue: deque[Waiter] = deque()
         """Who waits for a slot here, and nowhere else."""
         self.weights: int | None = None
