@@ -16,6 +16,7 @@ from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
 from areal_core.embedded import EmbeddedServer
 from areal_core.errors import EngineStoppedError, GenerationTimeoutError, ServerStatusError
+from areal_core.remote_inf_engine import RemoteInfEngine
 from conftest import MakeRunner
 from engine_tools import an_engine
 from logged import LogLines
@@ -37,6 +38,7 @@ from scripted import (
     until,
     until_stage,
 )
+from threaded_loops import eventually
 
 
 @pytest.fixture
@@ -118,12 +120,17 @@ def test_one_deadline_covers_all_attempts(play: Play, monkeypatch: pytest.Monkey
     async def act() -> None:
         gate = asyncio.Event()
         script = [until(gate, then=refusing(500)), silent]
-        async with scripted(*script) as server, engine_on(server, request_timeout=1.0) as engine:
-            began = time.monotonic()
-            asyncio.get_running_loop().call_later(0.6, gate.set)
+        async with scripted(*script) as server, engine_on(server, request_timeout=1.5) as engine:
+            generation = asyncio.create_task(engine.agenerate(asking()))
+            await server.until("/generate", 1)
+            assert engine._state is not None
+            (one,) = engine._state.generations
+            asyncio.get_running_loop().call_later(0.4, gate.set)
+            await server.until("/generate", 2)
+            assert one.limits.left_s() < 1.2
             with pytest.raises(GenerationTimeoutError, match="after 2 attempts"):
-                await engine.agenerate(asking())
-            assert 0.9 < time.monotonic() - began < 1.5  # a second for each would be 1.6
+                await generation
+            assert one.limits.left_s() <= 0
 
     play(act)
 
@@ -158,7 +165,7 @@ def test_a_pause_is_not_charged_whether_it_began_before_or_in_the_middle(play: P
             await engine.pause_generation()
             gate.set()
             before = asyncio.create_task(engine.agenerate(asking()))
-            await asyncio.sleep(0.8)
+            await eventually(lambda: waiting_for_the_opening(engine) == 4)  # they and their deadlines
             assert len(server.generations) == 1
             assert not (before.done() or middle.done())
             await engine.continue_generation()
@@ -168,13 +175,18 @@ def test_a_pause_is_not_charged_whether_it_began_before_or_in_the_middle(play: P
     play(act)
 
 
+def waiting_for_the_opening(engine: RemoteInfEngine) -> int:
+    assert engine._state is not None
+    return len(engine._state.opening._wakes)
+
+
 def test_what_was_left_before_a_pause_is_left_after_it(play: Play) -> None:
     async def act() -> None:
         async with scripted() as server, engine_on(server, request_timeout=0.5) as engine:
             server.usual = silent
             async with engine.paused():
                 generation = asyncio.create_task(engine.agenerate(asking()))
-                await asyncio.sleep(0.7)
+                await eventually(lambda: waiting_for_the_opening(engine) == 2)  # it and its deadline
             continued = time.monotonic()
             with pytest.raises(GenerationTimeoutError, match=r"request_timeout=0\.5 s"):
                 await generation
@@ -188,14 +200,22 @@ def test_a_long_pause_is_said_once_whoever_waits(
 ) -> None:
     assert opening._SAY_SO_AFTER_S == 60
     monkeypatch.setattr(opening, "_SAY_SO_AFTER_S", 0.05)
+    turns: list[None] = []
+    say_so = Opening._say_so
+
+    def noting(self: Opening) -> None:
+        say_so(self)
+        turns.append(None)
+
+    monkeypatch.setattr(Opening, "_say_so", noting)
 
     async def act() -> None:
         async with scripted() as server, engine_on(server) as engine:
             for times in (1, 2):
                 async with engine.paused():
                     waiting = [asyncio.create_task(engine.agenerate(asking())) for _ in range(3)]
-                    await asyncio.to_thread(log_lines.wait_for, "generation_is_paused")
-                    await asyncio.sleep(0.1)
+                    await eventually(lambda: len(turns) == 3)
+                    turns.clear()
                     lines = [line for line in log_lines.of("warning") if "generation_is_paused" in line]
                     assert len(lines) == times
                     assert "waiting=3" in lines[-1]
