@@ -18,10 +18,13 @@
     running.py      one life of an engine: the parts, wired together
     generation.py   one agenerate                   attempt.py    one request of it at one server
     limits.py       its deadline                    retries.py    what may be tried again, and when
-    aborts.py       ending attempts                 proof.py      that tokens come from the right weights
+    aborts.py       ending attempts                 resting.py    the time between attempts, and where next
+    proof.py        that tokens come from the right weights
     router.py       servers, conversations, slots   server.py     one server, and who waits for it
     opening.py      whether generation is open      policy.py     the policy version and its weights
-    control.py      what the trainer does           loading.py    weights for one server
+    control.py      what the trainer does           calls.py      one call to many, and their answers
+    updating.py     weights to all, or to none      loading.py    weights for one server
+    insisting.py    calls that have to get through
     prober.py       looks after servers             recovery.py   brings one into rotation
     cut.py          calls end with their server     turn.py       one at a time, on any loop
     lookout.py      on which loop the prober is     waking.py     tasks that wait, from any thread
