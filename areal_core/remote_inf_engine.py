@@ -64,20 +64,26 @@ class RemoteInfEngine:
         logger, None for ours. Blocks for up to ``setup_timeout`` seconds; with at least ``min_servers``
         healthy by then it begins without the others, which are taken in when they come (see `add_server`).
 
-        Raises ServerUnreachableError when there are fewer; RuntimeError on the thread of a running loop,
-        or when it is initialized; ValueError for what is no address.
+        Raises ServerUnreachableError when there are fewer; EngineStoppedError when another thread destroys
+        it meanwhile; RuntimeError on the thread of a running loop, or when it is initialized; ValueError for
+        what is no address.
         """
         _refuse_on_loop("initialize")
-        if self._home is not _process.home():
-            self._lock, self._state, self._home = threading.RLock(), None, _process.home()
+        from areal_core._engine.running import Running  # aiohttp: not before somebody needs it
+
+        self._arrive()
         with self._lock:
             if self._state is not None:
                 raise RuntimeError("the engine is initialized already; destroy() it first")
-            from areal_core._engine.running import Running  # aiohttp: not before somebody needs it
-
-            state = Running(self._config, self._backend, self._policy, Events(logger))
-            asyncio.run(state.set_up(addr))
-            self._state = state
+            self._policy.events = events = Events(logger)
+            self._state = state = Running(self._config, self._backend, self._policy, events)
+        try:
+            asyncio.run(state.set_up(addr))  # with the lock free, for destroy()
+        except BaseException:
+            with self._lock:
+                if self._state is state:
+                    self._state = None
+            raise
 
     def destroy(self) -> None:
         """End: generations under way raise EngineStoppedError. Nothing happens when it has ended.
@@ -164,6 +170,7 @@ class RemoteInfEngine:
         older than what was set here, a reply is told by its label, and is not ``versions_exact``.
         Raises TypeError and ValueError for what is no version.
         """
+        self._arrive()
         self._policy.set(version)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
@@ -171,6 +178,7 @@ class RemoteInfEngine:
 
         It must not block, and not ask for the version.
         """
+        self._arrive()
         return self._policy.subscribe(callback)
 
     # -- control -----------------------------------------------------------------------------------
@@ -239,6 +247,12 @@ class RemoteInfEngine:
         with self._in_use() as running:
             return await running.call_all(path, json, timeout)
 
+    def _arrive(self) -> None:
+        """Begin anew in a forked process: who held a lock in the parent does not exist here."""
+        if self._home is not _process.home():
+            self._lock, self._state, self._home = threading.RLock(), None, _process.home()
+            self._policy.renew()
+
     @contextmanager
     def _in_use(self) -> Iterator[Running]:
         """Give what runs, and have its servers looked after for the body of this context."""
@@ -250,7 +264,7 @@ class RemoteInfEngine:
         state = self._state
         if self._home is not _process.home():
             raise EngineStoppedError("this engine belongs to another process; initialize() it here")
-        if state is None:
+        if state is None or not state.is_set_up:
             raise EngineStoppedError("the engine does not run; initialize() starts it")
         return state
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from areal_core._engine.events import Events
+from areal_core._engine.limits import Limits
+from areal_core._engine.opening import Opening
 from areal_core._engine.running import Running
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
@@ -20,7 +25,7 @@ from areal_core.types import ModelRequest, ModelResponse
 from children import RunScript
 from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, check_none_live, check_reply
-from logged import LogLines
+from logged import LogLines, LogLinesHandler
 from reused_servers import ReusedServer, renewed, reused_servers
 from threaded_loops import MakeLoop, ThreadedLoop, eventually, threaded_loops
 
@@ -162,6 +167,23 @@ def test_on_the_thread_of_a_loop_the_blocking_calls_refuse(
 
 
 @pytest.mark.any_loop
+def test_the_logger_gets_the_lines_of_the_whole_engine(loop_name: str, servers: list[ReusedServer]) -> None:
+    lines, logger = LogLines(), logging.getLogger("one of a test")
+    logger.addHandler(LogLinesHandler(lines))
+    logger.setLevel(logging.INFO)
+
+    def raises(_: int) -> None:
+        raise ZeroDivisionError
+
+    engine = an_idle_engine()
+    engine.subscribe(raises)
+    engine.initialize(servers[0].addr, logger)
+    engine.set_version(1)
+    engine.destroy()
+    assert [line.message.split()[0] for line in lines] == ["server_in_rotation", "version_subscriber_raised"]
+
+
+@pytest.mark.any_loop
 def test_what_is_no_backend_or_config_is_refused(loop_name: str) -> None:
     with pytest.raises(ValueError, match="sglang"):
         RemoteInfEngine(InferenceEngineConfig(), "nobody")
@@ -284,6 +306,41 @@ def test_an_engine_begins_again_after_destroy(runner: Run, servers: list[ReusedS
     with engine:
         engine.initialize(servers[0].addr)
     assert repr(engine) == "<RemoteInfEngine sglang, version 0, stopped>"
+
+
+@pytest.mark.any_loop
+def test_destroy_ends_an_initialize_that_waits_for_servers(loop_name: str) -> None:
+    engine = an_idle_engine(setup_timeout=4.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent, ThreadPoolExecutor(1) as pool:
+        begins = pool.submit(engine.initialize, f"127.0.0.1:{silent.getsockname()[1]}")
+        silent.accept()[0].close()
+        with pytest.raises(RuntimeError, match="initialized already"):
+            engine.initialize("127.0.0.1:1")
+        with pytest.raises(EngineStoppedError, match="does not run"):
+            engine.add_server("127.0.0.1:1")
+        engine.destroy()
+        with pytest.raises(EngineStoppedError, match="destroyed"):
+            begins.result()
+    assert "stopped" in repr(engine)
+
+
+def test_limits_that_are_stopped_before_they_begin_end_what_begins_and_complain_of_nothing(
+    loop_factory: MakeLoop,
+) -> None:
+    async def main() -> None:
+        problems: list[Any] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
+        limits = Limits(60.0, Opening(Events()), lambda: "nothing yet")
+        limits.stop("destroyed")
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert problems == []
+        with pytest.raises(EngineStoppedError, match="destroyed"):
+            async with limits:
+                await asyncio.Event().wait()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(main())
 
 
 # -- several loops, and the prober
@@ -475,7 +532,8 @@ def test_an_engine_leaves_nothing_behind(
     async def main():
         await asyncio.gather(*(engine.agenerate(request) for _ in range(8)))
         begun = [asyncio.create_task(engine.agenerate(long)) for _ in range(8)]
-        await asyncio.sleep(0.1)
+        while sum("generating" in one.stage for one in engine._state.generations) < 8:
+            await asyncio.sleep(0.01)
         begun[0].cancel()
         await engine.pause_generation()
         await engine.continue_generation()
@@ -541,7 +599,7 @@ def test_a_forked_child_is_told_that_the_engine_is_its_parents_and_may_begin_its
     held, go_on = threading.Event(), threading.Event()
 
     def hold():  # as another initialize() would
-        with engine._lock:
+        with engine._lock, engine._policy._lock, engine._policy.changing():
             held.set()
             go_on.wait()
 

@@ -24,14 +24,17 @@ class Limits:
         self._loop = asyncio.get_running_loop()
         self._clock = asyncio.timeout(None)
         self._stopped: str | None = None
-        self._over = False  # the body has ended, or is being ended
+        self._over = True  # the body has not begun, or has ended, or is being ended
         self._forget: Callable[[], None] = _nothing
 
     async def __aenter__(self) -> None:
+        if self._stopped is not None:
+            raise self._error()
         self._began = self._loop.time()
         self._closed_before_s = self._opening.closed_s
         self._timer = self._loop.call_later(self._timeout_s, self._see)
         await self._clock.__aenter__()
+        self._over = False
 
     async def __aexit__(self, *raised: Any) -> None:
         self._over = True

@@ -31,7 +31,8 @@ class Policy:
     """Which version the servers generate with. Any thread may ask and tell."""
 
     def __init__(self, events: Events) -> None:
-        self._events = events
+        self.events = events
+        """Where it logs."""
         self._lock = threading.RLock()
         self._version = 0
         self._subscribers: dict[object, Callable[[int], None]] = {}
@@ -41,6 +42,11 @@ class Policy:
         """The last update that came by way of this engine; None: there was none."""
         self.set_by_hand = False
         """Whether the version was set without such an update, so that nobody here has its weights."""
+
+    def renew(self) -> None:
+        """Forget, in a forked process, who held the lock or changed weights in the parent."""
+        self._lock = threading.RLock()
+        self._changing = 0
 
     @property
     def version(self) -> int:
@@ -93,7 +99,7 @@ class Policy:
             try:
                 subscriber(version)
             except Exception as error:
-                self._events.subscriber_raised(error)
+                self.events.subscriber_raised(error)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Have *callback* called with each new version; return what ends that."""

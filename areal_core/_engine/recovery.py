@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from areal_core._engine.aborts import abort_leftovers
-from areal_core._engine.events import Events
 from areal_core._engine.loading import load, pause_or_resume
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Moment, Policy, Weights
@@ -38,14 +37,12 @@ class Recovery:
         router: Router,
         opening: Opening,
         policy: Policy,
-        events: Events,
         at_first: bool = False,
     ) -> None:
         self._config = config
         self._router = router
         self._opening = opening
         self._policy = policy
-        self._events = events
         self._at_first = at_first
 
     async def bring_in(self, server: Server) -> None:
@@ -69,8 +66,7 @@ class Recovery:
                 same_gate = now.closings == closings and now.is_open == is_open
                 return same_gate and self._policy.moment() == moment and not self._policy.is_changing
 
-            if self._router.put_in(server, still_right):
-                self._events.server_in(server.name, self._policy.version)
+            self._router.put_in(server, still_right)
 
     async def _give_weights(self, server: Server) -> None:
         weights, expected = self._policy.weights, self._policy.version

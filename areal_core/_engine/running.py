@@ -29,6 +29,7 @@ from areal_core.types import ModelRequest, ModelResponse
 _ADDRESSES_VARIABLE = "AREAL_LLM_SERVER_ADDRS"
 _PINS_PER_ROLLOUT = 8
 _FEWEST_PINS = 4096
+_MOST_REMOVED = 1000
 _DESTROYED = "the engine was destroyed"
 
 
@@ -43,25 +44,31 @@ class Running:
         self._events = events
         self.opening = Opening(events)
         most_pins = max(_FEWEST_PINS, _PINS_PER_ROLLOUT * config.concurrency)
-        self.router = Router(config.max_inflight_per_server, most_pins, self._on_out)
+        self.router = Router(config.max_inflight_per_server, most_pins, self._on_out, self._on_in)
         self.control = Control(config, self.router, self.opening, policy, events)
         self._parts = Parts(config, self.router, self.opening, policy, events)
         self._policy = policy
         self.generations: set[Generation] = set()
         self.lookout = Lookout(lambda: self._new_prober().run(), self.router.renew_patience, events)
         self._stopped = False
+        self._removed: dict[Address, Server] = {}  # one that is added again may have attempts to abort
+        self.is_set_up = False
+        """Whether `set_up` has succeeded."""
 
     # -- servers -----------------------------------------------------------------------------------
 
     async def set_up(self, addr: str | Iterable[str] | None) -> None:
-        """Wait until all servers are in rotation, or until ``setup_timeout`` at least ``min_servers``."""
+        """Wait until all servers are in rotation, or until ``setup_timeout`` at least ``min_servers``.
+
+        Raises ServerUnreachableError, EngineStoppedError, ValueError.
+        """
         for one in _addresses(addr):
             self.router.add(self._make_server(one))
         config = self._config
         prober = asyncio.create_task(self._new_prober(at_first=True).run())
         try:
             deadline = time.monotonic() + config.setup_timeout
-            while any(server.why_out is not None for server in self.router.servers):
+            while not self._stopped and any(server.why_out is not None for server in self.router.servers):
                 if time.monotonic() >= deadline:
                     self._raise_if_too_few()
                     break
@@ -69,6 +76,9 @@ class Running:
         finally:
             prober.cancel()
             await asyncio.wait((prober,))
+        if self._stopped:
+            raise EngineStoppedError(_DESTROYED)
+        self.is_set_up = True
 
     def _raise_if_too_few(self) -> None:
         left, config = len(self.router.in_rotation), self._config
@@ -82,7 +92,11 @@ class Running:
 
     def add_server(self, addr: str) -> None:
         """Take one more server in. Raises ValueError."""
-        self.router.add(self._make_server(Address.parse(addr)))
+        server = self._make_server(Address.parse(addr))
+        self.router.add(server)
+        before = self._removed.pop(server.exchange.address, None)
+        if before is not None:
+            server.unaborted = before.unaborted  # which may still grow
 
     def remove_server(self, addr: str) -> None:
         """Use a server no more. Raises ValueError."""
@@ -90,6 +104,9 @@ class Running:
         for server in self.router.servers:
             if server.exchange.address == address:
                 self.router.remove(server)
+                self._removed[address] = server
+                while len(self._removed) > _MOST_REMOVED:
+                    del self._removed[next(iter(self._removed))]
                 return
         raise ValueError(f"{address.name} is none of the servers")
 
@@ -129,11 +146,15 @@ class Running:
             generation.limits.stop(_DESTROYED)
 
     def _new_prober(self, at_first: bool = False) -> Prober:
-        recovery = Recovery(self._config, self.router, self.opening, self._policy, self._events, at_first)
+        recovery = Recovery(self._config, self.router, self.opening, self._policy, at_first)
         return Prober(self._config, self.router, recovery, self._events)
 
     def _on_out(self, server: Server) -> None:
         self._events.server_out(server.name, server.why_out or "")
+
+    def _on_in(self, server: Server) -> None:
+        version = self._policy.version if server.weights is None else server.weights
+        self._events.server_in(server.name, version)
 
 
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:
