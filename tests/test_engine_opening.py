@@ -160,6 +160,14 @@ def test_after_a_while_it_says_once_what_everybody_waits_for(
     loop_factory: MakeLoop, opening: Opening, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("areal_core._engine.opening._SAY_SO_AFTER_S", 0.02)
+    came: list[Opening] = []
+    say_so = Opening._say_so
+
+    def count(opening: Opening) -> None:
+        say_so(opening)
+        came.append(opening)
+
+    monkeypatch.setattr(Opening, "_say_so", count)
     with threaded_loops(loop_factory, 2) as loops:
         for time_of_closing in (1, 2):
             opening.close()
@@ -168,8 +176,7 @@ def test_after_a_while_it_says_once_what_everybody_waits_for(
             loops[0].run(eventually(lambda: len(lines()) == time_of_closing))  # noqa: B023
             assert "generation_is_paused" in lines()[-1]
             assert "remedy=continue_generation() opens it" in lines()[-1]
-            for loop in loops:
-                loop.run(asyncio.sleep(0.05))  # the others come to the same moment
+            loops[0].run(eventually(lambda: len(came) == 6 * time_of_closing))  # noqa: B023
             opening.open()
             for one in waiting:
                 one.result(10)

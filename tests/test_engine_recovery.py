@@ -4,10 +4,10 @@ before it has the current weights.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ import pytest
 
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.backends.sglang import SGLang
+from areal_core._engine.running import Running
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import write_weights
@@ -37,7 +38,7 @@ from engine_tools import (
 )
 from logged import LogLines
 from reused_servers import ReusedServer, renewed, reused_servers
-from threaded_loops import eventually
+from threaded_loops import MakeLoop, eventually
 
 
 @pytest.fixture(autouse=True)
@@ -220,22 +221,20 @@ def test_weights_that_do_not_load_are_not_loaded_all_the_time(
     runner: Run, servers: list[ReusedServer], weights: WeightsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.005)
-    monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.4)
-    with an_engine(*servers) as engine:
+    with an_engine(*servers, silence_timeout=0.4) as engine:
         path = weights(1)
         runner.run(engine.update_weights_from_disk, path, 1)
         use(runner, engine, latest=1)
         servers[0].kill()
         wait_until_out(runner, engine, servers[0])
+        monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 100.0)
         Path(path).unlink()
         servers[0].start()
         servers[0].faults(["latency=0,path=/update_weights_from_disk"])
         servers[0].stats(latency=1)
-        first = time.monotonic()
-        servers[0].stats(latency=2)
-        assert time.monotonic() - first > 0.3
-        weights(1)
-        wait_for_all(runner, engine)
+        servers[1].faults(["latency=0,path=/health"])
+        servers[1].stats(latency=3)  # a quarter of the silence_timeout from one to the next
+        assert servers[0].stats().faults == {"latency": 1}
 
 
 @pytest.mark.any_loop
@@ -252,11 +251,14 @@ def test_a_server_that_returns_after_weights_came_another_way_waits_for_the_next
         wait_until_out(runner, engine, servers[0])
         servers[0].start()
         log_lines.wait_for("nobody here has the weights of version 2")
+        log_lines.clear()
         use(runner, engine, latest=2)
         assert servers[0].stats().generations == 0
         assert servers[0].versions() == [0]
         runner.run(engine.update_weights_from_disk, weights(3), 3)
         assert set(engine.servers.values()) == {None}
+        comes_in = f"server_in_rotation server={servers[0].addr} version=3"
+        assert [line.message for line in log_lines if "in_rotation" in line.message] == [comes_in]
         use(runner, engine, latest=3)
         check_used_with(servers[0], 3)
 
@@ -365,6 +367,66 @@ def test_before_a_server_is_used_again_what_could_not_be_aborted_is(
         assert server.stats().faults["latency"] == 4
         assert engine._state is not None
         assert not any(one.unaborted for one in engine._state.router.servers)
+
+
+@pytest.mark.any_loop
+def test_what_could_not_be_aborted_is_not_forgotten_when_a_server_is_removed_and_added_again(
+    runner: Run, servers: list[ReusedServer]
+) -> None:
+    with an_engine(*servers[:2], silence_timeout=0.3) as engine:
+        sending = Sending(runner, engine)
+        tasks = [sending.send(a_request(most=100)) for _ in range(8)]
+        for server in servers[:2]:
+            server.stats(in_flight=4)
+        with stopped(servers[0]):
+            for task in tasks:
+                sending.reply(task)
+            engine.remove_server(servers[0].addr)
+            engine.add_server(servers[0].addr)
+            assert engine._state is not None
+            added = engine._state.router.servers[-1]
+            assert (added.name, len(added.unaborted)) == (servers[0].addr, 4)
+        wait_for_all(runner, engine)
+        assert not added.unaborted
+
+
+def test_a_prober_that_is_just_closed_waits_for_nothing(
+    loop_factory: MakeLoop, servers: list[ReusedServer]
+) -> None:
+    async def main(state: Running) -> None:
+        prober = state._new_prober().run()
+        prober.send(None)
+        prober.close()  # as when a loop is collected that nobody closed
+        begun = asyncio.all_tasks() - {asyncio.current_task()}
+        assert begun
+        for task in begun:
+            task.cancel()
+
+    with an_engine(servers[0]) as engine, asyncio.Runner(loop_factory=loop_factory) as loop:
+        assert engine._state is not None
+        loop.run(main(engine._state))
+
+
+@pytest.mark.any_loop
+def test_a_backend_that_cannot_ask_whether_a_server_is_well_is_told_of(
+    runner: Run, servers: list[ReusedServer], log_lines: LogLines
+) -> None:
+    class Broken(SGLang):
+        is_broken = False
+
+        def health(self) -> HttpCall:
+            if self.is_broken:
+                raise ZeroDivisionError("in a backend")
+            return super().health()
+
+    backend = Broken()
+    with an_engine(servers[0], backend=backend) as engine:
+        use(runner, engine)
+        backend.is_broken = True
+        line = log_lines.wait_for("probe_failed")
+        assert isinstance(line.error, ZeroDivisionError)
+        assert servers[0].addr in line.message
+        backend.is_broken = False
 
 
 # -- servers that come and go because somebody says so

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from areal_core._engine.events import Events
@@ -31,7 +32,6 @@ class Prober:
         self._events = events
         self._watching: dict[Server, asyncio.Task[None]] = {}
         self._returning: dict[Server, asyncio.Task[None]] = {}
-        self._said: dict[Server, str] = {}
 
     async def run(self) -> None:
         """Look after the servers until cancelled."""
@@ -39,27 +39,35 @@ class Prober:
             while True:
                 self._assign()
                 await asyncio.sleep(_LOOK_EVERY_S)
-        finally:
+        except (asyncio.CancelledError, Exception):  # no GeneratorExit: its loop is gone then, and its tasks
             tasks = [*self._watching.values(), *self._returning.values()]
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            raise
 
     def _assign(self) -> None:
         """See that there is one task per server: one to watch it, or one to bring it back."""
         servers = self._router.servers
         out = {server for server in servers if server.why_out is not None}
-        _keep(self._watching, set(servers) - out, self._watch)
-        _keep(self._returning, out, self._bring_in)
+        _keep(self._watching, set(servers) - out, partial(self._see_to, self._watch))
+        _keep(self._returning, out, partial(self._see_to, self._bring_in))
+
+    async def _see_to(self, act: Callable[[Server], Awaitable[None]], server: Server) -> None:
+        try:
+            await act(server)
+        except Exception as error:  # of a backend that is not ours
+            self._events.prober_failed(server.name, error)
+            await asyncio.sleep(_PROBE_EVERY_S)
 
     async def _bring_in(self, server: Server) -> None:
         try:
             await self._recovery.bring_in(server)
-            self._said.pop(server, None)
+            server.complaint = None
         except StaysOutError as error:
             self._router.explain(server, str(error))
-            if self._said.get(server) != str(error):
-                self._said[server] = str(error)
+            if server.complaint != str(error):
+                server.complaint = str(error)
                 self._events.server_stays_out(server.name, str(error))
             await asyncio.sleep(_PROBE_EVERY_S)  # to load weights takes a server's time
         except NotNowError:
@@ -68,9 +76,6 @@ class Prober:
             self._router.explain(server, str(error))
             if isinstance(error, ServerUnreachableError):
                 self._router.cut(server, str(error))  # what it is silent about goes on elsewhere
-        except Exception as error:
-            self._events.prober_failed(server.name, error)
-            await asyncio.sleep(_PROBE_EVERY_S)
 
     async def _watch(self, server: Server) -> None:
         """Take a server out of rotation when it has not been well for too long."""

@@ -24,8 +24,8 @@ class Call(Protocol):
 class Server:
     """An address with what is known of who listens there.
 
-    The router's lock guards `why_out`, `departures`, `removed`, `in_flight` and `queue`; who loads weights has
-    its turn at `loading`; the rest is read and changed in single steps.
+    The router's lock guards `why_out`, `departures`, `removed`, `in_flight` and `queue`; who loads weights
+    has its turn at `loading`; the rest is read and changed in single steps.
     """
 
     def __init__(self, exchange: Exchange, backend: Backend) -> None:
