@@ -22,6 +22,7 @@ from logged import LogLines, LogLinesHandler
 
 if TYPE_CHECKING:
     from areal_core.async_task_runner import AsyncTaskRunner
+    from reused_servers import ReusedServer
 
 LOOPS = ("asyncio", "uvloop")
 
@@ -133,3 +134,31 @@ def log_lines() -> Iterator[LogLines]:
     yield lines
     logger.setLevel(level)
     logger.removeHandler(handler)
+
+
+@pytest.fixture(scope="session")
+def _three_servers() -> Iterator[list[ReusedServer]]:
+    from reused_servers import reused_servers
+
+    with reused_servers(3, ms_per_token=2.0) as servers:
+        yield servers
+
+
+@pytest.fixture
+def servers(_three_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
+    """Give three embedded servers as if they had just started; tokens tell the version that made them."""
+    from reused_servers import renewed
+
+    return renewed(_three_servers, tmp_path)
+
+
+@pytest.fixture
+def weights_of(tmp_path: Path) -> Callable[[int], str]:
+    """Give the path of the weights of a version."""
+    from areal_core.embedded import write_weights
+
+    def path(version: int) -> str:
+        write_weights(tmp_path / f"weights-{version}", version)
+        return str(tmp_path / f"weights-{version}")
+
+    return path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from areal_core._engine.backend import HttpCall
 from areal_core._engine.backends.sglang import SGLang
 from areal_core._engine.policy import Weights
 from areal_core.async_task_runner import AsyncTaskRunner
-from areal_core.embedded import write_weights
 from areal_core.errors import (
     ControlError,
     EngineStoppedError,
@@ -31,7 +30,7 @@ from areal_core.types import ModelRequest
 from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, check_reply, lives, logs_of
 from logged import LogLines
-from reused_servers import ReusedServer, renewed, reused_servers
+from reused_servers import ReusedServer
 from threaded_loops import eventually
 
 
@@ -40,29 +39,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.2)
     monkeypatch.setattr("areal_core._engine.calls._BETWEEN_TRIES_S", (0.01, 0.01))
-
-
-@pytest.fixture(scope="module")
-def _servers() -> Iterator[list[ReusedServer]]:
-    with reused_servers(3, ms_per_token=2.0) as servers:
-        yield servers
-
-
-@pytest.fixture
-def servers(_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
-    """Give three servers whose tokens tell the version that made them."""
-    return renewed(_servers, tmp_path)
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Callable[[int], str]:
-    """Give the path of the weights of a version."""
-
-    def path(version: int) -> str:
-        write_weights(tmp_path / f"weights-{version}", version)
-        return str(tmp_path / f"weights-{version}")
-
-    return path
 
 
 @pytest.fixture
@@ -350,14 +326,14 @@ def test_who_does_not_abort_leaves(runner: AsyncTaskRunner[Any], servers: list[R
 
 
 def test_an_update_gives_all_servers_the_weights_and_then_raises_the_version(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         told: list[tuple[int, int]] = []
         engine.subscribe(lambda version: told.append((version, threading.get_ident())))
         tasks = sent_to_all(runner, engine, servers)
         count(servers, "/pause_generation")
-        runner.run(engine.update_weights_from_disk, weights(4), 4)
+        runner.run(engine.update_weights_from_disk, weights_of(4), 4)
         assert engine.get_version() == 4
         assert told == [(4, runner.run(_thread))]
         assert [server.stats().faults.get("latency", 0) for server in servers] == [1, 1, 1]
@@ -392,12 +368,12 @@ def test_who_subscribes_is_told_once_per_change_and_no_more_when_it_ends(
 
 @pytest.mark.any_loop
 def test_an_update_in_a_pause_leaves_it_paused(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         runner.run(engine.pause_generation)
         count(servers, "/*_generation")
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert [server.stats().faults.get("latency", 0) for server in servers] == [0, 0, 0]
         assert not is_open(engine)
         assert all(map(ReusedServer.is_paused, servers))
@@ -407,15 +383,15 @@ def test_an_update_in_a_pause_leaves_it_paused(
 
 @pytest.mark.any_loop
 def test_an_update_that_one_server_refuses_gives_the_others_their_weights_back(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         told: list[int] = []
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         engine.subscribe(told.append)
         servers[2].faults(["status=500,next=1,path=/update_weights_from_disk"])
         with pytest.raises(WeightUpdateError, match="failed at 1 of 3 servers") as caught:
-            runner.run(engine.update_weights_from_disk, weights(2), 2)
+            runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         assert caught.value.answers.keys() == names(*servers)
         assert failed(caught.value) == names(servers[2])
         assert engine.get_version() == 1
@@ -429,13 +405,13 @@ def test_an_update_that_one_server_refuses_gives_the_others_their_weights_back(
 
 @pytest.mark.any_loop
 def test_who_does_not_take_its_weights_back_leaves(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         servers[2].faults(["status=500,path=/update_weights_from_disk"])
         with pytest.raises(WeightUpdateError):
-            runner.run(engine.update_weights_from_disk, weights(2), 2)
+            runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         assert out(engine) == names(servers[2])
         assert is_open(engine)
         check_usable(runner, engine, *servers[:2], latest=1)
@@ -447,18 +423,18 @@ def test_who_does_not_take_its_weights_back_leaves(
 
 @pytest.mark.any_loop
 def test_with_no_weights_to_give_back_all_leave_until_an_update_succeeds(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         tasks = sent_to_all(runner, engine, servers)
         servers[2].faults(["status=500,next=1,path=/update_weights_from_disk"])
         with pytest.raises(WeightUpdateError) as caught:
-            runner.run(engine.update_weights_from_disk, weights(1), 1)
+            runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert failed(caught.value) == names(servers[2])
         assert engine.get_version() == 0
         assert out(engine) == names(*servers)
         assert not is_open(engine)
-        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         assert not out(engine)
         assert is_open(engine)
         assert not any(map(ReusedServer.is_paused, servers))
@@ -473,14 +449,14 @@ def test_with_no_weights_to_give_back_all_leave_until_an_update_succeeds(
 def test_a_server_that_is_out_for_its_weights_does_not_keep_others_from_theirs(
     runner: AsyncTaskRunner[Any],
     servers: list[ReusedServer],
-    weights: Callable[[int], str],
+    weights_of: Callable[[int], str],
     log_lines: LogLines,
 ) -> None:
     with an_engine(*servers) as engine:
         servers[2].faults(["status=500,path=/update_weights_from_disk"])
         with pytest.raises(WeightUpdateError):
-            runner.run(engine.update_weights_from_disk, weights(1), 1)
-        runner.run(engine.update_weights_from_disk, weights(2), 2)
+            runner.run(engine.update_weights_from_disk, weights_of(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         assert engine.get_version() == 2
         assert out(engine) == names(servers[2])
         log_lines.wait_for(f"server_stays_out_of_rotation server={servers[2].addr}")
@@ -492,20 +468,20 @@ def test_a_server_that_is_out_for_its_weights_does_not_keep_others_from_theirs(
 
 @pytest.mark.any_loop
 def test_weights_that_came_another_way_are_not_replaced_by_older_ones(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         for server in servers:
-            server.load(weights(2), 2)
+            server.load(weights_of(2), 2)
         engine.set_version(2)
         servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
         with pytest.raises(WeightUpdateError):
-            runner.run(engine.update_weights_from_disk, weights(3), 3)
+            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
         assert engine.get_version() == 2
         assert out(engine) == names(*servers)
         assert "1" not in set(map(ReusedServer.label, servers))
-        runner.run(engine.update_weights_from_disk, weights(3), 3)
+        runner.run(engine.update_weights_from_disk, weights_of(3), 3)
         check_usable(runner, engine, *servers, latest=3)
 
 
@@ -514,26 +490,26 @@ def test_weights_that_came_another_way_are_not_replaced_by_older_ones(
 def test_labels_older_than_a_version_set_by_hand_are_told_and_not_called_exact(
     runner: AsyncTaskRunner[Any],
     servers: list[ReusedServer],
-    weights: Callable[[int], str],
+    weights_of: Callable[[int], str],
     extra: dict[str, Any],
 ) -> None:
     request = dataclasses.replace(a_request(most=3), extra=extra)
     with an_engine(servers[0]) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert versions_of(runner, engine, request) == ([1, 1, 1], True)
         engine.set_version(2)  # and nobody told the server
         assert versions_of(runner, engine, request) == ([1, 1, 1], False)
-        servers[0].load(weights(2), 2)
+        servers[0].load(weights_of(2), 2)
         assert versions_of(runner, engine, request) == ([2, 2, 2], True)
 
 
 @pytest.mark.any_loop
 def test_versions_per_token_older_than_one_set_by_hand_are_told_and_not_called_exact(
-    runner: AsyncTaskRunner[Any], make_embedded_server: Any, weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], make_embedded_server: Any, weights_of: Callable[[int], str]
 ) -> None:
     server = make_embedded_server(mode="test", weight_version_spans=True)
     with an_engine(server) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert versions_of(runner, engine, a_request(most=3)) == ([1, 1, 1], True)
         engine.set_version(2)
         assert versions_of(runner, engine, a_request(most=3)) == ([1, 1, 1], False)
@@ -548,11 +524,11 @@ def versions_of(
 
 @pytest.mark.any_loop
 def test_an_update_does_without_a_server_that_is_gone(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         servers[0].kill()
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert engine.get_version() == 1
         assert out(engine) == names(servers[0])
         check_usable(runner, engine, *servers[1:], latest=1)
@@ -560,13 +536,13 @@ def test_an_update_does_without_a_server_that_is_gone(
 
 @pytest.mark.any_loop
 def test_an_update_with_too_few_servers_left_is_undone(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers, min_servers=3) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         servers[0].faults(["disconnect,path=/update_weights_from_disk"])
         with pytest.raises(WeightUpdateError, match="2 are in rotation where min_servers=3"):
-            runner.run(engine.update_weights_from_disk, weights(2), 2)
+            runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         assert engine.get_version() == 1
         assert [server.label() for server in servers[1:]] == ["1", "1"]
         assert is_open(engine)
@@ -575,13 +551,13 @@ def test_an_update_with_too_few_servers_left_is_undone(
 def test_a_cancelled_update_leaves_no_server_in_use_that_may_have_either(
     runner: AsyncTaskRunner[Any],
     servers: list[ReusedServer],
-    weights: Callable[[int], str],
+    weights_of: Callable[[int], str],
     log_lines: LogLines,
 ) -> None:
     with an_engine(*servers) as engine:
         tasks = sent_to_all(runner, engine, servers, most=300)
         servers[1].faults(["silent,path=/update_weights_from_disk"])
-        updating = runner.submit(engine.update_weights_from_disk, weights(1), 1)
+        updating = runner.submit(engine.update_weights_from_disk, weights_of(1), 1)
         servers[1].stats(silent=1)
         runner.cancel(updating)
         runner.wait_for_task(updating, timeout=10)
@@ -591,7 +567,7 @@ def test_a_cancelled_update_leaves_no_server_in_use_that_may_have_either(
         for why in engine.servers.values():
             assert why == "it may have loaded weights that others did not: CancelledError()"
         servers[1].faults([])
-        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         assert engine.get_version() == 2
         assert is_open(engine)
         for task in tasks:
@@ -611,13 +587,13 @@ class _Mislabelling(SGLang):
 
 @pytest.mark.any_loop
 def test_a_server_that_says_it_has_other_weights_fails_the_update(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     backend = _Mislabelling()
     with an_engine(*servers, backend=backend) as engine:
         backend.wrong_by = 5
         with pytest.raises(WeightUpdateError, match="it says that it has version 6, not 1") as caught:
-            runner.run(engine.update_weights_from_disk, weights(1), 1)
+            runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert isinstance(caught.value.answers[servers[0].addr], MalformedReplyError)
         assert engine.get_version() == 0
         assert out(engine) == names(*servers)
@@ -637,13 +613,13 @@ def test_a_backend_without_weight_updates_says_so_and_loses_no_server(
 
 @pytest.mark.any_loop
 def test_a_version_of_numpys_is_known_as_an_int(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(servers[0]) as engine:
-        runner.run(engine.update_weights_from_disk, weights(3), np.int64(3))
+        runner.run(engine.update_weights_from_disk, weights_of(3), np.int64(3))
         assert engine._state is not None
         known = engine._state._policy.weights
-        assert (known, known and type(known.version)) == (Weights(weights(3), 3), int)
+        assert (known, known and type(known.version)) == (Weights(weights_of(3), 3), int)
 
 
 @pytest.mark.any_loop
@@ -664,12 +640,12 @@ def test_what_is_no_path_or_version_is_refused(
 
 
 def test_the_context_pauses_and_continues(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     async def main(engine: RemoteInfEngine) -> None:
         async with engine.paused():
             assert not is_open(engine)
-            await engine.update_weights_from_disk(weights(1), 1)
+            await engine.update_weights_from_disk(weights_of(1), 1)
             assert not is_open(engine)
         assert is_open(engine)
         with pytest.raises(ZeroDivisionError):
@@ -684,22 +660,22 @@ def test_the_context_pauses_and_continues(
 
 @pytest.mark.any_loop
 def test_the_context_leaves_it_paused_after_a_failed_update_until_one_succeeds(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     async def main(engine: RemoteInfEngine) -> None:
-        await engine.update_weights_from_disk(weights(1), 1)
+        await engine.update_weights_from_disk(weights_of(1), 1)
         with pytest.raises(WeightUpdateError):
             async with engine.paused():
                 await engine.update_weights_from_disk("nowhere", 2)
         assert not is_open(engine)
         async with engine.paused():
-            await engine.update_weights_from_disk(weights(3), 3)
+            await engine.update_weights_from_disk(weights_of(3), 3)
         assert is_open(engine)
         with pytest.raises(WeightUpdateError):
             async with engine.paused():
                 await engine.update_weights_from_disk("nowhere", 4)
         assert not is_open(engine)
-        await engine.update_weights_from_disk(weights(4), 4)
+        await engine.update_weights_from_disk(weights_of(4), 4)
         assert is_open(engine)
 
     with an_engine(*servers) as engine:
@@ -805,7 +781,7 @@ def test_a_context_that_is_cancelled_while_another_call_is_under_way_continues(
 
 @pytest.mark.any_loop
 def test_a_context_that_is_cancelled_during_an_update_that_fails_leaves_it_paused_until_one_succeeds(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         update = engine.update_weights_from_disk("nowhere", 1)
@@ -814,7 +790,7 @@ def test_a_context_that_is_cancelled_during_an_update_that_fails_leaves_it_pause
             runner.run(cut_off_as_it_leaves, engine, servers[0], fault, update)
         assert not is_open(engine)
         assert out(engine) == names(*servers)
-        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         assert is_open(engine)
         check_usable(runner, engine, *servers, latest=2)
 
@@ -922,14 +898,14 @@ def test_what_is_no_path_is_called_nowhere(
 
 
 def test_control_calls_from_two_loops_take_turns(
-    make_runner: MakeRunner, servers: list[ReusedServer], weights: Callable[[int], str]
+    make_runner: MakeRunner, servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     runners = [make_runner(), make_runner()]
     for server in servers:
         server.faults(["latency=5,distribution=exponential,path=*_weights_from_disk"])
     with an_engine(*servers) as engine:
         calls = [
-            (runner, runner.submit(engine.update_weights_from_disk, weights(version), version))
+            (runner, runner.submit(engine.update_weights_from_disk, weights_of(version), version))
             for version in range(1, 9)
             for runner in runners
         ]
@@ -944,12 +920,12 @@ def test_control_calls_from_two_loops_take_turns(
 
 
 def test_a_pause_that_is_asked_for_during_an_update_holds_after_it(
-    make_runner: MakeRunner, servers: list[ReusedServer], weights: Callable[[int], str]
+    make_runner: MakeRunner, servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     here, there = make_runner(), make_runner()
     with an_engine(*servers) as engine:
         servers[0].faults(["latency=200,path=/update_weights_from_disk"])
-        updating = here.submit(engine.update_weights_from_disk, weights(1), 1)
+        updating = here.submit(engine.update_weights_from_disk, weights_of(1), 1)
         servers[0].stats(latency=1)
         there.run(engine.pause_generation)
         assert engine.get_version() == 1
@@ -972,11 +948,11 @@ def test_a_server_that_falls_silent_in_a_pause_is_not_waited_for_longer_than_oth
 
 @pytest.mark.any_loop
 def test_an_update_does_not_wait_for_a_server_that_is_removed(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         servers[0].faults(["silent,path=/update_weights_from_disk"])
-        updating = runner.submit(engine.update_weights_from_disk, weights(1), 1)
+        updating = runner.submit(engine.update_weights_from_disk, weights_of(1), 1)
         servers[0].stats(silent=1)
         engine.remove_server(servers[0].addr)
         assert runner.wait_for_task(updating, timeout=10).error is None
@@ -984,12 +960,12 @@ def test_an_update_does_not_wait_for_a_server_that_is_removed(
 
 
 def test_a_server_that_is_silent_while_it_loads_is_waited_for(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights: Callable[[int], str]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers, silence_timeout=0.1) as engine:
         check_usable(runner, engine)  # its prober runs
         servers[0].faults(["latency=700,next=1,path=/update_weights_from_disk", "silent,path=/health"])
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert servers[0].versions() == [1]
         servers[0].faults([])
         runner.run(eventually, lambda: not out(engine))
@@ -998,14 +974,14 @@ def test_a_server_that_is_silent_while_it_loads_is_waited_for(
 
 
 def test_an_update_that_outlasts_its_engine_changes_nothing_here(
-    make_runner: MakeRunner, servers: list[ReusedServer], weights: Callable[[int], str]
+    make_runner: MakeRunner, servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     here, there = make_runner(), make_runner()
     with an_engine(*servers) as engine:
         told: list[int] = []
         engine.subscribe(told.append)
         servers[0].faults(["latency=200,next=1,path=/update_weights_from_disk"])
-        updating = here.submit(engine.update_weights_from_disk, weights(1), 1)
+        updating = here.submit(engine.update_weights_from_disk, weights_of(1), 1)
         servers[0].stats(latency=1)
         waiting = there.submit(engine.pause_generation)
         turn = engine._state.control._turn if engine._state is not None else None

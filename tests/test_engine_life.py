@@ -8,7 +8,6 @@ import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ from children import RunScript
 from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, check_none_live, check_reply
 from logged import LogLines, LogLinesHandler
-from reused_servers import ReusedServer, renewed, reused_servers
+from reused_servers import ReusedServer
 from threaded_loops import MakeLoop, ThreadedLoop, eventually, threaded_loops
 
 Run = AsyncTaskRunner[Any]
@@ -38,15 +37,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.1)
 
 
-@pytest.fixture(scope="module")
-def _servers() -> Iterator[list[ReusedServer]]:
-    with reused_servers(2, ms_per_token=2.0) as servers:
-        yield servers
-
-
 @pytest.fixture
-def servers(_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
-    return renewed(_servers, tmp_path)
+def servers(servers: list[ReusedServer]) -> list[ReusedServer]:
+    return servers[:2]
 
 
 @pytest.fixture

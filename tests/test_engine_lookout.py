@@ -7,9 +7,7 @@ import gc
 import os
 import signal
 import weakref
-from collections.abc import Iterator
 from contextvars import ContextVar
-from pathlib import Path
 
 import pytest
 
@@ -17,7 +15,7 @@ from areal_core._engine.events import Events
 from areal_core._engine.lookout import Lookout
 from areal_core.remote_inf_engine import RemoteInfEngine
 from engine_tools import a_request, an_engine, check_none_live, check_reply
-from reused_servers import ReusedServer, renewed, reused_servers
+from reused_servers import ReusedServer
 from threaded_loops import MakeLoop, ThreadedLoop, eventually, threaded_loops
 
 LONG = a_request(most=100_000)
@@ -30,15 +28,9 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.1)
 
 
-@pytest.fixture(scope="module")
-def _servers() -> Iterator[list[ReusedServer]]:
-    with reused_servers(2, ms_per_token=2.0) as servers:
-        yield servers
-
-
 @pytest.fixture
-def servers(_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
-    return renewed(_servers, tmp_path)
+def servers(servers: list[ReusedServer]) -> list[ReusedServer]:
+    return servers[:2]
 
 
 def lookout_of(engine: RemoteInfEngine) -> Lookout:

@@ -20,7 +20,6 @@ from areal_core._engine.backends.sglang import SGLang
 from areal_core._engine.running import Running
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
-from areal_core.embedded import write_weights
 from areal_core.embedded.pytest_plugin import MakeEmbeddedServer
 from areal_core.errors import ServerUnreachableError
 from areal_core.remote_inf_engine import RemoteInfEngine
@@ -37,7 +36,7 @@ from engine_tools import (
     logs_of,
 )
 from logged import LogLines
-from reused_servers import ReusedServer, renewed, reused_servers
+from reused_servers import ReusedServer
 from threaded_loops import MakeLoop, eventually
 
 
@@ -47,29 +46,6 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.1)
     monkeypatch.setattr("areal_core._engine.recovery.PROBE_TIMEOUT_S", 0.5)
     monkeypatch.setattr("areal_core._engine.aborts._TIMEOUT_S", 0.3)
-
-
-@pytest.fixture(scope="module")
-def _servers() -> Iterator[list[ReusedServer]]:
-    with reused_servers(3, ms_per_token=2.0) as servers:
-        yield servers
-
-
-@pytest.fixture
-def servers(_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
-    """Give three servers whose tokens tell the version that made them."""
-    return renewed(_servers, tmp_path)
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Callable[[int], str]:
-    """Give the path of the weights of a version."""
-
-    def path(version: int) -> str:
-        write_weights(tmp_path / f"weights-{version}", version)
-        return str(tmp_path / f"weights-{version}")
-
-    return path
 
 
 @pytest.fixture
@@ -133,10 +109,10 @@ def stopped(server: ReusedServer) -> Iterator[Callable[[], None]]:
 
 
 def test_of_500_generations_a_killed_server_loses_none_and_is_used_again_with_the_current_weights(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf
 ) -> None:
     with an_engine(*servers) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         sending = Sending(runner, engine)
         requests = [a_request([1, number], most=100, rid=f"{number}") for number in range(500)]
         tasks = [sending.send(request) for request in requests]
@@ -153,13 +129,13 @@ def test_of_500_generations_a_killed_server_loses_none_and_is_used_again_with_th
 
 
 def test_a_server_that_returns_gets_the_update_it_missed_before_it_is_used(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, log_lines: LogLines
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, log_lines: LogLines
 ) -> None:
     with an_engine(*servers) as engine:
         use(runner, engine)
         servers[0].kill()
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
-        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         use(runner, engine, latest=2)
         servers[0].start()
         wait_for_all(runner, engine)
@@ -171,11 +147,11 @@ def test_a_server_that_returns_gets_the_update_it_missed_before_it_is_used(
 
 @pytest.mark.any_loop
 def test_a_server_that_was_restarted_between_two_probes_is_not_used_with_its_first_weights(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, monkeypatch: pytest.MonkeyPatch
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 100.0)
     with an_engine(*servers) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         use(runner, engine, latest=1)
         servers[0].kill()
         servers[0].start()
@@ -187,7 +163,7 @@ def test_a_server_that_was_restarted_between_two_probes_is_not_used_with_its_fir
 
 @pytest.mark.any_loop
 def test_a_server_that_returns_and_says_it_has_other_weights_stays_out(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, log_lines: LogLines
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, log_lines: LogLines
 ) -> None:
     class Mislabelling(SGLang):
         wrong_by = 0
@@ -197,7 +173,7 @@ def test_a_server_that_returns_and_says_it_has_other_weights_stays_out(
 
     backend = Mislabelling()
     with an_engine(*servers, backend=backend) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         use(runner, engine, latest=1)
         servers[0].kill()
         wait_until_out(runner, engine, servers[0])
@@ -218,11 +194,11 @@ def test_a_server_that_returns_and_says_it_has_other_weights_stays_out(
 
 @pytest.mark.any_loop
 def test_weights_that_do_not_load_are_not_loaded_all_the_time(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, monkeypatch: pytest.MonkeyPatch
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.005)
     with an_engine(*servers, silence_timeout=0.4) as engine:
-        path = weights(1)
+        path = weights_of(1)
         runner.run(engine.update_weights_from_disk, path, 1)
         use(runner, engine, latest=1)
         servers[0].kill()
@@ -239,12 +215,12 @@ def test_weights_that_do_not_load_are_not_loaded_all_the_time(
 
 @pytest.mark.any_loop
 def test_a_server_that_returns_after_weights_came_another_way_waits_for_the_next_update(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, log_lines: LogLines
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, log_lines: LogLines
 ) -> None:
     with an_engine(*servers) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         for server in servers:
-            server.load(weights(2), 2)
+            server.load(weights_of(2), 2)
         engine.set_version(2)
         use(runner, engine, latest=2)
         servers[0].kill()
@@ -255,7 +231,7 @@ def test_a_server_that_returns_after_weights_came_another_way_waits_for_the_next
         use(runner, engine, latest=2)
         assert servers[0].stats().generations == 0
         assert servers[0].versions() == [0]
-        runner.run(engine.update_weights_from_disk, weights(3), 3)
+        runner.run(engine.update_weights_from_disk, weights_of(3), 3)
         assert set(engine.servers.values()) == {None}
         comes_in = f"server_in_rotation server={servers[0].addr} version=3"
         assert [line.message for line in log_lines if "in_rotation" in line.message] == [comes_in]
@@ -265,34 +241,34 @@ def test_a_server_that_returns_after_weights_came_another_way_waits_for_the_next
 
 @pytest.mark.any_loop
 def test_a_server_that_has_the_version_set_by_hand_is_used(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, log_lines: LogLines
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, log_lines: LogLines
 ) -> None:
     with an_engine(*servers[:2]) as engine:
         for server in servers[:2]:
-            server.load(weights(5), 5)
+            server.load(weights_of(5), 5)
         engine.set_version(5)
         use(runner, engine, latest=5)
         servers[0].kill()
         wait_until_out(runner, engine, servers[0])
         servers[0].start()
         log_lines.wait_for("nobody here has the weights of version 5")
-        servers[0].load(weights(5), 5)
+        servers[0].load(weights_of(5), 5)
         wait_for_all(runner, engine)
         use(runner, engine, latest=5)
 
 
 @pytest.mark.any_loop
 def test_a_server_that_returns_during_an_update_gets_the_new_weights(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf
 ) -> None:
     with an_engine(*servers) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         use(runner, engine, latest=1)
         servers[0].kill()
         wait_until_out(runner, engine, servers[0])
         runner.run(engine.pause_generation)
         with stopped(servers[1]):  # the update waits for it
-            updating = runner.submit(engine.update_weights_from_disk, weights(2), 2)
+            updating = runner.submit(engine.update_weights_from_disk, weights_of(2), 2)
             wait_until(runner, lambda: engine._policy.is_changing)
             servers[0].start()
             servers[0].faults(["latency=0,path=/health"])
@@ -307,16 +283,16 @@ def test_a_server_that_returns_during_an_update_gets_the_new_weights(
 
 @pytest.mark.any_loop
 def test_an_update_during_a_return_waits_for_the_old_weights_to_be_loaded(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf
 ) -> None:
     with an_engine(*servers) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         use(runner, engine, latest=1)
         take_out(engine, servers[0])
-        servers[0].load(weights(0), 0)
+        servers[0].load(weights_of(0), 0)
         servers[0].faults(["latency=300,next=1,path=/update_weights_from_disk"])  # and it is well
         servers[0].stats(latency=1)
-        runner.run(engine.update_weights_from_disk, weights(2), 2)
+        runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         wait_for_all(runner, engine)
         use(runner, engine, latest=2)
         assert servers[0].label() == "2"
@@ -435,10 +411,10 @@ def test_a_backend_that_cannot_ask_whether_a_server_is_well_is_told_of(
 @pytest.mark.parametrize("paused", [False, True])
 @pytest.mark.any_loop
 def test_a_server_that_is_added_gets_the_weights_and_the_pause(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, paused: bool
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, paused: bool
 ) -> None:
     with an_engine(*servers[:2]) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         use(runner, engine, latest=1)
         if paused:
             runner.run(engine.pause_generation)
@@ -603,7 +579,7 @@ def test_a_dead_server_leaves_at_the_next_probe_though_nothing_runs_there(
 
 @pytest.mark.any_loop
 def test_servers_are_believed_at_first_to_have_a_version_set_by_hand(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf, log_lines: LogLines
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf, log_lines: LogLines
 ) -> None:
     engine = RemoteInfEngine(InferenceEngineConfig(setup_timeout=10.0))
     engine.set_version(3)
@@ -621,9 +597,9 @@ def test_servers_are_believed_at_first_to_have_a_version_set_by_hand(
 
 @pytest.mark.any_loop
 def test_a_server_that_says_at_first_that_it_has_another_version_is_not_believed(
-    loop_name: str, servers: list[ReusedServer], weights: WeightsOf
+    loop_name: str, servers: list[ReusedServer], weights_of: WeightsOf
 ) -> None:
-    servers[0].load(weights(2), 2)
+    servers[0].load(weights_of(2), 2)
     engine = RemoteInfEngine(InferenceEngineConfig(setup_timeout=0.3))
     engine.set_version(3)
     with pytest.raises(ServerUnreachableError, match="nobody here has the weights of version 3"):
@@ -632,10 +608,10 @@ def test_a_server_that_says_at_first_that_it_has_another_version_is_not_believed
 
 @pytest.mark.any_loop
 def test_an_engine_that_begins_again_gives_the_servers_the_weights_it_knows(
-    runner: Run, servers: list[ReusedServer], weights: WeightsOf
+    runner: Run, servers: list[ReusedServer], weights_of: WeightsOf
 ) -> None:
     with an_engine(*servers[:2]) as engine:
-        runner.run(engine.update_weights_from_disk, weights(1), 1)
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         engine.destroy()
         servers[0].kill()
         servers[0].start()

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
-from pathlib import Path
 from random import Random
 
 import pytest
@@ -25,7 +24,7 @@ from areal_core._engine.wire.exchange import Exchange
 from areal_core.errors import ServerUnreachableError
 from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, lives, logs_of
-from reused_servers import ReusedServer, renewed, reused_servers
+from reused_servers import ReusedServer
 from threaded_loops import MakeLoop, ThreadedLoop, gathered, threaded_loops
 
 PATIENCE_S = 20.0
@@ -698,17 +697,6 @@ def test_after_any_operations_the_counts_agree_with_a_model(
 
 
 # -- through the engine
-
-
-@pytest.fixture(scope="module")
-def _servers() -> Iterator[list[ReusedServer]]:
-    with reused_servers(3, ms_per_token=1.0) as servers:
-        yield servers
-
-
-@pytest.fixture
-def servers(_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedServer]:
-    return renewed(_servers, tmp_path)
 
 
 def test_each_conversation_is_one_servers_and_all_servers_have_some(
