@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from areal_core import _process
 from areal_core._checks import check_seconds
-from areal_core._engine.backend import Backend
+from areal_core._engine.backend import Ask, Backend, HttpCall, Piece, Reader, ReplyError
 from areal_core._engine.backends import backend_named
 from areal_core._engine.events import Events
 from areal_core._engine.policy import Policy
@@ -32,7 +32,7 @@ from areal_core.types import ModelRequest, ModelResponse
 if TYPE_CHECKING:
     from areal_core._engine.running import Running
 
-__all__ = ["RemoteInfEngine"]
+__all__ = ["Ask", "Backend", "HttpCall", "Piece", "Reader", "RemoteInfEngine", "ReplyError"]
 
 
 class RemoteInfEngine:
@@ -41,14 +41,18 @@ class RemoteInfEngine:
     *backend* is their dialect: ``"sglang"``, ``"vllm"``, ``"openai"``, or a `Backend` object of your own.
     Coroutines of several loops may use one engine at once, and any thread its plain methods.
 
-    Raises ValueError for a backend nobody knows.
+    Raises ValueError for a backend nobody knows, TypeError for what is none.
     """
 
     def __init__(self, config: InferenceEngineConfig, backend: str | Backend = "sglang") -> None:
         if not isinstance(config, InferenceEngineConfig):
-            raise TypeError(f"config={config!r} is not an InferenceEngineConfig")
+            raise TypeError(f"config is a {type(config).__name__}; pass an InferenceEngineConfig")
+        if isinstance(backend, str):
+            backend = backend_named(backend)
+        elif not isinstance(backend, Backend):
+            raise TypeError(f"backend={backend!r} is not a Backend; pass one, or the name of a dialect")
         self._config = config
-        self._backend = backend_named(backend) if isinstance(backend, str) else backend
+        self._backend = backend
         self._policy = Policy(Events())
         self._lock = threading.RLock()
         self._state: Running | None = None
@@ -123,6 +127,8 @@ class RemoteInfEngine:
         ServerUnreachableError when servers hang up too often, or none has been there for
         ``setup_timeout`` seconds; EngineStoppedError; ValueError when ``n_samples`` is not 1.
         """
+        if not isinstance(request, ModelRequest):
+            raise TypeError(f"request is a {type(request).__name__}; pass a ModelRequest")
         if request.gconfig.n_samples != 1:
             raise ValueError(
                 f"n_samples={request.gconfig.n_samples}: agenerate makes one reply; call it that often, "

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from areal_core._engine.backends import sglang
 from areal_core._engine.events import Events
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
@@ -639,3 +640,15 @@ def test_initialize_can_be_interrupted(run_script: RunScript, unused: str) -> No
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "interrupted <RemoteInfEngine sglang, version 0, stopped>\n"
+
+
+@pytest.mark.any_loop
+def test_what_is_no_config_backend_or_request_is_refused_with_its_type_alone(loop_name: str) -> None:
+    with pytest.raises(TypeError, match=r"^config is a dict; pass an InferenceEngineConfig$"):
+        RemoteInfEngine({"api_key": "secret"})  # type: ignore[arg-type]
+    for backend in (None, object()):
+        with pytest.raises(TypeError, match=r"^backend=.* is not a Backend; pass one"):
+            RemoteInfEngine(InferenceEngineConfig(), backend)  # type: ignore[arg-type]
+    engine = RemoteInfEngine(InferenceEngineConfig(), sglang.BACKEND)
+    with pytest.raises(TypeError, match=r"^request is a dict; pass a ModelRequest$"):
+        asyncio.run(engine.agenerate({"input_ids": [1]}))  # type: ignore[arg-type]

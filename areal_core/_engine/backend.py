@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from areal_core.types import GenerationHyperparameters
 
@@ -95,6 +95,7 @@ class Reader(Protocol):
         """
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One dialect. None instead of a call: the dialect has no such thing."""
 
