@@ -14,6 +14,7 @@ from areal_core._engine import aborts, opening, retries
 from areal_core._engine.events import Events
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
+from areal_core._engine.server import Pin
 from areal_core.embedded import EmbeddedServer
 from areal_core.errors import EngineStoppedError, GenerationTimeoutError, ServerStatusError
 from areal_core.remote_inf_engine import RemoteInfEngine
@@ -141,12 +142,14 @@ def test_waiting_for_a_slot_counts(play: Play) -> None:
             scripted(holding(1)) as server,
             engine_on(server, request_timeout=0.3, max_inflight_per_server=1) as engine,
         ):
-            first = asyncio.create_task(engine.agenerate(asking()))
-            await server.until("/generate", 1)
+            assert engine._state is not None
+            router = engine._state.router
+            taken = await router.take(Pin(), 1.0)  # a generation that ends no sooner than the other
             with pytest.raises(GenerationTimeoutError, match="after 0 attempts, last waiting for a server"):
                 await engine.agenerate(asking())
+            router.give_back(taken)
             with pytest.raises(GenerationTimeoutError, match="1 of 4 tokens after 1 attempts"):
-                await first
+                await engine.agenerate(asking())
 
     play(act)
 
