@@ -6,9 +6,9 @@ nothing: no aiohttp, httpx or uvloop before something needs them.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
 
+from areal_core._lazy import lazy
 from areal_core.errors import (
     ArealError,
     ControlError,
@@ -68,30 +68,24 @@ if TYPE_CHECKING:
     from areal_core.types import GenerationHyperparameters, ModelRequest, ModelResponse, RolloutWorkflow
     from areal_core.workflow_context import HttpConfig, WorkflowContext
 else:  # a type checker that saw __getattr__ would let every misspelt name pass
-    _module_of = {
-        "AsyncTaskRunner": "async_task_runner",
-        "EmbeddedServer": "embedded",
-        "GenerationHyperparameters": "types",
-        "HttpConfig": "workflow_context",
-        "InferenceEngineConfig": "config",
-        "ModelRequest": "types",
-        "ModelResponse": "types",
-        "RemoteInfEngine": "remote_inf_engine",
-        "RolloutWorkflow": "types",
-        "RunnerStats": "async_task_runner",
-        "TimedResult": "async_task_runner",
-        "WorkflowContext": "workflow_context",
-        "register_loop_cleanup": "loop_cleanup",
-        "unregister_loop_cleanup": "loop_cleanup",
-    }
-
-    def __getattr__(name: str) -> object:
-        if name == "workflow_context":
-            return import_module("areal_core.workflow_context")
-        if name not in _module_of:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_module_of[name]}"), name)
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted(globals() | dict.fromkeys(__all__))
+    __getattr__, __dir__ = lazy(
+        __name__,
+        globals(),
+        {
+            "AsyncTaskRunner": "async_task_runner",
+            "EmbeddedServer": "embedded",
+            "GenerationHyperparameters": "types",
+            "HttpConfig": "workflow_context",
+            "InferenceEngineConfig": "config",
+            "ModelRequest": "types",
+            "ModelResponse": "types",
+            "RemoteInfEngine": "remote_inf_engine",
+            "RolloutWorkflow": "types",
+            "RunnerStats": "async_task_runner",
+            "TimedResult": "async_task_runner",
+            "WorkflowContext": "workflow_context",
+            "register_loop_cleanup": "loop_cleanup",
+            "unregister_loop_cleanup": "loop_cleanup",
+            "workflow_context": "",
+        },
+    )

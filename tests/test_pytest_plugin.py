@@ -81,7 +81,13 @@ def test_a_run_that_needs_no_server_imports_next_to_nothing(run_script: RunScrip
         def test_it(request):
             loaded = {name for name in sys.modules if name.startswith("areal_core")}
             plugin = "areal_core.embedded.pytest_plugin"
-            assert loaded == {"areal_core", "areal_core.errors", "areal_core.embedded", plugin}
+            assert loaded == {
+                "areal_core",
+                "areal_core._lazy",
+                "areal_core.embedded",
+                "areal_core.errors",
+                plugin,
+            }
             assert request.config.pluginmanager.get_plugin("areal_core").__name__ == plugin
         """,
     )

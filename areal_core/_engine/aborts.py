@@ -69,12 +69,9 @@ async def _abort(router: Router, server: Server, wire_id: str) -> None:
 
 async def _insist(server: Server, call: HttpCall) -> None:
     """Make *call* until it is answered, a few times at most. Raises ServerUnreachableError."""
-
-    async def make() -> None:
-        await server.exchange.call(await get_control_session(), call, _TIMEOUT_S)
-
+    session = await get_control_session()
     try:
-        await insist(make, _BETWEEN_TRIES_S, _cannot_now)
+        await insist(_BETWEEN_TRIES_S, _cannot_now, server.exchange.call, session, call, _TIMEOUT_S)
     except ServerUnreachableError:
         raise
     except InferenceError:

@@ -64,7 +64,7 @@ class Calls:
 
     async def insist(self, server: Server, call: HttpCall | None) -> None:
         """Make *call* until it succeeds, a few times at most. Raises InferenceError."""
-        await insist(lambda: self.make(server, call), _BETWEEN_TRIES_S, _is_there)
+        await insist(_BETWEEN_TRIES_S, _is_there, self.make, server, call)
 
     def take_out(self, servers: Sequence[Server], why: str) -> None:
         """Take *servers* out of rotation."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
+
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
 from areal_core.errors import InferenceError
 
@@ -12,21 +14,20 @@ AFTER_CANCELLATION_S = 2.0
 
 
 async def insist(
-    make: Callable[[], Awaitable[object]],
     between_tries_s: Sequence[float],
     again: Callable[[InferenceError], bool],
+    make: Callable[..., Coroutine[Any, Any, object]],
+    /,
+    *args: Any,
 ) -> None:
-    """Make a call; while it fails with what calls for it *again*, repeat it after each of these times.
+    """Await ``make(*args)``; while it fails with what calls for it *again*, repeat it after these times.
 
-    Raises the last error.
+    *make* is an async function, no other that returns a coroutine. Raises the last error.
     """
-    for pause_s in between_tries_s:
-        try:
-            await make()
-        except InferenceError as error:
-            if not again(error):
-                raise
-            await asyncio.sleep(pause_s)
-        else:
-            return
-    await make()
+    retrying = AsyncRetrying(
+        retry=retry_if_exception(lambda error: isinstance(error, InferenceError) and again(error)),
+        wait=wait_chain(*map(wait_fixed, between_tries_s)),
+        stop=stop_after_attempt(1 + len(between_tries_s)),
+        reraise=True,
+    )
+    await retrying(make, *args)

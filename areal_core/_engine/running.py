@@ -19,6 +19,7 @@ from areal_core._engine.prober import Prober
 from areal_core._engine.recovery import Recovery
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
+from areal_core._engine.waking import wake
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.decoding import encode, json_or_text
 from areal_core._engine.wire.exchange import Exchange
@@ -51,6 +52,7 @@ class Running:
         self.generations: set[Generation] = set()
         self.lookout = Lookout(lambda: self._new_prober().run(), self.router.renew_patience, events)
         self._stopped = False
+        self._change: asyncio.Future[None] | None = None  # what `set_up` waits for
         self._removed: dict[Address, Server] = {}  # one that is added again may have attempts to abort
         self.is_set_up = False
         """Whether `set_up` has succeeded."""
@@ -68,17 +70,24 @@ class Running:
         prober = asyncio.create_task(self._new_prober(at_first=True).run())
         try:
             deadline = time.monotonic() + config.setup_timeout
-            while not self._stopped and any(server.why_out is not None for server in self.router.servers):
-                if time.monotonic() >= deadline:
-                    self._raise_if_too_few()
-                    break
-                await asyncio.sleep(0.05)
+            while await self._changes_before(deadline):
+                pass
+            if not self._stopped:
+                self._raise_if_too_few()
         finally:
             prober.cancel()
             await asyncio.wait((prober,))
         if self._stopped:
             raise EngineStoppedError(_DESTROYED)
         self.is_set_up = True
+
+    async def _changes_before(self, deadline: float) -> bool:
+        """Wait until a server comes into rotation; False when there is nothing to wait for, or no time."""
+        self._change = asyncio.get_running_loop().create_future()  # before looking: none goes unnoticed
+        if self._stopped or all(server.why_out is None for server in self.router.servers):
+            return False
+        done, _ = await asyncio.wait((self._change,), timeout=max(0.0, deadline - time.monotonic()))
+        return bool(done)
 
     def _raise_if_too_few(self) -> None:
         left, config = len(self.router.in_rotation), self._config
@@ -140,6 +149,7 @@ class Running:
     def stop(self) -> None:
         """End every generation, and the prober."""
         self._stopped = True
+        self._tell_of_change()
         self.lookout.stop()
         self.control.stop()
         for generation in list(self.generations):
@@ -155,6 +165,11 @@ class Running:
     def _on_in(self, server: Server) -> None:
         version = self._policy.version if server.weights is None else server.weights
         self._events.server_in(server.name, version)
+        self._tell_of_change()
+
+    def _tell_of_change(self) -> None:
+        if self._change is not None:
+            wake(self._change)
 
 
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:

@@ -28,8 +28,9 @@ in ``_models``, what goes wrong in ``_faults``.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from areal_core._lazy import lazy
 
 __all__ = ["EmbeddedServer", "ServerOptions", "ServerStats", "logprob_of", "token_of", "write_weights"]
 
@@ -41,20 +42,15 @@ if TYPE_CHECKING:
     from areal_core.embedded._server import EmbeddedServer
     from areal_core.embedded._stats import ServerStats
 else:  # a type checker that saw __getattr__ would let every misspelt name pass
-    _module_of = {
-        "EmbeddedServer": "_server",
-        "ServerOptions": "_options",
-        "ServerStats": "_stats",
-        "logprob_of": "_models.letters",
-        "token_of": "_models.letters",
-        "write_weights": "_models.weights",
-    }
-
-    def __getattr__(name: str) -> object:
-        if name not in _module_of:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        value = globals()[name] = getattr(import_module(f"{__name__}.{_module_of[name]}"), name)
-        return value
-
-    def __dir__() -> list[str]:
-        return sorted(globals() | dict.fromkeys(__all__))
+    __getattr__, __dir__ = lazy(
+        __name__,
+        globals(),
+        {
+            "EmbeddedServer": "_server",
+            "ServerOptions": "_options",
+            "ServerStats": "_stats",
+            "logprob_of": "_models.letters",
+            "token_of": "_models.letters",
+            "write_weights": "_models.weights",
+        },
+    )
