@@ -22,7 +22,10 @@ from logged import LogLines, LogLinesHandler
 
 if TYPE_CHECKING:
     from areal_core.async_task_runner import AsyncTaskRunner
+    from areal_core.embedded import EmbeddedServer
+    from exchanging import RunWithSession
     from reused_servers import ReusedServer
+    from scripted import Play
 
 LOOPS = ("asyncio", "uvloop")
 
@@ -162,3 +165,36 @@ def weights_of(tmp_path: Path) -> Callable[[int], str]:
         return str(tmp_path / f"weights-{version}")
 
     return path
+
+
+@pytest.fixture(scope="module")  # the counts of its faults go on from test to test
+def _faulty_server() -> Iterator[EmbeddedServer]:
+    from areal_core.embedded import EmbeddedServer
+
+    with EmbeddedServer(ms_per_token=0) as server:
+        yield server
+
+
+@pytest.fixture
+def server(_faulty_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
+    """Give a server that answers at once and has no faults at first."""
+    yield _faulty_server
+    _faulty_server.faults([])
+
+
+@pytest.fixture
+def play(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Play:
+    """Run an act of an engine and a scripted server on one loop."""
+    from scripted import play_on
+
+    return lambda act: play_on(loop_factory, act)
+
+
+@pytest.fixture
+def use(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[RunWithSession]:
+    """Run work with the session of a new loop; the HTTP configuration is the default again afterwards."""
+    from areal_core.workflow_context import HttpConfig, configure_http
+    from exchanging import run_with_session
+
+    yield lambda work: run_with_session(loop_factory, work)
+    configure_http(HttpConfig())

@@ -84,6 +84,10 @@ class ReusedServer(EmbeddedServer):
         """Return the versions it was given, in their order."""
         return [event["version"] for event in self.log() if event["event"] == "weights"]
 
+    def generate_one(self) -> None:
+        """Have it make one token, as soon as it is not paused."""
+        self.post("/generate", {"input_ids": [1], "sampling_params": {"max_new_tokens": 1}})
+
     def is_paused(self) -> bool:
         """Return whether it makes no token."""
         return bool(super().stats().paused)

@@ -18,6 +18,7 @@ from areal_core.config import InferenceEngineConfig
 from areal_core.remote_inf_engine import RemoteInfEngine
 from areal_core.types import GenerationHyperparameters, ModelRequest
 from peers import serving
+from threaded_loops import turns_until
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 Play = Callable[[Callable[[], Awaitable[None]]], None]
@@ -160,8 +161,8 @@ async def until_stage(engine: RemoteInfEngine, stage: str) -> None:
         stage, stage
     )
     assert engine._state is not None
-    while not any(words in one.stage for one in engine._state.generations):  # noqa: ASYNC110 - it tells nobody
-        await asyncio.sleep(0.001)
+    generations = engine._state.generations
+    await turns_until(lambda: any(words in one.stage for one in generations))
 
 
 # Answers

@@ -24,19 +24,6 @@ from test_embedded_process import COMMAND, ended, listening
 BODY = {"input_ids": [21], "return_logprob": True}
 
 
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ms_per_token=0) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
-    """Share a server that answers at once and has no faults at first."""
-    yield shared_server
-    shared_server.faults([])
-
-
 @pytest.fixture
 def connect(server: EmbeddedServer) -> Iterator[Callable[[], http.client.HTTPConnection]]:
     """Make connections that are closed after the test."""

@@ -26,7 +26,6 @@ from conftest import MakeRunner
 from engine_tools import an_engine, check_balanced, check_none_live, lives, logs_of
 from peers import FullListener
 from scripted import (
-    LoopFactory,
     Play,
     ScriptedServer,
     asking,
@@ -35,19 +34,19 @@ from scripted import (
     in_turn,
     made,
     nothing,
-    play_on,
     refusing,
     scripted,
     silent,
     until,
     until_stage,
 )
+from threaded_loops import turns_until
 
 
-@pytest.fixture
-def play(loop_factory: LoopFactory, monkeypatch: pytest.MonkeyPatch) -> Play:
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Back off for longer than a test takes."""
     monkeypatch.setattr(retries, "_full_jitter", lambda _: 10.0)
-    return lambda act: play_on(loop_factory, act)
 
 
 async def cancelled(generation: asyncio.Task[Any]) -> None:
@@ -77,8 +76,8 @@ def test_an_attempt_under_way_is_aborted_by_its_id_before_the_task_ends(
         async with scripted(answer) as server, engine_on(server) as engine:
             generation = asyncio.create_task(engine.agenerate(asking(rid="talk")))
             await server.until("/generate", 1)
-            while tokens and len(only(engine)._tokens) < tokens:  # noqa: ASYNC110 - it tells nobody
-                await asyncio.sleep(0.001)
+            if tokens:
+                await turns_until(lambda: len(only(engine)._tokens) == tokens)
             await cancelled(generation)
             assert server.aborted == [call.wire_id for call in server.generations]
             await check_usable(engine, server)
@@ -153,8 +152,7 @@ def test_one_that_is_connecting_ends_within_the_grace(play: Play, monkeypatch: p
             config = InferenceEngineConfig()
             one = Generation(Parts(config, router, Opening(events), Policy(events), events), asking())
             generation = asyncio.create_task(one.run())
-            while not server.calls:  # noqa: ASYNC110 - it tells nobody
-                await asyncio.sleep(0.001)
+            await turns_until(lambda: bool(server.calls))
             await cancelled(generation)
             assert server.in_flight == 0
             for abort in server.aborting:  # it goes on by itself

@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+import noticed
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.backends.sglang import SGLang
 from areal_core._engine.policy import Weights
+from areal_core._engine.router import Router
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import (
     ControlError,
@@ -31,7 +33,7 @@ from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, check_reply, lives, logs_of
 from logged import LogLines
 from reused_servers import ReusedServer
-from threaded_loops import eventually
+from threaded_loops import turns_until
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +41,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.2)
     monkeypatch.setattr("areal_core._engine.calls._BETWEEN_TRIES_S", (0.01, 0.01))
+    noticed.notice(monkeypatch, Router, "put_in", "take_out")
 
 
 @pytest.fixture
@@ -200,11 +203,8 @@ def test_a_pause_that_is_cancelled_leaves_no_server_paused(
         servers[1].faults(["silent,path=/pause_generation"])
         pausing = runner.submit(engine.pause_generation)
         servers[1].stats(silent=1)
-
-        async def others_paused() -> None:
-            await eventually(lambda: all(map(ReusedServer.is_paused, (servers[0], servers[2]))))
-
-        asyncio.run(others_paused())
+        for other in (servers[0], servers[2]):
+            other.stats(paused=1)
         runner.cancel(pausing)
         runner.wait_for_task(pausing, timeout=10)
         assert is_open(engine)
@@ -242,7 +242,7 @@ def test_a_pause_whose_loop_ends_in_the_middle_leaves_no_server_paused_in_rotati
 
     with an_engine(*servers) as engine:
         runner.run(main, engine)
-        runner.run(eventually, lambda: not out(engine))
+        noticed.wait_for(lambda: not out(engine))
         check_usable(runner, engine, *servers)
 
 
@@ -274,7 +274,7 @@ def test_a_server_that_does_not_continue_leaves_and_the_others_go_on(
         for task in tasks:
             check_reply(Sending(runner, engine).reply(task), a_request(most=200), latest=0)
         servers[0].faults([])  # and when it does continue, it is used again
-        runner.run(lambda: eventually(lambda: not out(engine)))
+        noticed.wait_for(lambda: not out(engine))
         assert not servers[0].is_paused()
         check_usable(runner, engine, *servers)
 
@@ -287,11 +287,8 @@ def test_when_continuing_is_cancelled_who_has_not_answered_leaves(
         servers[0].faults(["silent,path=/continue_generation"])
         continuing = runner.submit(engine.continue_generation)
         servers[0].stats(silent=1)
-
-        async def others_go_on() -> None:
-            await eventually(lambda: not any(map(ReusedServer.is_paused, servers[1:])))
-
-        asyncio.run(others_go_on())
+        for other in servers[1:]:
+            other.generate_one()  # it has to go on for that
         runner.cancel(continuing)
         runner.wait_for_task(continuing, timeout=10)
         assert is_open(engine)
@@ -416,7 +413,7 @@ def test_who_does_not_take_its_weights_back_leaves(
         assert is_open(engine)
         check_usable(runner, engine, *servers[:2], latest=1)
         servers[2].faults([])
-        runner.run(lambda: eventually(lambda: not out(engine)))
+        noticed.wait_for(lambda: not out(engine))
         assert servers[2].label() == "1"
         check_usable(runner, engine, *servers, latest=1)
 
@@ -462,7 +459,7 @@ def test_a_server_that_is_out_for_its_weights_does_not_keep_others_from_theirs(
         log_lines.wait_for(f"server_stays_out_of_rotation server={servers[2].addr}")
         servers[2].faults([])
         check_usable(runner, engine, *servers[:2], latest=2)
-        runner.run(lambda: eventually(lambda: not out(engine)))
+        noticed.wait_for(lambda: not out(engine))
         assert servers[2].label() == "2"
 
 
@@ -753,7 +750,7 @@ async def cut_off_as_it_leaves(
     leave.set()
     assert engine._state is not None
     turn = engine._state.control._turn
-    await eventually(lambda: len(turn._waiting) == 1)
+    await turns_until(lambda: len(turn._waiting) == 1)
     context.cancel()
     with pytest.raises(asyncio.CancelledError):
         await context
@@ -773,7 +770,8 @@ def test_a_context_that_is_cancelled_while_another_call_is_under_way_continues(
     with an_engine(*servers) as engine:
         call = engine.call_all("/flush_cache")
         runner.run(cut_off_as_it_leaves, engine, servers[0], "latency=400,path=/flush_cache", call)
-        runner.run(eventually, lambda: is_open(engine))
+        assert engine._state is not None
+        runner.run(engine._state.opening.wait)
         assert not any(map(ReusedServer.is_paused, servers))
         assert not out(engine)
         check_usable(runner, engine, *servers)
@@ -832,7 +830,7 @@ def test_a_context_whose_loop_ends_in_the_middle_leaves_no_server_paused_in_rota
     with an_engine(*servers) as engine:
         runner.run(main, engine)
         check_usable(runner, engine)
-        runner.run(eventually, lambda: not out(engine))
+        noticed.wait_for(lambda: not out(engine))
         check_usable(runner, engine, *servers)
 
 
@@ -968,7 +966,7 @@ def test_a_server_that_is_silent_while_it_loads_is_waited_for(
         runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         assert servers[0].versions() == [1]
         servers[0].faults([])
-        runner.run(eventually, lambda: not out(engine))
+        noticed.wait_for(lambda: not out(engine))
         check_usable(runner, engine, *servers, latest=1)
         assert servers[0].versions() == [1]
 
@@ -985,7 +983,7 @@ def test_an_update_that_outlasts_its_engine_changes_nothing_here(
         servers[0].stats(latency=1)
         waiting = there.submit(engine.pause_generation)
         turn = engine._state.control._turn if engine._state is not None else None
-        there.run(eventually, lambda: turn is not None and len(turn._waiting) == 1)
+        there.run(turns_until, lambda: turn is not None and len(turn._waiting) == 1)
         engine.destroy()
         for runner, call in ((here, updating), (there, waiting)):
             assert isinstance(runner.wait_for_task(call, timeout=10).error, EngineStoppedError)

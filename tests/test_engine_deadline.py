@@ -23,7 +23,6 @@ from engine_tools import an_engine
 from logged import LogLines
 from scripted import (
     Answer,
-    LoopFactory,
     Play,
     asking,
     engine_on,
@@ -31,7 +30,6 @@ from scripted import (
     hanging_up,
     holding,
     made,
-    play_on,
     refusing,
     saying,
     scripted,
@@ -39,12 +37,7 @@ from scripted import (
     until,
     until_stage,
 )
-from threaded_loops import eventually
-
-
-@pytest.fixture
-def play(loop_factory: LoopFactory) -> Play:
-    return lambda act: play_on(loop_factory, act)
+from threaded_loops import turns_until
 
 
 @pytest.fixture
@@ -168,7 +161,7 @@ def test_a_pause_is_not_charged_whether_it_began_before_or_in_the_middle(play: P
             await engine.pause_generation()
             gate.set()
             before = asyncio.create_task(engine.agenerate(asking()))
-            await eventually(lambda: waiting_for_the_opening(engine) == 4)  # they and their deadlines
+            await turns_until(lambda: waiting_for_the_opening(engine) == 4)  # they and their deadlines
             assert len(server.generations) == 1
             assert not (before.done() or middle.done())
             await engine.continue_generation()
@@ -189,7 +182,7 @@ def test_what_was_left_before_a_pause_is_left_after_it(play: Play) -> None:
             server.usual = silent
             async with engine.paused():
                 generation = asyncio.create_task(engine.agenerate(asking()))
-                await eventually(lambda: waiting_for_the_opening(engine) == 2)  # it and its deadline
+                await turns_until(lambda: waiting_for_the_opening(engine) == 2)  # it and its deadline
             continued = time.monotonic()
             with pytest.raises(GenerationTimeoutError, match=r"request_timeout=0\.5 s"):
                 await generation
@@ -203,12 +196,12 @@ def test_a_long_pause_is_said_once_whoever_waits(
 ) -> None:
     assert opening._SAY_SO_AFTER_S == 60
     monkeypatch.setattr(opening, "_SAY_SO_AFTER_S", 0.05)
-    turns: list[None] = []
+    said: asyncio.Queue[None] = asyncio.Queue()
     say_so = Opening._say_so
 
     def noting(self: Opening) -> None:
         say_so(self)
-        turns.append(None)
+        said.put_nowait(None)
 
     monkeypatch.setattr(Opening, "_say_so", noting)
 
@@ -217,8 +210,8 @@ def test_a_long_pause_is_said_once_whoever_waits(
             for times in (1, 2):
                 async with engine.paused():
                     waiting = [asyncio.create_task(engine.agenerate(asking())) for _ in range(3)]
-                    await eventually(lambda: len(turns) == 3)
-                    turns.clear()
+                    for _ in waiting:
+                        await said.get()
                     lines = [line for line in log_lines.of("warning") if "generation_is_paused" in line]
                     assert len(lines) == times
                     assert "waiting=3" in lines[-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,7 +24,6 @@ from conftest import MakeRunner
 from engine_tools import Sending, an_engine, check_balanced, check_none_live
 from exchanging import KEY, all_shown
 from scripted import (
-    LoopFactory,
     Play,
     asking,
     document,
@@ -33,7 +32,6 @@ from scripted import (
     hanging_up,
     holding,
     made,
-    play_on,
     saying,
     scripted,
 )
@@ -50,23 +48,6 @@ TOLD_OF = {
     Malformed.NAN: r"JSON is malformed: invalid character",
 }
 """What the error says of each kind of malformed reply that is one however it comes."""
-
-
-@pytest.fixture
-def play(loop_factory: LoopFactory) -> Play:
-    return lambda act: play_on(loop_factory, act)
-
-
-@pytest.fixture(scope="module")
-def shared_server() -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(ms_per_token=0) as server:
-        yield server
-
-
-@pytest.fixture
-def server(shared_server: EmbeddedServer) -> Iterator[EmbeddedServer]:
-    yield shared_server
-    shared_server.faults([])
 
 
 @pytest.fixture

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 
+import noticed
 from areal_core._engine.backends import sglang
 from areal_core._engine.events import Events
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
+from areal_core._engine.router import Router
 from areal_core._engine.running import Running
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
@@ -27,7 +29,7 @@ from conftest import MakeRunner
 from engine_tools import Sending, a_request, an_engine, check_balanced, check_none_live, check_reply
 from logged import LogLines, LogLinesHandler
 from reused_servers import ReusedServer
-from threaded_loops import MakeLoop, ThreadedLoop, eventually, threaded_loops
+from threaded_loops import MakeLoop, ThreadedLoop, threaded_loops, turns_until
 
 Run = AsyncTaskRunner[Any]
 
@@ -36,6 +38,7 @@ Run = AsyncTaskRunner[Any]
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.1)
+    noticed.notice(monkeypatch, Router, "put_in", "take_out")
 
 
 @pytest.fixture
@@ -218,7 +221,7 @@ def test_destroy_wakes_generations_that_wait(
             servers[0].stats(in_flight=1)
         elif waits_for == "a server":
             servers[0].kill()
-            runner.run(eventually, lambda: set(engine.servers.values()) != {None})
+            noticed.wait_for(lambda: set(engine.servers.values()) != {None})
         else:
             servers[0].faults(["status=503,retry_after=20"])
         waits = sending.send(a_request(most=3))
@@ -228,7 +231,7 @@ def test_destroy_wakes_generations_that_wait(
             "a server": "waiting for a server",
             "its back-off": "backing off",
         }[waits_for]
-        runner.run(eventually, lambda: any(stage in one.stage for one in state.generations))
+        runner.run(turns_until, lambda: any(stage in one.stage for one in state.generations))
         engine.destroy()
         assert isinstance(sending.ending(waits), EngineStoppedError)
 
@@ -367,7 +370,7 @@ def test_the_prober_is_on_the_loop_of_the_first_generation_and_ends_with_destroy
         generate(runner, engine)
         assert prober_of(engine) is prober
         engine.destroy()
-        runner.run(eventually, lambda: not runs(prober))
+        runner.run(turns_until, lambda: not runs(prober))
 
 
 def test_when_a_loop_ends_the_next_has_the_prober(
@@ -382,9 +385,9 @@ def test_when_a_loop_ends_the_next_has_the_prober(
         generate(second, engine)
         assert runs(prober_of(engine))
         servers[0].kill()
-        second.run(eventually, lambda: engine.servers[servers[0].addr] is not None)
+        noticed.wait_for(lambda: engine.servers[servers[0].addr] is not None)
         servers[0].start()
-        second.run(eventually, lambda: engine.servers[servers[0].addr] is None)
+        noticed.wait_for(lambda: engine.servers[servers[0].addr] is None)
 
 
 def test_a_loop_that_only_stopped_keeps_the_next_from_nothing(
@@ -428,7 +431,7 @@ def test_after_a_long_rest_without_servers_they_get_the_time_to_be_found(
     with an_engine(servers[0]) as engine:
         generate(first, engine)
         servers[0].kill()
-        first.run(eventually, lambda: set(engine.servers.values()) != {None})
+        noticed.wait_for(lambda: set(engine.servers.values()) != {None})
         first.destroy()
         assert engine._state is not None
         engine._state.router._deserted_since = 0.0  # long ago
@@ -527,7 +530,7 @@ def test_an_engine_leaves_nothing_behind(
         await asyncio.gather(*(engine.agenerate(request) for _ in range(8)))
         begun = [asyncio.create_task(engine.agenerate(long)) for _ in range(8)]
         while sum("generating" in one.stage for one in engine._state.generations) < 8:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
         begun[0].cancel()
         await engine.pause_generation()
         await engine.continue_generation()

@@ -11,12 +11,14 @@ from contextvars import ContextVar
 
 import pytest
 
+import noticed
 from areal_core._engine.events import Events
 from areal_core._engine.lookout import Lookout
+from areal_core._engine.router import Router
 from areal_core.remote_inf_engine import RemoteInfEngine
 from engine_tools import a_request, an_engine, check_none_live, check_reply
 from reused_servers import ReusedServer
-from threaded_loops import MakeLoop, ThreadedLoop, eventually, threaded_loops
+from threaded_loops import MakeLoop, ThreadedLoop, threaded_loops, turns_until
 
 LONG = a_request(most=100_000)
 SHORT = a_request(most=2)
@@ -26,6 +28,8 @@ SHORT = a_request(most=2)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 0.02)
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.1)
+    noticed.notice(monkeypatch, Router, "put_in")
+    noticed.notice(monkeypatch, Lookout, "_start")
 
 
 @pytest.fixture
@@ -81,12 +85,12 @@ def test_when_a_loop_ends_in_the_middle_of_generations_another_with_generations_
 ) -> None:
     with an_engine(*servers) as engine, threaded_loops(loop_factory, 2) as (first, second):
         using = [first.begin(engine.agenerate(LONG))]
-        first.run(eventually(lambda: looks_from(engine) is first.loop))
+        noticed.wait_for(lambda: looks_from(engine) is first.loop)
         using.append(second.begin(engine.agenerate(LONG)))
         second.settle()
         assert looks_from(engine) is first.loop
         first.close()
-        second.run(eventually(lambda: looks_from(engine) is second.loop))
+        noticed.wait_for(lambda: looks_from(engine) is second.loop)
     check_none_live(*servers)
 
 
@@ -101,7 +105,7 @@ def test_a_loop_that_is_closed_with_its_tasks_as_they_are_hands_over_too(loop_fa
         assert place_of(lookout) is gone.loop
         tasks = asyncio.all_tasks(gone.loop)
         gone.break_off()
-        other.run(eventually(lambda: place_of(lookout) is other.loop))
+        noticed.wait_for(lambda: place_of(lookout) is other.loop)
         for task in tasks:  # asyncio complains of tasks that end like this
             task._log_destroy_pending = False  # type: ignore[attr-defined]
 
@@ -133,13 +137,14 @@ def test_a_loop_that_only_stops_leaves_the_servers_to_one_with_generations(
 
         async def main() -> None:
             async with engine.paused():
-                await eventually(lambda: looks_from(engine) is stops)
+                await turns_until(lambda: looks_from(engine) is stops)
                 using.append(other.begin(engine.agenerate(LONG)))
-                await eventually(lambda: len(lookout_of(engine)._uses) == 2)
+                await asyncio.to_thread(other.settle)
+                assert len(lookout_of(engine)._uses) == 2
                 assert looks_from(engine) is stops
 
         stops.run_until_complete(main())
-        other.run(eventually(lambda: looks_from(engine) is other.loop))
+        noticed.wait_for(lambda: looks_from(engine) is other.loop)
         stops.close()
 
 
@@ -163,7 +168,7 @@ def test_a_server_that_was_added_is_taken_in_with_the_next_control_call(
         engine.add_server(servers[1].addr)
         assert engine.servers[servers[1].addr] == "new"
         loop.run(engine.continue_generation())
-        loop.run(eventually(lambda: engine.servers[servers[1].addr] is None))
+        noticed.wait_for(lambda: engine.servers[servers[1].addr] is None)
 
 
 @pytest.mark.any_loop

@@ -13,7 +13,7 @@ import pytest
 from areal_core._engine.events import Events
 from areal_core._engine.opening import Opening
 from logged import LogLines
-from threaded_loops import MakeLoop, ThreadedLoop, eventually, threaded_loops
+from threaded_loops import MakeLoop, ThreadedLoop, threaded_loops
 
 
 @pytest.fixture
@@ -160,12 +160,12 @@ def test_after_a_while_it_says_once_what_everybody_waits_for(
     loop_factory: MakeLoop, opening: Opening, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("areal_core._engine.opening._SAY_SO_AFTER_S", 0.02)
-    came: list[Opening] = []
+    said = threading.Semaphore(0)
     say_so = Opening._say_so
 
     def count(opening: Opening) -> None:
         say_so(opening)
-        came.append(opening)
+        said.release()
 
     monkeypatch.setattr(Opening, "_say_so", count)
     with threaded_loops(loop_factory, 2) as loops:
@@ -173,10 +173,11 @@ def test_after_a_while_it_says_once_what_everybody_waits_for(
             opening.close()
             waiting = [loop.begin(opening.wait()) for loop in loops for _ in range(3)]
             lines = partial(log_lines.of, "warning")
-            loops[0].run(eventually(lambda: len(lines()) == time_of_closing))  # noqa: B023
+            for _ in waiting:
+                assert said.acquire(timeout=20)
+            assert len(lines()) == time_of_closing
             assert "generation_is_paused" in lines()[-1]
             assert "remedy=continue_generation() opens it" in lines()[-1]
-            loops[0].run(eventually(lambda: len(came) == 6 * time_of_closing))  # noqa: B023
             opening.open()
             for one in waiting:
                 one.result(10)

@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 
+import noticed
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.backends.sglang import SGLang
+from areal_core._engine.router import Router
 from areal_core._engine.running import Running
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
@@ -37,7 +39,7 @@ from engine_tools import (
 )
 from logged import LogLines
 from reused_servers import ReusedServer
-from threaded_loops import MakeLoop, eventually
+from threaded_loops import MakeLoop
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 0.1)
     monkeypatch.setattr("areal_core._engine.recovery.PROBE_TIMEOUT_S", 0.5)
     monkeypatch.setattr("areal_core._engine.aborts._TIMEOUT_S", 0.3)
+    noticed.notice(monkeypatch, Router, "put_in", "take_out")
 
 
 @pytest.fixture
@@ -65,18 +68,14 @@ def use(runner: Run, engine: RemoteInfEngine, latest: int = 0, times: int = 12) 
         assert set(reply.output_versions) <= {latest}
 
 
-def wait_until(runner: Run, condition: Callable[[], bool]) -> None:
-    runner.run(eventually, condition)
-
-
-def wait_for_all(runner: Run, engine: RemoteInfEngine) -> None:
+def wait_for_all(engine: RemoteInfEngine) -> None:
     """Wait until all servers are in rotation."""
-    wait_until(runner, lambda: set(engine.servers.values()) == {None})
+    noticed.wait_for(lambda: set(engine.servers.values()) == {None})
 
 
-def wait_until_out(runner: Run, engine: RemoteInfEngine, server: ReusedServer) -> str:
+def wait_until_out(engine: RemoteInfEngine, server: ReusedServer) -> str:
     """Wait until *server* is out of rotation; return why."""
-    wait_until(runner, lambda: engine.servers[server.addr] is not None)
+    noticed.wait_for(lambda: engine.servers[server.addr] is not None)
     return engine.servers[server.addr] or ""
 
 
@@ -121,7 +120,7 @@ def test_of_500_generations_a_killed_server_loses_none_and_is_used_again_with_th
         check_replies(zip(requests, map(sending.reply, tasks), strict=True), latest=1)
         assert engine.servers[servers[0].addr] is not None
         servers[0].start()
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine, latest=1)
         assert servers[0].versions() == [0, 1]
         check_used_with(servers[0], 1)
@@ -138,7 +137,7 @@ def test_a_server_that_returns_gets_the_update_it_missed_before_it_is_used(
         runner.run(engine.update_weights_from_disk, weights_of(2), 2)
         use(runner, engine, latest=2)
         servers[0].start()
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine, latest=2)
         assert servers[0].versions() == [0, 2]
         check_used_with(servers[0], 2)
@@ -156,7 +155,7 @@ def test_a_server_that_was_restarted_between_two_probes_is_not_used_with_its_fir
         servers[0].kill()
         servers[0].start()
         use(runner, engine, latest=1)
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine, latest=1)
         assert servers[0].label() == "1"
 
@@ -176,17 +175,18 @@ def test_a_server_that_returns_and_says_it_has_other_weights_stays_out(
         runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         use(runner, engine, latest=1)
         servers[0].kill()
-        wait_until_out(runner, engine, servers[0])
+        wait_until_out(engine, servers[0])
         backend.wrong_by = 1
         servers[0].start()
         line = log_lines.wait_for("server_stays_out_of_rotation")
         assert "it says that it has version 2, not 1" in line.message
         use(runner, engine, latest=1)
         assert "does not take the weights" in (engine.servers[servers[0].addr] or "")
-        wait_until(runner, lambda: len(servers[0].versions()) > 3)  # it was tried a few times
+        servers[0].faults(["latency=0,path=/update_weights_from_disk"])
+        servers[0].stats(latency=3)  # it is tried again and again
         assert servers[0].stats().generations == 0
         backend.wrong_by = 0
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine, latest=1)
         check_used_with(servers[0], 1)
         assert len([line for line in log_lines if "server_stays_out" in line.message]) == 1
@@ -202,7 +202,7 @@ def test_weights_that_do_not_load_are_not_loaded_all_the_time(
         runner.run(engine.update_weights_from_disk, path, 1)
         use(runner, engine, latest=1)
         servers[0].kill()
-        wait_until_out(runner, engine, servers[0])
+        wait_until_out(engine, servers[0])
         monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 100.0)
         Path(path).unlink()
         servers[0].start()
@@ -224,7 +224,7 @@ def test_a_server_that_returns_after_weights_came_another_way_waits_for_the_next
         engine.set_version(2)
         use(runner, engine, latest=2)
         servers[0].kill()
-        wait_until_out(runner, engine, servers[0])
+        wait_until_out(engine, servers[0])
         servers[0].start()
         log_lines.wait_for("nobody here has the weights of version 2")
         log_lines.clear()
@@ -249,11 +249,11 @@ def test_a_server_that_has_the_version_set_by_hand_is_used(
         engine.set_version(5)
         use(runner, engine, latest=5)
         servers[0].kill()
-        wait_until_out(runner, engine, servers[0])
+        wait_until_out(engine, servers[0])
         servers[0].start()
         log_lines.wait_for("nobody here has the weights of version 5")
         servers[0].load(weights_of(5), 5)
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine, latest=5)
 
 
@@ -265,17 +265,18 @@ def test_a_server_that_returns_during_an_update_gets_the_new_weights(
         runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         use(runner, engine, latest=1)
         servers[0].kill()
-        wait_until_out(runner, engine, servers[0])
+        wait_until_out(engine, servers[0])
         runner.run(engine.pause_generation)
         with stopped(servers[1]):  # the update waits for it
+            servers[2].faults(["latency=0,path=/update_weights_from_disk"])
             updating = runner.submit(engine.update_weights_from_disk, weights_of(2), 2)
-            wait_until(runner, lambda: engine._policy.is_changing)
+            servers[2].stats(latency=1)
             servers[0].start()
             servers[0].faults(["latency=0,path=/health"])
             servers[0].stats(latency=2)
         assert runner.wait_for_task(updating, timeout=20).error is None
         runner.run(engine.continue_generation)
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine, latest=2)
         check_used_with(servers[0], 2)
         assert servers[0].versions() == [0, 2]
@@ -293,7 +294,7 @@ def test_an_update_during_a_return_waits_for_the_old_weights_to_be_loaded(
         servers[0].faults(["latency=300,next=1,path=/update_weights_from_disk"])  # and it is well
         servers[0].stats(latency=1)
         runner.run(engine.update_weights_from_disk, weights_of(2), 2)
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine, latest=2)
         assert servers[0].label() == "2"
 
@@ -303,10 +304,10 @@ def test_a_server_that_returns_in_a_pause_is_paused(runner: Run, servers: list[R
     with an_engine(*servers) as engine:
         use(runner, engine)
         servers[0].kill()
-        wait_until_out(runner, engine, servers[0])
+        wait_until_out(engine, servers[0])
         runner.run(engine.pause_generation)
         servers[0].start()
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         assert servers[0].is_paused()
         runner.run(engine.continue_generation)
         use(runner, engine)
@@ -322,7 +323,7 @@ def test_a_server_that_is_paused_by_somebody_else_when_it_returns_is_continued(
         take_out(engine, servers[0])
         servers[0].post("/pause_generation", {})
         servers[0].faults([])
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         assert not servers[0].is_paused()
 
 
@@ -339,7 +340,7 @@ def test_before_a_server_is_used_again_what_could_not_be_aborted_is(
         for task in tasks:
             check_reply(sending.reply(task), request, latest=0)
         server.start()
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         assert server.stats().faults["latency"] == 4
         assert engine._state is not None
         assert not any(one.unaborted for one in engine._state.router.servers)
@@ -362,7 +363,7 @@ def test_what_could_not_be_aborted_is_not_forgotten_when_a_server_is_removed_and
             assert engine._state is not None
             added = engine._state.router.servers[-1]
             assert (added.name, len(added.unaborted)) == (servers[0].addr, 4)
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         assert not added.unaborted
 
 
@@ -419,7 +420,7 @@ def test_a_server_that_is_added_gets_the_weights_and_the_pause(
         if paused:
             runner.run(engine.pause_generation)
         engine.add_server(f"http://{servers[2].addr}/")
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         assert len(engine.servers) == 3
         assert servers[2].label() == "1"
         if paused:
@@ -440,16 +441,15 @@ def test_what_a_removed_server_generates_goes_on_elsewhere(runner: Run, servers:
             server.stats(in_flight=4)
         engine.remove_server(servers[0].addr)
         assert engine.servers == {servers[1].addr: None}
-        wait_until(runner, lambda: servers[0].stats().in_flight == 0)
-        assert servers[0].stats().completed == 0
         check_replies(zip(requests, map(sending.reply, tasks), strict=True), latest=0)
+        assert (servers[0].stats().completed, servers[0].stats().in_flight) == (0, 0)
         assert {len(of_one) for of_one in by_conversation(lives(logs_of(*servers))).values()} == {1, 2}
         use(runner, engine)
         assert servers[0].stats().generations == 4
         with pytest.raises(ValueError, match="is none of the servers"):
             engine.remove_server(servers[0].addr)
         engine.add_server(servers[0].addr)
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine)
         assert servers[0].stats().generations > 4
         check_balanced(engine)
@@ -469,10 +469,10 @@ def test_a_silent_server_leaves_and_what_it_generates_goes_on_elsewhere_and_is_a
         for server in servers[:2]:
             server.stats(in_flight=4)
         with stopped(servers[0]) as go_on:
-            wait_until_out(runner, engine, servers[0])
+            wait_until_out(engine, servers[0])
             servers[1].stats(generations=8)
             go_on()  # and it makes all the tokens that it had no time to make before
-            wait_for_all(runner, engine)
+            wait_for_all(engine)
             use(runner, engine)
         check_replies(zip(requests, map(sending.reply, tasks), strict=True), latest=0)
         first = servers[0].log()
@@ -546,10 +546,10 @@ def test_a_server_that_is_not_well_for_too_long_leaves_and_returns_when_it_is(
     with an_engine(*servers[:2], silence_timeout=0.3) as engine:
         use(runner, engine)
         servers[0].faults(["status=503,path=/health"])
-        assert "answered GET /health with 503" in wait_until_out(runner, engine, servers[0])
+        assert "answered GET /health with 503" in wait_until_out(engine, servers[0])
         use(runner, engine)
         servers[0].faults([])
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine)
 
 
@@ -571,7 +571,7 @@ def test_a_dead_server_leaves_at_the_next_probe_though_nothing_runs_there(
     with an_engine(*servers[:2], silence_timeout=3600.0) as engine:
         use(runner, engine)
         servers[0].kill()
-        assert "cannot be reached" in wait_until_out(runner, engine, servers[0])
+        assert "cannot be reached" in wait_until_out(engine, servers[0])
 
 
 # -- at first
@@ -588,7 +588,7 @@ def test_servers_are_believed_at_first_to_have_a_version_set_by_hand(
         sending = Sending(runner, engine)
         assert sending.reply(sending.send(a_request(most=2))).output_versions == [3, 3]
         servers[0].kill()
-        wait_until_out(runner, engine, servers[0])
+        wait_until_out(engine, servers[0])
         servers[0].start()  # but not when they return
         log_lines.wait_for("nobody here has the weights of version 3")
     finally:
@@ -631,7 +631,7 @@ def test_a_server_that_is_late_is_taken_in_when_it_comes(runner: Run, servers: l
         )
         servers[1].start()
         use(runner, engine)
-        wait_for_all(runner, engine)
+        wait_for_all(engine)
         use(runner, engine)
         check_used_with(servers[1], 0)
 
@@ -645,7 +645,7 @@ def test_what_listens_where_a_server_was_and_is_none_stays_out(
         servers[0].kill()
         host, _, port = servers[0].addr.partition(":")
         with socket.create_server((host, int(port))):  # takes connections, and says nothing
-            wait_until_out(runner, engine, servers[0])
+            wait_until_out(engine, servers[0])
             use(runner, engine)
         servers[0].start()
-        wait_for_all(runner, engine)
+        wait_for_all(engine)

@@ -22,7 +22,6 @@ from exchanging import KEY, all_shown
 from logged import LogLines
 from scripted import (
     Answer,
-    LoopFactory,
     Play,
     ScriptedServer,
     asking,
@@ -33,19 +32,13 @@ from scripted import (
     made,
     making,
     nothing,
-    play_on,
     racing,
     refusing,
     saying,
     scripted,
     until_stage,
 )
-from threaded_loops import eventually
-
-
-@pytest.fixture
-def play(loop_factory: LoopFactory) -> Play:
-    return lambda act: play_on(loop_factory, act)
+from threaded_loops import turns_until
 
 
 @pytest.fixture
@@ -343,7 +336,7 @@ def test_a_back_off_ends_when_its_server_leaves(play: Play, how: str) -> None:
             await until_stage(engine, "backing off")
             assert engine._state is not None
             (known, _) = engine._state.router.servers
-            await eventually(lambda: bool(known.sleepers))
+            await turns_until(lambda: bool(known.sleepers))
             if how == "is removed":
                 await asyncio.to_thread(engine.remove_server, server.url)
             else:

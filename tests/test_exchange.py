@@ -7,7 +7,7 @@ import contextlib
 import gc
 import weakref
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import aiohttp
@@ -17,7 +17,6 @@ from aiohttp import web
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.wire.exchange import Exchange, Reply
 from areal_core.errors import MalformedReplyError, ServerStatusError, ServerUnreachableError
-from areal_core.workflow_context import HttpConfig, configure_http
 from children import RunScript
 from exchanging import (
     CHUNKED,
@@ -26,29 +25,16 @@ from exchanging import (
     LAST_CHUNK,
     POST,
     STREAM,
-    LoopFactory,
     RunWithSession,
     add_events,
     chunks,
     exchange_with,
     reply_of,
-    run_with_session,
     saying,
     take_request,
     until_all_are_closed,
 )
 from peers import Holding, Peer, reset, serving, talking
-
-
-@pytest.fixture(autouse=True)
-def _default_config() -> Iterator[None]:
-    yield
-    configure_http(HttpConfig())
-
-
-@pytest.fixture
-def use(loop_factory: LoopFactory) -> RunWithSession:
-    return lambda work: run_with_session(loop_factory, work)
 
 
 async def pong(request: web.BaseRequest) -> web.StreamResponse:

@@ -7,7 +7,6 @@ import re
 import socket
 import ssl
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,29 +33,16 @@ from exchanging import (
     LAST_CHUNK,
     POST,
     STREAM,
-    LoopFactory,
     RunWithSession,
     all_shown,
     chunks,
     exchange_with,
     reply_of,
-    run_with_session,
     saying,
     take_request,
     until_all_are_closed,
 )
 from peers import FullListener, Peer, refusing_url, reset, serving, talking
-
-
-@pytest.fixture(autouse=True)
-def _default_config() -> Iterator[None]:
-    yield
-    configure_http(HttpConfig())
-
-
-@pytest.fixture
-def use(loop_factory: LoopFactory) -> RunWithSession:
-    return lambda work: run_with_session(loop_factory, work)
 
 
 async def error_of(

@@ -324,7 +324,8 @@ def test_what_an_abandoned_callback_waited_for_may_come(loop: Loop, complaints: 
     register_loop_cleanup(refuse, loop=loop, timeout=0.02)
     run_loop_cleanup(loop)
     waited_for[-1].set_result(None)
-    loop.run_until_complete(asyncio.sleep(0.001))
+    for _ in range(3):
+        loop.run_until_complete(asyncio.sleep(0))
     waited_for.clear()
     gc.collect()
     assert complaints == []

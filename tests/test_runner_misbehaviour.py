@@ -146,7 +146,7 @@ def test_an_exception_that_ends_programs_in_a_callback_is_contained(
 
     async def schedule() -> str:
         asyncio.get_running_loop().call_soon(leave)
-        await asyncio.sleep(0.001)
+        await asyncio.sleep(0)
         return "goes on"
 
     assert outcome_of(healthy, schedule).data == "goes on"

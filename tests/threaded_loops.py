@@ -59,11 +59,11 @@ def threaded_loops(make_loop: MakeLoop, count: int) -> Iterator[list[ThreadedLoo
         yield loops
 
 
-async def eventually(condition: Callable[[], bool], timeout: float = 20.0) -> None:
-    """Wait until *condition* holds, which nothing tells of."""
-    async with asyncio.timeout(timeout):
-        while not condition():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+async def turns_until(condition: Callable[[], bool]) -> None:
+    """Let the running loop turn until *condition* holds, which something on it brings about."""
+    async with asyncio.timeout(20.0):
+        while not condition():  # noqa: ASYNC110 - it tells nobody
+            await asyncio.sleep(0)
 
 
 async def gathered(*awaitables: Awaitable[T]) -> list[T | BaseException]:
