@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from areal_core._lazy import lazy
 from areal_core.errors import (
+    AdmissionStalledError,
     ArealError,
     ControlError,
     EngineStoppedError,
+    FailureBudgetError,
     GenerationTimeoutError,
     InferenceError,
     MalformedReplyError,
@@ -28,11 +30,13 @@ from areal_core.errors import (
 __version__ = "0.1.0"
 
 __all__ = [
+    "AdmissionStalledError",
     "ArealError",
     "AsyncTaskRunner",
     "ControlError",
     "EmbeddedServer",
     "EngineStoppedError",
+    "FailureBudgetError",
     "GenerationHyperparameters",
     "GenerationTimeoutError",
     "HttpConfig",
@@ -42,17 +46,24 @@ __all__ = [
     "ModelRequest",
     "ModelResponse",
     "RemoteInfEngine",
+    "RolloutLedger",
+    "RolloutOutcome",
+    "RolloutStat",
     "RolloutWorkflow",
     "RunnerDiedError",
     "RunnerStats",
     "RunnerStoppedError",
     "ServerStatusError",
     "ServerUnreachableError",
+    "StalenessManager",
+    "StalenessReport",
     "TaskQueueFullError",
     "TimedResult",
     "UnknownTaskError",
     "WeightUpdateError",
     "WorkflowContext",
+    "WorkflowExecutor",
+    "offloaded",
     "register_loop_cleanup",
     "unregister_loop_cleanup",
     "workflow_context",
@@ -64,9 +75,17 @@ if TYPE_CHECKING:
     from areal_core.config import InferenceEngineConfig
     from areal_core.embedded import EmbeddedServer
     from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
+    from areal_core.offload import offloaded
     from areal_core.remote_inf_engine import RemoteInfEngine
+    from areal_core.staleness_manager import RolloutStat, StalenessManager
     from areal_core.types import GenerationHyperparameters, ModelRequest, ModelResponse, RolloutWorkflow
     from areal_core.workflow_context import HttpConfig, WorkflowContext
+    from areal_core.workflow_executor import (
+        RolloutLedger,
+        RolloutOutcome,
+        StalenessReport,
+        WorkflowExecutor,
+    )
 else:  # a type checker that saw __getattr__ would let every misspelt name pass
     __getattr__, __dir__ = lazy(
         __name__,
@@ -80,10 +99,17 @@ else:  # a type checker that saw __getattr__ would let every misspelt name pass
             "ModelRequest": "types",
             "ModelResponse": "types",
             "RemoteInfEngine": "remote_inf_engine",
+            "RolloutLedger": "workflow_executor",
+            "RolloutOutcome": "workflow_executor",
+            "RolloutStat": "staleness_manager",
             "RolloutWorkflow": "types",
             "RunnerStats": "async_task_runner",
+            "StalenessManager": "staleness_manager",
+            "StalenessReport": "workflow_executor",
             "TimedResult": "async_task_runner",
             "WorkflowContext": "workflow_context",
+            "WorkflowExecutor": "workflow_executor",
+            "offloaded": "offload",
             "register_loop_cleanup": "loop_cleanup",
             "unregister_loop_cleanup": "loop_cleanup",
             "workflow_context": "",

@@ -6,7 +6,7 @@ NumPy's numbers are taken too; JSON would not have them as they are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from operator import index
 from reprlib import repr as short
@@ -50,6 +50,12 @@ def check_text(name: str, value: object) -> str:
     if not value:
         raise ValueError(f"{name} is an empty text; give one with something in it")
     return value
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise ValueError unless *value* is one of *choices*."""
+    if value not in choices:
+        raise ValueError(f"{name}={short(value)} is none of {', '.join(map(repr, choices))}; give one")
 
 
 def check_flag(name: str, value: object) -> bool:

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from areal_core._checks import check_integer, check_seconds, check_text
+from areal_core._checks import (
+    check_choice,
+    check_flag,
+    check_integer,
+    check_number,
+    check_seconds,
+    check_text,
+)
 
 __all__ = ["InferenceEngineConfig"]
 
@@ -22,6 +32,60 @@ class InferenceEngineConfig:
 
     max_head_offpolicyness: int = 0
     """How many versions a trained token may be older than the policy that is trained."""
+
+    queue_size: int | None = None
+    """How many samples the executor may have handed to its runner, evaluation included; what else is pending
+    it keeps itself, without limit. None: 16 times the concurrency."""
+
+    on_stale: Literal["mask", "drop", "requeue", "keep"] = "mask"
+    """What becomes of trajectories with tokens that are too old when a batch is cut. ``"mask"``: their
+    ``loss_mask`` is 0, and a trajectory with no token left is dropped. ``"drop"``: the trajectory is.
+    ``"requeue"``: its prompt is rolled out again, ``max_requeues`` times at most. ``"keep"``: it is trained
+    on; nothing bounds staleness then."""
+
+    max_requeues: int = 1
+    """How often a rollout that was too old is run again. Rows of `rollout_batch` are, whatever *on_stale*."""
+
+    straggler_wait: float = 0.0
+    """Seconds a batch waits for rollouts that would be too old for the batches after it; ``math.inf``: as
+    long as they run."""
+
+    episode_timeout: float | None = 3600.0
+    """Seconds an episode may run; None: for ever, and one that never ends can stop everything."""
+
+    cancel_grace: float = 5.0
+    """Seconds an episode may clean up once it is told to end."""
+
+    on_member_failure: Literal["cancel", "keep_rest"] = "cancel"
+    """When a member of a group fails: the group does and the others are cancelled, or it goes on without."""
+
+    stall_timeout: float = 60.0
+    """Seconds to wait when nothing can start before the version rises; then `AdmissionStalledError`."""
+
+    max_consecutive_failures: int | None = None
+    """How many training rollouts in a row may fail before every wait raises `FailureBudgetError`; None: 32,
+    or twice the concurrency if that is more."""
+
+    max_consecutive_unaccepted: int | None = None
+    """The same for rollouts that are not accepted for any reason; None: 64 batches of them."""
+
+    check_trajectory_format: bool = False
+    """Whether each trajectory is checked, so that one of the wrong form fails with what is wrong with it."""
+
+    accept_in: Literal["loop", "thread", "process"] = "loop"
+    """Where ``should_accept_fn`` runs. One that computes for long on the loop holds up every rollout."""
+
+    accept_timeout: float | None = None
+    """Seconds ``should_accept_fn`` may take; None: no limit but the episode's."""
+
+    dump_dir: str | os.PathLike[str] | None = None
+    """Where delivered trajectories are written, ``<version>.jsonl``; None: nowhere."""
+
+    enable_rollout_tracing: bool = False
+    """Whether each rollout's start and end is logged, as a debug event."""
+
+    loop_block_warning: float | None = 0.25
+    """Seconds that user code may block the loop before its function is named in the log; None: never."""
 
     max_inflight_per_server: int | None = None
     """How many generations one server is given at once; the rest waits in order. None: no limit."""
@@ -60,8 +124,16 @@ class InferenceEngineConfig:
             value = getattr(self, name)
             if value is not None or name not in _OPTIONAL:
                 object.__setattr__(self, name, check_integer(name, value, least=least))
-        for name in ("request_timeout", "setup_timeout", "control_timeout", "silence_timeout"):
-            object.__setattr__(self, name, check_seconds(name, getattr(self, name)))
+        for name in _SECONDS:
+            value = getattr(self, name)
+            if value is not None or name not in _OPTIONAL:
+                object.__setattr__(self, name, check_seconds(name, value))
+        for name in ("straggler_wait", "cancel_grace"):
+            object.__setattr__(self, name, _check_wait(name, getattr(self, name)))
+        for name in ("check_trajectory_format", "enable_rollout_tracing"):
+            check_flag(name, getattr(self, name))
+        for name, choices in _CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         if self.model is not None:
             check_text("model", self.model)
         if self.api_key is not None and not isinstance(self.api_key, str):
@@ -80,9 +152,42 @@ _INTEGERS = {
     "max_inflight_per_server": 1,
     "request_retries": 0,
     "min_servers": 1,
+    "queue_size": 1,
+    "max_requeues": 0,
+    "max_consecutive_failures": 1,
+    "max_consecutive_unaccepted": 1,
     "max_reply_bytes": 1,
 }
-_OPTIONAL = ("max_concurrent_rollouts", "max_inflight_per_server")
+_SECONDS = (
+    "request_timeout",
+    "setup_timeout",
+    "control_timeout",
+    "silence_timeout",
+    "episode_timeout",
+    "stall_timeout",
+    "accept_timeout",
+    "loop_block_warning",
+)
+_OPTIONAL = (
+    "max_concurrent_rollouts",
+    "max_inflight_per_server",
+    "queue_size",
+    "max_consecutive_failures",
+    "max_consecutive_unaccepted",
+    "episode_timeout",
+    "accept_timeout",
+    "loop_block_warning",
+)
+_CHOICES = {
+    "on_stale": ("mask", "drop", "requeue", "keep"),
+    "on_member_failure": ("cancel", "keep_rest"),
+    "accept_in": ("loop", "thread", "process"),
+}
+
+
+def _check_wait(name: str, value: object) -> float:
+    """Return *value* as seconds. 0 and infinity are as good as any."""
+    return math.inf if value == math.inf else check_number(name, value, least=0.0)
 
 
 def _keys(keys: object) -> dict[str, str]:

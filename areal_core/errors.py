@@ -5,6 +5,8 @@ ArealError
 ├── RunnerDiedError      (RuntimeError)  the runner was broken by something; the cause is chained
 ├── TaskQueueFullError   (RuntimeError)  as many tasks as ``max_queue_size`` are not yet collected
 ├── UnknownTaskError     (LookupError)   no such task: never accepted, or already delivered
+├── AdmissionStalledError (RuntimeError) nothing may start before the policy version rises, and it does not
+├── FailureBudgetError   (RuntimeError)  too many rollouts in a row brought nothing
 └── InferenceError       (RuntimeError)  inference servers, or the engine that asks them
     ├── ServerStatusError                a server answered that it would not, or could not
     ├── ServerUnreachableError           a server could not be reached, or hung up; or none is left
@@ -22,9 +24,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 __all__ = [
+    "AdmissionStalledError",
     "ArealError",
     "ControlError",
     "EngineStoppedError",
+    "FailureBudgetError",
     "GenerationTimeoutError",
     "InferenceError",
     "MalformedReplyError",
@@ -36,6 +40,8 @@ __all__ = [
     "UnknownTaskError",
     "WeightUpdateError",
 ]
+
+_SHOWN_AT_MOST = 5  # kinds of failures in a message
 
 
 class ArealError(Exception):
@@ -56,6 +62,39 @@ class TaskQueueFullError(ArealError, RuntimeError):
 
 class UnknownTaskError(ArealError, LookupError):
     """No task with this id is outstanding: it was never accepted, or its result was delivered."""
+
+
+class AdmissionStalledError(ArealError, RuntimeError):
+    """A caller waits for rollouts that may not start before the policy version rises, and it does not."""
+
+    def __init__(self, *, limit: int, version: int, waiting: int, consumed: int) -> None:
+        self.limit = limit
+        """How many trajectories may be under way at one version: (max_staleness + 1) x batch."""
+        self.version = version
+        """The policy version."""
+        self.waiting = waiting
+        """How many have ended and are not delivered."""
+        self.consumed = consumed
+        """How many were delivered at this version."""
+        super().__init__(
+            f"nothing more may start at version {version}: of the {limit} trajectories that the bound on "
+            f"staleness allows, {consumed} were delivered and {waiting} wait to be, and who waits needs "
+            "more; raise the version (by engine.set_version, or on_version_changed() for another provider), "
+            "wait for fewer, or allow more staleness"
+        )
+
+
+class FailureBudgetError(ArealError, RuntimeError):
+    """Too many training rollouts in a row brought nothing; the first error among them is chained."""
+
+    def __init__(self, message: str, kinds: Mapping[str, int]) -> None:
+        self.kinds = dict(kinds)
+        """How many of them ended in which way, the commonest first: by type and place of the error."""
+        super().__init__(message, self.kinds)
+
+    def __str__(self) -> str:
+        kinds = [f"{count} x {kind}" for kind, count in list(self.kinds.items())[:_SHOWN_AT_MOST]]
+        return "; ".join([str(self.args[0]), *kinds])
 
 
 class InferenceError(ArealError, RuntimeError):

@@ -18,7 +18,6 @@ from areal_core.embedded._models.tokens import Prefix, Sampling
 from areal_core.embedded._models.transformer import PolicyModel, _uniform
 from areal_core.embedded._models.weights import Weights, WeightsError
 from calls import call, generate
-from children import RunScript
 
 PARAMETERS = policy.initial()
 WEIGHTS = Weights(0, content=PARAMETERS)
@@ -268,22 +267,3 @@ def test_a_file_that_is_not_its_own_is_refused_and_nothing_in_it_runs(tmp_path: 
     with path.open("wb") as file:
         np.savez(file, **good)
     refused("are no .npz that save")
-
-
-@pytest.mark.any_loop
-def test_without_numpy_the_mode_says_what_to_install_and_the_others_work(run_script: RunScript) -> None:
-    done = run_script(
-        """
-        import sys
-        sys.modules["numpy"] = None
-        from areal_core.embedded._models.choice import model_of
-        from areal_core.embedded._options import ServerOptions
-        model_of(ServerOptions(mode="test"))
-        try:
-            model_of(ServerOptions(mode="policy"))
-        except ModuleNotFoundError as error:
-            print(error)
-        """
-    )
-    said = "mode='policy' needs NumPy; install areal-core[policy]\n"
-    assert (done.returncode, done.stdout, done.stderr) == (0, said, "")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from tenacity import RetryCallState
 
+from areal_core import _record
 from areal_core._engine.aborts import abort, abort_after_cancellation
 from areal_core._engine.attempt import Attempt
 from areal_core._engine.backend import Ask, Piece
@@ -59,6 +60,7 @@ class Generation:
         self.limits = Limits(self._config.request_timeout, self._opening, self._describe)
         self.stage = "about to begin"
         """What it does, or waits for."""
+        self._record = _record.current.get()  # of the episode it is for; None outside of one
         self.attempts = 0
         """How often something was sent for it."""
         self._tokens: list[int] = []
@@ -97,6 +99,11 @@ class Generation:
             segments=self._segments,
         )
 
+    def leave(self) -> None:
+        """Let the record of the episode say that its workflow goes on."""
+        if self._record is not None:
+            self._record.enter(_record.PLAYING)
+
     async def _go_on(self, pin: Pin, resting: Resting) -> None:
         """Make attempts until one brings a token or the end."""
         patience = Patience(self._config.request_retries, self.limits.left_s, resting.asked_s)
@@ -111,7 +118,7 @@ class Generation:
             raise
 
     def _about_to_sleep(self, state: RetryCallState) -> None:
-        self.stage += ", then backing off"
+        self._enter(f"{self.stage}, then backing off")
         error = state.outcome.exception() if state.outcome is not None else None
         if error is not None:
             self._say_failed(error, state.upcoming_sleep)
@@ -124,7 +131,7 @@ class Generation:
         server = await self._next_server(pin, resting)
         before, closings = len(self._tokens), self._opening.closings
         self._last_server = server.name
-        self.stage = f"generating on {server.name}"
+        self._enter(f"generating on {server.name}", server.name)
         self.attempts += 1
         try:
             await self._send(server)
@@ -149,9 +156,9 @@ class Generation:
 
     async def _next_server(self, pin: Pin, resting: Resting) -> Server:
         while True:
-            self.stage = "waiting for generation to be continued"
+            self._enter("waiting for generation to be continued")
             await self._opening.wait()
-            self.stage = "waiting for a server"
+            self._enter("waiting for a server")
             resting.choose()
             server = await self._router.take(pin, self._config.setup_timeout)
             if self._opening.is_open:
@@ -170,6 +177,8 @@ class Generation:
             self._config.model,
         )
         self._sent = self._policy.moment()
+        if self._record is not None:
+            self._record.segment_sent(self._sent.version)
         self._last_label = None
         try:
             await Attempt(server, ask, self._take).run()
@@ -217,6 +226,11 @@ class Generation:
         self._last_label = label
         is_known = not by_hand or label >= self._policy.version
         return [min(earlier, label)] * count, earlier == label and is_known
+
+    def _enter(self, stage: str, server: str | None = None) -> None:
+        self.stage = stage
+        if self._record is not None:
+            self._record.enter(stage, server)
 
     def _new_wire_id(self) -> str:
         return f"{self._conversation}-{uuid.uuid4().hex}"

@@ -139,6 +139,7 @@ class Running:
             return await generation.run()
         finally:
             self.generations.discard(generation)
+            generation.leave()
 
     async def call_all(self, path: str, json: Any, timeout_s: float | None) -> dict[str, Any]:
         """POST *json* to the servers in rotation; return their answers by address. Raises ControlError."""

@@ -36,6 +36,9 @@ class Job:
         "timer",
     )
 
+    noun = "task"
+    """What errors call it."""
+
     def __init__(
         self,
         task_id: int,
@@ -91,9 +94,11 @@ class Job:
         """Make the decision the outcome; what the coroutine raised becomes its context."""
         self.data = None
         if self.decision == "timed_out":
-            self._overrule(TimeoutError(f"task {self.task_id} exceeded its deadline of {self.timeout} s"))
+            self._overrule(
+                TimeoutError(f"{self.noun} {self.task_id} exceeded its deadline of {self.timeout} s")
+            )
         elif not issubclass(type(self.error), asyncio.CancelledError):
-            self._overrule(asyncio.CancelledError(f"task {self.task_id} was cancelled"))
+            self._overrule(asyncio.CancelledError(f"{self.noun} {self.task_id} was cancelled"))
 
     def _overrule(self, verdict: BaseException) -> None:
         verdict.__context__ = self.error

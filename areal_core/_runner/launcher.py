@@ -119,7 +119,9 @@ class Launcher:
                 job.task = None
                 paused.append(job)
             else:
-                job.error = asyncio.CancelledError(f"task {job.task_id} was cancelled before it started")
+                job.error = asyncio.CancelledError(
+                    f"{job.noun} {job.task_id} was cancelled before it started"
+                )
                 self._end(job)
         if paused:
             self._sink.put_back(paused)

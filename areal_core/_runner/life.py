@@ -8,7 +8,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +19,7 @@ from areal_core._runner.calls import Call, Calls
 from areal_core._runner.ending import Ending
 from areal_core._runner.events import Events
 from areal_core._runner.gate import Gate, GateEvent
+from areal_core._runner.guest import Guest
 from areal_core._runner.job import Job
 from areal_core._runner.launcher import Launcher, labels_of
 from areal_core._runner.ledger import Ledger
@@ -60,6 +61,7 @@ class Life:
             self.thread, self.ledger, self._events, settings.cancel_grace_s, settings.tracing
         )
         self._call_launcher = Launcher(self.thread, self._calls, None, settings.cancel_grace_s)
+        self._guests: list[tuple[Guest, Launcher]] = []
         # Ours, because the loop's own cannot be waited for with a limit. Its threads start on first use.
         self._executor = ThreadPoolExecutor(thread_name_prefix="areal-core")
 
@@ -71,7 +73,10 @@ class Life:
     @property
     def abandoned(self) -> int:
         """How many tasks outlived their outcome and go on."""
-        return len(self._task_launcher.abandoned)
+        return sum(len(launcher.abandoned) for launcher in self._launchers())
+
+    def _launchers(self) -> list[Launcher]:
+        return [self._task_launcher, *(launcher for _, launcher in self._guests)]
 
     def start(self) -> None:
         """Start the thread and its loop. Raises what failed there; then nothing is left of it."""
@@ -103,6 +108,13 @@ class Life:
         """Run a coroutine outside the ledger. Raises the ending; one that comes later arrives."""
         self._calls.add(call)
         self._post(self._call_launcher.launch, [call])
+
+    def host(self, guest: Guest) -> Launcher:
+        """Return what starts the jobs of *guest*, on the loop thread only. Raises the ending."""
+        launcher = Launcher(self.thread, guest, None, self._cancel_grace_s)
+        self._guests.append((guest, launcher))  # first: an ending that comes now is told to it
+        self.ledger.shelf.raise_if_ended()
+        return launcher
 
     def cancel_call(self, call: Call) -> None:
         """Cancel the coroutine of a call whose caller has gone, if it came so far as to be started."""
@@ -192,12 +204,21 @@ class Life:
         self._events.ending = True
         self.ledger.decide_all()
         stuck = self.ledger.still_running()
-        labels = labels_of(stuck)  # now, for without its task a job has none
-        self._task_launcher.abandoned.update(labels)
-        self._post(self._task_launcher.watch, labels)
+        self._give_up_tasks(self._task_launcher, stuck)
         self.ledger.abandon(stuck)
+        for guest, launcher in self._guests:
+            guest.begin_end(_STOPPED)
+            theirs = list(guest.jobs())
+            self._give_up_tasks(launcher, theirs)
+            guest.finish_end()
+            stuck += theirs
         if stuck:
             self._events.tasks_abandoned([job.label for job in stuck])
+
+    def _give_up_tasks(self, launcher: Launcher, stuck: Sequence[Job]) -> None:
+        labels = labels_of(stuck)  # now, for without its task a job has none
+        launcher.abandoned.update(labels)
+        self._post(launcher.watch, labels)
 
     # -- ending, on the loop thread ----------------------------------------------------------------
 
@@ -210,11 +231,14 @@ class Life:
         deadline = self._deadline or time.monotonic() + DESTROY_TIMEOUT_S
         loop = self.thread.loop
         self._task_launcher.flush()  # what ended by itself is not ours to end
+        for guest, launcher in self._guests:
+            launcher.flush()
+            guest.begin_end(self.ending or _STOPPED)
         decided = self.ledger.decide_all()
         patience_s = min(self._cancel_grace_s, (deadline - time.monotonic()) / 2)
         shutdown.cancel_tasks(loop, patience_s, self._events)
-        self._call_launcher.flush()
-        self._task_launcher.flush()
+        for launcher in (self._call_launcher, *self._launchers()):
+            launcher.flush()
         self._abandon_the_rest(loop)
         ended = sum(not job.abandoned for job in decided)
         if ended:
@@ -225,10 +249,17 @@ class Life:
     def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:
         stuck = self.ledger.still_running()
         labels = labels_of(stuck)
-        known = labels_of(self._calls.ended) | self._task_launcher.abandoned
-        others = [known.get(task) or task.get_name() for task in asyncio.all_tasks(loop) - labels.keys()]
+        known = labels_of(self._calls.ended)
+        for launcher in self._launchers():
+            known |= launcher.abandoned
         self._task_launcher.watch(labels)
         self.ledger.abandon(stuck)
+        for guest, launcher in self._guests:
+            theirs = labels_of(guest.jobs())
+            launcher.watch(theirs)
+            guest.finish_end()
+            labels |= theirs
+        others = [known.get(task) or task.get_name() for task in asyncio.all_tasks(loop) - labels.keys()]
         if labels or others:
             self._events.tasks_abandoned([*labels.values(), *others])
 

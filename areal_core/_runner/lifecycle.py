@@ -163,6 +163,11 @@ class Lifecycle:
             raise_if_abroad(self._life)
 
 
+def life_of(runner: Lifecycle) -> Life:
+    """Return the life of *runner*, for what is hosted by it. Raises RunnerStoppedError where it has none."""
+    return runner._here()
+
+
 def raise_if_abroad(life: Life) -> None:
     """Raise RunnerStoppedError in a forked child, where locks may be held by threads that are not there."""
     if life.home is not _process.home():

@@ -1,7 +1,5 @@
 """A policy small enough for one core: a causal transformer of one layer, in NumPy.
 
-It needs ``areal-core[policy]``.
-
 It reads and writes strings of digits. This module has what a server and a trainer share: the tokens, the
 forward pass, and the file of weights. A trainer adds the backward pass, from the `Activations` of `run`:
 

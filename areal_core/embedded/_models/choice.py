@@ -13,7 +13,7 @@ from areal_core.embedded._options import ServerOptions
 def model_of(options: ServerOptions) -> tuple[Model, Weights]:
     """Return the model and the weights that a server with *options* starts with.
 
-    Raises WeightsError for a file without weights, ModuleNotFoundError without what the mode needs.
+    Raises WeightsError for a file without weights.
     """
     model = _model(options.mode)
     version, content = model.start() if options.weights is None else model.load(options.weights)
@@ -27,12 +27,6 @@ def _model(mode: str) -> Model:
 def _policy() -> Model:
     # The matrices are small: threads would only get in each other's way.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    try:
-        from areal_core.embedded._models.transformer import (
-            PolicyModel,  # NumPy: only who asks for it needs it
-        )
-    except ModuleNotFoundError as error:
-        if error.name != "numpy":
-            raise
-        raise ModuleNotFoundError("mode='policy' needs NumPy; install areal-core[policy]") from None
+    from areal_core.embedded._models.transformer import PolicyModel  # NumPy: the other modes do without
+
     return PolicyModel()

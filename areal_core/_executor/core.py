@@ -1,0 +1,360 @@
+"""Everything the executor decides, in one thread and without I/O: what starts, what is kept, who gets it.
+
+One thread at a time owns a core; nothing here is locked. Each method of the first part is one event; after
+one or more of them `go_on` does all that they made possible::
+
+    submit, episodes_ended, set_version, resume    ->  admit: somebody may start
+    episodes_ended, set_version, ask, a timer      ->  serve: somebody may get what he waits for
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from areal_core._executor import ending
+from areal_core._executor.books import BothBooks
+from areal_core._executor.budget import Budget
+from areal_core._executor.delivery import Delivery
+from areal_core._executor.freshness import is_too_old
+from areal_core._executor.hold import Hold
+from areal_core._executor.outcome import RolloutOutcome
+from areal_core._executor.patience import Patience
+from areal_core._executor.port import Clock, Port, Witness
+from areal_core._executor.report import Tally, Trained
+from areal_core._executor.requests import Request, Want
+from areal_core._executor.rollout import Episode, Lane, Rollout, State
+from areal_core._executor.rules import Rules
+from areal_core._executor.scheduler import Scheduler
+from areal_core._executor.standstill import Standstill
+from areal_core.errors import UnknownTaskError
+
+_ATTEMPTS = ("rejected", "failed", "timed_out")
+
+
+class Core:
+    """The rollouts of one executor, from submit to delivery."""
+
+    def __init__(
+        self, rules: Rules, port: Port, clock: Clock, books: BothBooks, tally: Tally, witness: Witness
+    ) -> None:
+        self._rules = rules
+        self._clock = clock
+        self._witness = witness
+        self.books = books
+        self.tally = tally
+        self.budget = Budget(rules)
+        self.scheduler = Scheduler(self.budget, port, clock, self._rollout_began, self._rollout_ended)
+        self._delivery = Delivery(self.budget, self._holds)
+        self._hold = Hold(rules, self.budget, clock, self.scheduler.running.values, self.go_on)
+        self._standstill = Standstill(rules, self.budget, clock, witness, self._give_up)
+        self._patience = Patience(rules)
+        self._rollouts: dict[int, Rollout] = {}  # all that are not collected
+        self._ending: Callable[[], BaseException] | None = None
+        self._unseen: list[Request] = []  # asked since the last time
+        self._is_dynamic = False  # whether the batches count attempts
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def submit(self, rollouts: Iterable[Rollout]) -> None:
+        """Take new rollouts, in this order. Once the core has ended they end as cancelled."""
+        for rollout in rollouts:
+            self._rollouts[rollout.task_id] = rollout
+            self.books.of(rollout).submitted()
+            self._enqueue(rollout)
+            if self._ending is not None:
+                self.scheduler.cancel(rollout)
+
+    def episodes_ended(self, episodes: Iterable[Episode]) -> None:
+        """Take note of the ends of episodes; their fields say how."""
+        for episode in episodes:
+            self.scheduler.episode_ended(episode)
+
+    def cancel(self, task_id: int) -> bool:
+        """Have a rollout end as cancelled; return whether it does, or did."""
+        rollout = self._rollouts.get(task_id)
+        if rollout is None:
+            return False
+        if rollout.state is State.FINISHED:
+            return rollout.outcome is not None and rollout.outcome.status == "cancelled"
+        if not rollout.is_cancelled:
+            self.scheduler.cancel(rollout)
+        return True
+
+    def set_version(self, version: int) -> None:
+        """Take note of a policy version: there is new budget, and some of what there was is too old."""
+        if version == self.budget.version:
+            return
+        self.budget.set_version(version)
+        self._expire(self._delivery.finished())
+        for rollout in [one for one in self.scheduler.running.values() if self._is_doomed(one)]:
+            self.scheduler.doom(rollout)
+
+    def version_seen(self, version: int) -> None:
+        """Do the same for a version that was read a moment ago, and may have risen since."""
+        self.set_version(max(version, self.budget.version))
+
+    def pause(self) -> None:
+        """Start nothing more."""
+        self.scheduler.is_paused = True
+
+    def resume(self) -> None:
+        """Start what waits."""
+        self.scheduler.is_paused = False
+
+    def ask(self, request: Request) -> None:
+        """Give a caller what he waits for as soon as it is there."""
+        if request.is_withdrawn:
+            return
+        if request.want is Want.BATCH:
+            self._set_dynamic(request.dynamic)
+        request.error = self._claim(request)
+        if request.error is None:
+            self._delivery.requests.append(request)
+        else:
+            self._delivery.take_back(request)
+            request.gate.open()
+        self._unseen.append(request)
+
+    def ask_again(self, earlier: Request, request: Request) -> None:
+        """Take back what *earlier* was given and give *request* what there is now; claims stay claimed."""
+        self.take_back(earlier)
+        self.ask(request)
+
+    def submit_and_ask(self, rollouts: Iterable[Rollout], request: Request) -> None:
+        """Take rollouts that are claimed by *request* before anybody else can have them."""
+        self.submit(rollouts)
+        self.ask(request)
+
+    def take_back(self, request: Request) -> None:
+        """Put back what *request* was given: its caller did not get it, or does not want it."""
+        request.is_withdrawn = True  # it may come before the request itself
+        if request.timer is not None:
+            request.timer.cancel()
+        given = self._delivery.take_back(request)
+        for rollout in given:
+            self._rollouts[rollout.task_id] = rollout
+            self.books.of(rollout).collected(-1)
+        self._expire(given)
+
+    def give_back(self, count: int) -> None:
+        """Free the budget of *count* rollouts that were delivered and not trained on. Raises ValueError."""
+        self.budget.give_back(count)
+
+    def delivered(self, trained: Iterable[Trained]) -> None:
+        """Take note of what a caller got for training."""
+        for one in trained:
+            self.tally.delivered(one)
+        t10 = self.tally.warning()
+        if t10 is not None:
+            self._witness.unfair(t10)
+
+    def reset_failures(self) -> None:
+        """Forget the failures so far, and go on."""
+        self._patience.reset()
+
+    def end(self, ending: Callable[[], BaseException]) -> None:
+        """Start nothing more, and have everything end as cancelled. Callers get errors of *ending*."""
+        if self._ending is not None:
+            return
+        self._ending = ending
+        for line in (self.scheduler.training, self.scheduler.evaluation):
+            for rollout in line.all_pending():
+                self.scheduler.cancel(rollout)
+        for rollout in list(self.scheduler.running.values()):
+            self.scheduler.cancel(rollout)
+        for request in list(self._delivery.requests):
+            self._answer(request, ending())
+
+    # -- what follows from them --------------------------------------------------------------------
+
+    def go_on(self) -> None:
+        """Do all that the events since the last time made possible."""
+        self._serve()
+        if self._ending is None:
+            self.scheduler.admit(training_too=not self._patience.is_over)
+        for request in list(self._delivery.requests):
+            if request.want is Want.BATCH:
+                self._see_hunger(request)
+        self._standstill.see(self._delivery.requests, self.scheduler.is_paused)
+        for request in self._unseen:
+            request.looked.open()
+        self._unseen.clear()
+
+    def _serve(self) -> None:
+        for request in list(self._delivery.requests):
+            if self._patience.is_over and not request.is_eval:
+                self._answer(request, self._patience.error())
+                continue
+            given = self._delivery.serve(request)
+            if given is not None:
+                for rollout in given:
+                    del self._rollouts[rollout.task_id]
+                    self.books.of(rollout).collected(1)
+                self._answer(request, None)
+            elif self._ending is not None:
+                self._answer(request, self._ending())
+
+    def _answer(self, request: Request, error: BaseException | None) -> None:
+        self._delivery.requests.remove(request)
+        request.error = error
+        if error is not None:
+            self._delivery.take_back(request)
+        if request.timer is not None:
+            request.timer.cancel()
+        request.gate.open()
+
+    def _enqueue(self, rollout: Rollout, *, first: bool = False) -> None:
+        self.scheduler.enqueue(rollout, first=first)
+        self._witness.enqueued(rollout)
+
+    def _rollout_began(self, rollout: Rollout) -> None:
+        self.books.of(rollout).began()
+        self._witness.began(rollout)
+
+    def _rollout_ended(self, rollout: Rollout) -> None:
+        if rollout.is_doomed and not rollout.is_cancelled:
+            self._too_old(rollout)
+            return
+        outcome, rollout.ages = ending.outcome_of(rollout, self._clock.time(), self._rules.max_staleness)
+        if outcome.status == "accepted" and self._is_too_old(rollout):
+            self._too_old(rollout)
+        else:
+            rollout.forget_episodes()
+            self._finish(rollout, outcome)
+
+    def _finish(self, rollout: Rollout, outcome: RolloutOutcome) -> None:
+        was, rollout.state, rollout.outcome = rollout.state, State.FINISHED, outcome
+        self.scheduler.settle(rollout, keeps_unit=self._keeps_unit(rollout, outcome))
+        self.books.of(rollout).ended(was, outcome.status)
+        if not rollout.work.is_eval:
+            self._patience.note(outcome)
+        self._witness.ended(rollout)
+        self._delivery.keep(rollout)
+
+    def _keeps_unit(self, rollout: Rollout, outcome: RolloutOutcome) -> bool:
+        if outcome.status == "accepted":
+            return True
+        return self._is_dynamic and rollout.lane is Lane.BATCH and outcome.status in _ATTEMPTS
+
+    # -- what is too old ---------------------------------------------------------------------------
+
+    @property
+    def _least(self) -> int:
+        """The oldest version that may be trained on."""
+        return self.budget.version - self._rules.max_staleness
+
+    def _is_too_old(self, rollout: Rollout) -> bool:
+        if rollout.work.is_eval:
+            return False
+        return is_too_old(rollout.ages, rollout.start_version, self._rules.on_stale, self._least)
+
+    def _is_doomed(self, rollout: Rollout) -> bool:
+        """Return whether nothing that it may still bring is young enough."""
+        if rollout.work.is_eval or rollout.is_ending or self._rules.on_stale == "keep":
+            return False
+        if rollout.start_version >= self._least:
+            return False
+        if self._rules.on_stale != "mask":
+            return True
+        sent = (member.record.newest_version for member in rollout.episodes)
+        return not any(version is not None and version >= self._least for version in sent)
+
+    def _too_old(self, rollout: Rollout) -> None:
+        """Run a rollout that has just ended again, or let it be stale."""
+        now = self._clock.time()
+        outcome = ending.make(rollout, now, "stale", reason=self._why_stale(rollout))
+        rollout.forget_episodes()
+        self.tally.wasted(outcome.seconds, rollout.busy_s)
+        if self._may_run_again(rollout):
+            self.scheduler.uncharge(rollout)
+            self.books.of(rollout).runs_again(State.RUNNING)
+            self._witness.ran_in_vain(rollout)
+            self._run_again(rollout)
+        else:
+            self._finish(rollout, outcome)
+
+    def _expire(self, finished: Iterable[Rollout]) -> None:
+        """Free what finished rollouts that are too old take up: those that wait to be collected."""
+        for rollout in [one for one in finished if self._has_expired(one)]:
+            if not rollout.is_accepted:
+                self._delivery.free(rollout)
+                continue
+            self._delivery.drop(rollout)
+            self.budget.waiting -= rollout.is_charged
+            rollout.is_charged = False
+            self.tally.wasted(rollout.outcome.seconds if rollout.outcome else 0.0, rollout.busy_s)
+            runs_again = self._may_run_again(rollout)
+            self._witness.went_stale(rollout, runs_again)
+            if runs_again:
+                self.books.of(rollout).runs_again(State.FINISHED)
+                self._run_again(rollout)
+            else:
+                self.books.of(rollout).went_stale()
+                self._make_stale(rollout)
+                self._delivery.keep(rollout)
+
+    def _has_expired(self, rollout: Rollout) -> bool:
+        if rollout.is_accepted:
+            return self._is_too_old(rollout)
+        # An attempt without a result counts for the batches of as many versions as a trajectory would.
+        return rollout.is_charged and self._rules.on_stale != "keep" and rollout.start_version < self._least
+
+    def _may_run_again(self, rollout: Rollout) -> bool:
+        wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
+        return wanted and rollout.requeues < self._rules.max_requeues and self._ending is None
+
+    def _run_again(self, rollout: Rollout) -> None:
+        rollout.restart()
+        self._enqueue(rollout, first=True)
+
+    def _make_stale(self, rollout: Rollout) -> None:
+        assert rollout.outcome is not None
+        reason = self._why_stale(rollout)
+        rollout.outcome = replace(
+            rollout.outcome, status="stale", trajectory=None, origin=None, reason=reason
+        )
+        self._patience.note(rollout.outcome)
+
+    def _why_stale(self, rollout: Rollout) -> str:
+        return (
+            f"started at version {rollout.start_version}, and nothing of it is of version {self._least} or "
+            f"later, which version {self.budget.version} may be trained on"
+        )
+
+    # -- who waits ---------------------------------------------------------------------------------
+
+    def _claim(self, request: Request) -> BaseException | None:
+        """Claim what *request* wants; return why that cannot be, in which case it has claimed some of it."""
+        for task_id in request.claims:
+            rollout = self._rollouts.get(task_id)
+            if rollout is None or rollout.lane is Lane.BATCH:
+                return UnknownTaskError(
+                    f"no rollout with task_id={task_id} is outstanding: it was never submitted, or its "
+                    "outcome was delivered already"
+                )
+            if rollout.request is not None:
+                return ValueError(f"task_id={task_id} is claimed by another caller, who waits for it already")
+            request.is_eval = rollout.work.is_eval
+            self._delivery.claim(request, rollout)
+        return None
+
+    def _set_dynamic(self, is_dynamic: bool) -> None:
+        if self._is_dynamic and not is_dynamic:
+            for attempt in self._delivery.waiting_attempts():
+                self._delivery.free(attempt)
+        self._is_dynamic = is_dynamic
+
+    def _see_hunger(self, request: Request) -> None:
+        pending = self.scheduler.training.of_batches
+        if pending <= request.keep_pending // 2:
+            request.hunger = request.keep_pending - pending
+            self._answer(request, None)
+
+    def _holds(self, request: Request, rest: Sequence[Rollout]) -> bool:
+        return self._ending is None and self._hold.delays(request, rest)
+
+    def _give_up(self) -> None:
+        for request in list(self._delivery.requests):
+            if self._standstill.stalls(request):
+                self._answer(request, self._standstill.error())

@@ -1,0 +1,281 @@
+"""Where callers' threads and the loop thread meet.
+
+The core belongs to whoever holds the lock, and that is the loop thread, which a Ctrl-C never interrupts.
+Callers leave on the desk what is to be done, and wake it; what they wait for has a gate of its own. Once the
+runner has ended there is no such thread: then a short-lived one does what is left here.
+
+So nothing a caller's thread is interrupted in can leave the core half changed, and the loop never waits for
+a caller.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from areal_core._executor.books import RolloutLedger
+from areal_core._executor.core import Core
+from areal_core._executor.playing import Player
+from areal_core._executor.port import Timer
+from areal_core._executor.requests import Request
+from areal_core._executor.rollout import Episode
+from areal_core._loop_watch import LoopWatch
+from areal_core._runner.ending import Ending
+from areal_core._runner.gate import Gate
+from areal_core._runner.guest import Guest
+from areal_core._runner.job import Job
+from areal_core._runner.launcher import Launcher
+from areal_core._runner.life import Life
+
+R = TypeVar("R")
+
+
+class EpisodeJob(Job):
+    """An episode, as the runner's launcher knows it."""
+
+    __slots__ = ("episode",)
+
+    noun = "rollout"
+
+    def __init__(self, episode: Episode, player: Player, timeout_s: float | None) -> None:
+        work = episode.rollout.work
+        # Each in its own copy of the caller's context variables.
+        super().__init__(episode.rollout.task_id, player.play, (episode,), {}, work.context.copy(), timeout_s)
+        self.episode = episode
+
+    @property
+    def label(self) -> str:
+        """Name the episode for a log line."""
+        rollout = self.episode.rollout
+        member = f"[{self.episode.sample_idx}]" if rollout.work.group_size > 1 else ""
+        return f"rollout {rollout.task_id}{member} {type(rollout.work.workflow).__qualname__}"
+
+    def fill_in(self) -> None:
+        """Note at the episode how it ended."""
+        if self.decision is not None:
+            self.obey_decision()
+        episode = self.episode
+        episode.verdict, episode.error = self.data, self.error
+        episode.timed_out = self.status == "timed_out"
+        episode.seconds = (self.finish_time - self.create_time) / 1e9
+        episode.job = None  # or each would keep the other alive
+        episode.record.enter("ended")
+
+
+class Desk(Guest):
+    """The core of one life of an executor, its port onto the runner's loop, and its clock."""
+
+    def __init__(self, life: Life, player: Player, episode_timeout_s: float | None) -> None:
+        self._life = life
+        self._player = player
+        self._episode_timeout_s = episode_timeout_s
+        self._lock = threading.RLock()
+        self._ops: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self.returned: deque[Request] = deque()
+        """Requests whose callers do not want, or did not get, what they were given."""
+        self._is_woken = False
+        self._is_closed = False
+        self._is_working = False
+        self._jobs: set[EpisodeJob] = set()
+        self._to_launch: list[EpisodeJob] = []
+        self._launcher: Launcher | None = None
+        self._core: Core | None = None
+        self.watch: LoopWatch | None = None
+        """Told when rollouts run, and when none does; None: nobody watches."""
+        self.on_end: Callable[[], None] | None = None
+        """Called when the runner has ended."""
+
+    def open(self, core: Core) -> None:
+        """Begin to work on *core*."""
+        self._core = core
+        self._launcher = self._life.host(self)
+
+    @property
+    def core(self) -> Core:
+        """The core: its methods are for `post` and `call`."""
+        assert self._core is not None
+        return self._core
+
+    # -- from any thread ---------------------------------------------------------------------------
+
+    def post(self, op: Callable[..., object], *args: Any) -> None:
+        """Have ``op(*args)`` done, after all that was posted before. Never blocks."""
+        self._ops.append((op, args))
+        self.wake()
+
+    def wake(self) -> None:
+        """Have what is on the desk looked at."""
+        try:
+            if self._is_woken:
+                return
+            self._is_woken = True
+            if self._is_closed:
+                self._work_aside()
+            else:
+                self._life.thread.post(self._work)
+                self._see_closed()
+        except RuntimeError:  # the loop was closed a moment ago
+            self._work_aside()
+        except BaseException:
+            self._is_woken = False  # interrupted, perhaps before it was posted: the next one posts again
+            raise
+
+    def call(self, op: Callable[..., R], *args: Any) -> R:
+        """Do ``op(*args)`` in its turn, wait for it, and return what it returns or raise what it raises."""
+        answer = _Answer(op, args)
+        if self._life.thread.is_current():
+            if self._is_working:
+                raise RuntimeError(
+                    f"{op.__name__}() in a finalizer, in the middle of the executor's own work"
+                )
+            self._ops.append((answer.fill, ()))
+            self._work()
+        else:
+            self.post(answer.fill)
+        answer.gate.wait()
+        if answer.error is not None:
+            raise answer.error
+        return answer.value  # type: ignore[no-any-return]
+
+    def read(self, look: Callable[[Core], R]) -> R:
+        """Return what ``look(core)`` sees between two events; it changes nothing."""
+        with self._lock:
+            return look(self.core)
+
+    def ledgers(self) -> tuple[RolloutLedger, RolloutLedger]:
+        """Return the books of training and of evaluation, what is still on the desk counted as pending."""
+        core = self.core
+        with self._lock:
+            left = [args[0] for op, args in list(self._ops) if op in (core.submit, core.submit_and_ask)]
+            is_eval = [rollout.work.is_eval for rollouts in left for rollout in rollouts]
+            return (
+                core.books.training.snapshot().with_pending(is_eval.count(False)),
+                core.books.evaluation.snapshot().with_pending(is_eval.count(True)),
+            )
+
+    # -- the thread that owns the core -------------------------------------------------------------
+
+    def _work(self) -> None:
+        self._is_woken = False  # before looking: who comes later wakes again
+        with self._lock:
+            self._is_working = True
+            while self._ops:
+                op, args = self._ops.popleft()
+                op(*args)
+            while self.returned:
+                self.core.take_back(self.returned.popleft())
+            self.core.go_on()
+            jobs, self._to_launch = self._to_launch, []
+            self._is_working = False
+        if jobs and self._launcher is not None:
+            # Not under the lock: from Python 3.12 on their first steps are taken here and now.
+            self._launcher.launch(jobs)
+
+    def _see_closed(self) -> None:
+        if self._is_closed:  # while something was posted, which the loop may never get to
+            self._work_aside()
+
+    def _work_aside(self) -> None:
+        try:
+            _thread.start_new_thread(self._work, ())
+        except RuntimeError:  # no thread to be had
+            self._work()
+
+    # -- port and clock ----------------------------------------------------------------------------
+
+    def start(self, episodes: Sequence[Episode]) -> None:
+        """Begin to run *episodes*."""
+        if self.watch is not None and not self._jobs:
+            self.watch.begin()
+        for episode in episodes:
+            episode.job = job = EpisodeJob(episode, self._player, self._episode_timeout_s)
+            self._jobs.add(job)
+            self._to_launch.append(job)
+
+    def cancel(self, episode: Episode) -> None:
+        """Tell *episode* to end; it has the runner's grace to clean up."""
+        job = episode.job
+        if job is not None and job.is_open:
+            job.decision = "cancelled"
+            if self._launcher is not None and self._life.thread.is_current():
+                self._launcher.cancel(job)  # else the loop is blocked, and left behind
+
+    def time(self) -> float:
+        """Return the time, also after the loop's end."""
+        return time.monotonic()
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Call *callback* on the loop thread, as the core's owner."""
+        return self._life.thread.call_later(delay_s, self._on_timer, callback)
+
+    def _on_timer(self, callback: Callable[[], None]) -> None:
+        self._ops.append((callback, ()))
+        self._work()
+
+    # -- what the runner tells ---------------------------------------------------------------------
+
+    def publish(self, jobs: Sequence[Job]) -> None:
+        """Take note of episodes that have ended."""
+        ended = [job for job in jobs if isinstance(job, EpisodeJob) and job in self._jobs]
+        if ended:
+            self._ops.append((self._take, (ended,)))
+            self._work()
+
+    def begin_end(self, ending: Ending) -> None:
+        """Start nothing more, and decide that what runs is cancelled."""
+        self._ops.append((self.core.end, (ending.error,)))
+        self._work()
+
+    def finish_end(self) -> None:
+        """Let what still runs be over. From here on no loop works for this desk."""
+        self._is_closed = True
+        self._ops.append((self._abandon_all, ()))
+        self._work()
+        on_end, self.on_end = self.on_end, None
+        if on_end is not None:
+            on_end()
+
+    def jobs(self) -> Iterable[Job]:
+        """Return those that run."""
+        with self._lock:
+            return list(self._jobs)
+
+    def _abandon_all(self) -> None:
+        for job in self._jobs:
+            job.abandoned = True
+            job.decision = job.decision or "cancelled"
+            job.finish_time = job.finish_time or job.create_time
+        self._take(list(self._jobs))
+
+    def _take(self, jobs: Iterable[EpisodeJob]) -> None:
+        for job in jobs:
+            if job in self._jobs:
+                self._jobs.discard(job)
+                job.fill_in()
+                self.core.episodes_ended([job.episode])
+        if self.watch is not None and not self._jobs:
+            self.watch.rest()
+
+
+class _Answer:
+    """What an operation returned or raised, for the thread that waits for it."""
+
+    __slots__ = ("_args", "_op", "error", "gate", "value")
+
+    def __init__(self, op: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._op = op
+        self._args = args
+        self.gate = Gate()
+        self.value: Any = None
+        self.error: BaseException | None = None
+
+    def fill(self) -> None:
+        try:
+            self.value = self._op(*self._args)
+        except Exception as error:
+            self.error = error
+        self.gate.open()

@@ -1,0 +1,115 @@
+"""What the executor tells others: the log, and a `StalenessManager` that counts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+from areal_core._executor.port import Witness
+from areal_core._executor.rollout import Rollout
+from areal_core._log import get_logger
+from areal_core._looks import Blocked
+from areal_core.staleness_manager import StalenessManager
+
+_DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
+
+
+class Log:
+    """Every line the executor logs. A logger that raises costs the line, never the executor."""
+
+    def __init__(self, logger: Any = None) -> None:
+        self._logger = get_logger(logger)
+
+    def line(self, level: str, event: str, **fields: Any) -> None:
+        """Log one event."""
+        with contextlib.suppress(Exception):
+            getattr(self._logger, level)(event, **fields)
+
+
+class Reporter(Witness):
+    """Logs how rollouts end, and reports training to a manager in AReaL's terms."""
+
+    def __init__(self, log: Log, manager: StalenessManager, traces: bool) -> None:
+        self._log = log
+        self._manager = manager
+        self._traces = traces
+
+    def enqueued(self, rollout: Rollout) -> None:
+        self._count(rollout, self._manager.on_rollout_enqueued)
+
+    def began(self, rollout: Rollout) -> None:
+        self._count(rollout, self._manager.on_rollout_submitted)
+        if self._traces:
+            self._log.line("debug", "rollout_started", **_names(rollout), version=rollout.start_version)
+
+    def ended(self, rollout: Rollout) -> None:
+        outcome = rollout.outcome
+        assert outcome is not None
+        if outcome.start_version is None:
+            self._count(rollout, self._manager.on_rollout_submitted)  # AReaL knows no ending of what waits
+        accepted = outcome.status == "accepted"
+        manager = self._manager
+        self._count(rollout, manager.on_rollout_accepted if accepted else manager.on_rollout_rejected)
+        fields = {**_names(rollout), "seconds": round(outcome.seconds, 6)}
+        if outcome.status == "failed":
+            self._log.line("error", "rollout_failed", **fields, exc_info=outcome.error)
+        elif outcome.status == "timed_out":
+            self._log.line("warning", "rollout_timed_out", **fields, error=_describe(outcome.error))
+        elif self._traces:
+            self._log.line("debug", f"rollout_{outcome.status}", **fields, reason=outcome.reason)
+
+    def ran_in_vain(self, rollout: Rollout) -> None:
+        self._count(rollout, self._manager.on_rollout_rejected)
+
+    def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
+        self._count(rollout, self._manager.on_rollout_released)
+        if self._traces:
+            self._log.line("debug", "rollout_went_stale", **_names(rollout), runs_again=runs_again)
+
+    def stalled(self, why: str) -> None:
+        self._log.line("warning", "admission_stalled", why=why)
+
+    def unfair(self, t10: float) -> None:
+        self._log.line(
+            "warning",
+            "long_rollouts_hardly_trained",
+            t10=round(t10, 3),
+            remedy="raise max_head_offpolicyness or straggler_wait, or use on_stale='mask'",
+        )
+
+    def blocked(self, blocked: Blocked) -> None:
+        """Say which function kept the loop, and so every rollout, from going on."""
+        self._log.line(
+            "warning",
+            "loop_blocked",
+            function=blocked.function,
+            where=blocked.where,
+            seconds=round(blocked.seconds, 3),
+            times=blocked.times,
+            remedy="run it with offloaded(fn, to='thread'), or 'process'; filters with accept_in=",
+        )
+
+    def _count(self, rollout: Rollout, count: Callable[[], None]) -> None:
+        if rollout.work.is_eval:
+            return
+        try:
+            count()
+        except Exception as error:  # a manager of the user's own; the books do not depend on it
+            self._log.line("error", "staleness_manager_raised", error=_describe(error), exc_info=error)
+
+
+def _names(rollout: Rollout) -> dict[str, Any]:
+    names: dict[str, Any] = {"rollout": rollout.task_id, "workflow": type(rollout.work.workflow).__qualname__}
+    if rollout.work.data_id is not None:
+        names["data_id"] = rollout.work.data_id
+    if rollout.work.is_eval:
+        names["is_eval"] = True
+    return names
+
+
+def _describe(error: BaseException | None) -> str:
+    try:
+        return f"{type(error).__qualname__}: {error}"[:_DESCRIBED_AT_MOST]
+    except Exception:
+        return f"{type(error).__qualname__} (its str raises)"

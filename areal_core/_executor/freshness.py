@@ -1,0 +1,70 @@
+"""How old a trajectory is, and what of it may still be trained on."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from areal_core._executor.rules import OnStale
+
+
+class Ages(NamedTuple):
+    """The versions of the tokens that are trained on.
+
+    A token is when its ``loss_mask`` is not 0; without one, when its version is not negative.
+    """
+
+    oldest: int | None = None
+    """None: the trajectory has no ``versions``, or no such token."""
+    newest: int | None = None
+    trained: int = 0
+    """How many such tokens there are."""
+
+
+UNKNOWN = Ages()
+
+
+def ages_of(trajectory: dict[str, Any]) -> Ages:
+    """Return how old *trajectory* is. Raises TypeError and ValueError for ``versions`` that cannot tell."""
+    versions, mask = trajectory.get("versions"), trajectory.get("loss_mask")
+    if versions is None:
+        return Ages(trained=0 if mask is None else int((_array("loss_mask", mask) != 0).sum()))
+    trained = _array("versions", versions) >= 0
+    if mask is not None:
+        if _array("loss_mask", mask).shape != versions.shape:
+            raise ValueError(
+                f"loss_mask has the shape {tuple(mask.shape)} and versions {tuple(versions.shape)}; "
+                "give both [batch, seqlen]"
+            )
+        trained = trained & (mask != 0)
+    chosen = versions[trained]
+    if not len(chosen):
+        return UNKNOWN
+    return Ages(int(chosen.min()), int(chosen.max()), len(chosen))
+
+
+def is_too_old(ages: Ages, start_version: int, on_stale: OnStale, least: int) -> bool:
+    """Return whether nothing of it may be trained on, where versions from *least* on may."""
+    if on_stale == "keep":
+        return False
+    if on_stale == "mask" and ages.newest is not None:
+        return ages.newest < least
+    return (start_version if ages.oldest is None else ages.oldest) < least
+
+
+def masked(trajectory: dict[str, Any], least: int) -> tuple[dict[str, Any], Ages]:
+    """Return *trajectory* with ``loss_mask`` 0 for tokens older than version *least*, and its ages then.
+
+    The arrays that were given stay as they are.
+    """
+    versions, mask = trajectory["versions"], trajectory.get("loss_mask")
+    young = versions >= least
+    # Arithmetic that NumPy and torch have in common, and that keeps the mask's own type.
+    kept = young * 1 if mask is None else mask * young
+    result = {**trajectory, "loss_mask": kept}
+    return result, ages_of(result)
+
+
+def _array(name: str, value: Any) -> Any:
+    if not hasattr(value, "shape"):
+        raise TypeError(f"{name} is a {type(value).__name__}; give an array [batch, seqlen]")
+    return value

@@ -1,0 +1,134 @@
+"""How outcomes get from the core to a caller's thread, and back when they do not arrive."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from areal_core._executor.desk import Desk
+from areal_core._executor.freshness import masked
+from areal_core._executor.outcome import RolloutOutcome
+from areal_core._executor.report import Trained
+from areal_core._executor.requests import Request
+from areal_core._executor.rollout import Rollout
+from areal_core._executor.rules import Rules
+from areal_core._runner.arguments import FIRST_OWN_ID
+
+if TYPE_CHECKING:
+    from areal_core.trajectory import TrajectoryDump
+
+_LOOK_S = 1.0  # that a caller who does not want to wait gives the loop to look at all
+_exhaust = deque[object](maxlen=0).extend  # to the end of an iterator, in one C call
+
+
+class Handover:
+    """Takes callers' requests to the desk. It runs in the callers' threads, where a Ctrl-C may come.
+
+    *read_version* asks the version provider. *taken_ids* are the ids that callers chose.
+    """
+
+    def __init__(
+        self,
+        desk: Desk,
+        rules: Rules,
+        read_version: Callable[[], int],
+        taken_ids: dict[int, object],
+        dump: TrajectoryDump | None,
+    ) -> None:
+        self._desk = desk
+        self._rules = rules
+        self._read_version = read_version
+        self._taken_ids = taken_ids
+        self._dump = dump
+
+    def obtain(
+        self,
+        request: Request,
+        deadline: float | None = None,
+        rollouts: Sequence[Rollout] = (),
+        feed: Callable[[int], None] | None = None,
+    ) -> list[RolloutOutcome]:
+        """Return what *request* wants. *rollouts* are submitted with it; *feed* is called when it is hungry.
+
+        Raises TimeoutError, what *feed* raises, and what the core answers instead. Then nothing is consumed.
+        """
+        desk, core = self._desk, self._desk.core
+        try:
+            if rollouts:
+                desk.post(core.submit_and_ask, rollouts, request)
+            else:
+                desk.post(core.ask, request)
+            while True:
+                self._wait(request, deadline)
+                if request.error is not None:
+                    raise request.error
+                if request.hunger and feed is not None:
+                    feed(request.hunger)
+                    request = request.again()
+                    desk.post(core.ask, request)
+                    continue
+                # A version that rose while the batch was cut makes it a version older than it was tested for.
+                version = request.version if request.is_eval else self._read_version()
+                if version <= request.version:
+                    break
+                desk.post(core.version_seen, version)
+                earlier, request = request, request.anew()
+                desk.post(core.ask_again, earlier, request)
+            return self._hand_out(request)
+        except BaseException:
+            self._desk.returned.append(request)  # one C call: a second Ctrl-C cannot come before it
+            self._desk.wake()
+            raise
+
+    def _wait(self, request: Request, deadline: float | None) -> None:
+        if request.gate.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            return
+        request.looked.wait(_LOOK_S)
+        if not request.gate.is_open:
+            raise TimeoutError(
+                f"Timed out waiting for {request.count} results, only received {request.there}."
+            )
+
+    def _hand_out(self, request: Request) -> list[RolloutOutcome]:
+        results = [self._finished(rollout, request.version) for rollout in request.rollouts]
+        outcomes = [outcome for outcome, _ in results]
+        if self._dump is not None:
+            _write(self._dump, outcomes, request.version)
+        self._desk.post(self._desk.core.delivered, [trained for _, trained in results if trained is not None])
+        chosen = [one.task_id for one in request.rollouts if one.task_id < FIRST_OWN_ID]
+        if chosen:
+            _exhaust(map(self._taken_ids.pop, chosen, [None] * len(chosen)))
+        return outcomes
+
+    def _finished(self, rollout: Rollout, version: int) -> tuple[RolloutOutcome, Trained | None]:
+        """Return the outcome as of *version*: what is too old in it is masked."""
+        outcome = rollout.outcome
+        assert outcome is not None
+        if outcome.trajectory is None or outcome.is_eval:
+            return outcome, None
+        ages, blanked, least = rollout.ages, 0, version - self._rules.max_staleness
+        if self._rules.on_stale == "mask" and ages.oldest is not None and ages.oldest < least:
+            trajectory, ages = masked(outcome.trajectory, least)
+            blanked = rollout.ages.trained - ages.trained
+            outcome = replace(outcome, trajectory=trajectory, tokens_masked=blanked)
+        oldest = rollout.start_version if ages.oldest is None else ages.oldest
+        return outcome, Trained(outcome.seconds, max(0, version - oldest), ages.trained, blanked)
+
+
+def _write(dump: TrajectoryDump, outcomes: Iterable[RolloutOutcome], version: int) -> None:
+    for outcome in outcomes:
+        if outcome.trajectory is not None:
+            record: dict[str, Any] = {
+                "task_id": outcome.task_id,
+                "data_id": outcome.data_id,
+                "version": version,
+                "start_version": outcome.start_version,
+                "origin": outcome.origin,
+                "is_eval": outcome.is_eval,
+                "seconds": round(outcome.seconds, 6),
+                "trajectory": outcome.trajectory,
+            }
+            dump.write(version, record)

@@ -1,0 +1,64 @@
+"""What the core needs of the world: somebody who runs episodes, a clock, and somebody to tell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from areal_core._executor.rollout import Episode, Rollout
+
+
+class Timer(Protocol):
+    """A call that is to come."""
+
+    def cancel(self) -> None:
+        """Let it not come."""
+
+
+class Clock(Protocol):
+    """The time, in seconds."""
+
+    def time(self) -> float:
+        """Return the time."""
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Call *callback* when *delay_s* seconds have passed, as the thread that owns the core."""
+
+
+class Port(Protocol):
+    """Runs episodes.
+
+    Each one that was started ends once: its fields are filled in, and it is among those of a call of
+    `Core.episodes_ended`, which comes after `start` has returned.
+    """
+
+    def start(self, episodes: Sequence[Episode]) -> None:
+        """Begin to run *episodes*, in this order."""
+
+    def cancel(self, episode: Episode) -> None:
+        """Tell *episode* to end; it may clean up for as long as the port allows."""
+
+
+class Witness:
+    """Is told what happens, for logs and counters that are others'. This one keeps it to itself."""
+
+    def enqueued(self, rollout: Rollout) -> None:
+        """*rollout* waits to be started, perhaps not for the first time."""
+
+    def began(self, rollout: Rollout) -> None:
+        """*rollout* has begun: its first member was started."""
+
+    def ended(self, rollout: Rollout) -> None:
+        """*rollout* has an outcome. One that was cancelled may never have begun."""
+
+    def ran_in_vain(self, rollout: Rollout) -> None:
+        """*rollout* ended, was too old, and is to run again."""
+
+    def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
+        """*rollout*, which was accepted, became too old before anybody took it."""
+
+    def stalled(self, why: str) -> None:
+        """Nothing can go on until the version changes."""
+
+    def unfair(self, t10: float) -> None:
+        """Long rollouts are hardly trained on; see `StalenessReport.t10`."""

@@ -1,0 +1,69 @@
+"""What a caller waits for. The caller makes it, the core fills it, and the caller may take it back."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from areal_core._executor.port import Timer
+from areal_core._executor.rollout import Rollout
+from areal_core._runner.gate import Gate
+
+
+class Want(enum.Enum):
+    """Which outcomes."""
+
+    ENDED = enum.auto()
+    """Any *count* that nobody has claimed."""
+    CLAIMED = enum.auto()
+    """All of those it has claimed."""
+    BATCH = enum.auto()
+    """A batch of *count* trajectories that were submitted for batches."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One caller who waits. Only the thread that owns the core changes it, before the gate is open."""
+
+    want: Want
+    count: int
+    is_eval: bool = False
+    dynamic: bool = False
+    """Whether a batch counts attempts rather than trajectories."""
+    keep_pending: int = 0
+    """How many rollouts its caller keeps pending for batches to come."""
+    claims: Sequence[int] = ()
+    """The ids that are to be claimed by it."""
+    looked: Gate = field(default_factory=Gate)
+    """Opened once the core has looked at it."""
+    gate: Gate = field(default_factory=Gate)
+    """Opened when it is answered."""
+    # The answer.
+    rollouts: Sequence[Rollout] = ()
+    """What it was given: the oldest first, or in the order they ended, or in that of its claims."""
+    version: int = 0
+    """The policy version when it was."""
+    hunger: int = 0
+    """How many rollouts are to be submitted for batches before it can be answered; then ask again."""
+    error: BaseException | None = None
+    """Why it was given nothing."""
+    # What the core notes.
+    there: int = 0
+    """How many of the outcomes it waits for are there."""
+    is_withdrawn: bool = False
+    """Whether its caller waits no more."""
+    charged: frozenset[Rollout] = frozenset()
+    """Those it was given that cost a unit of the budget."""
+    claimed: list[Rollout] = field(default_factory=list)
+    held_until: float | None = None
+    """How long a batch that is there waits for stragglers; None: there is no reason to."""
+    timer: Timer | None = None
+
+    def again(self) -> Request:
+        """Make the same request once more, after what it asked for was done; it has waited meanwhile."""
+        return replace(self.anew(), held_until=self.held_until)
+
+    def anew(self) -> Request:
+        """Make the same request once more, as if for the first time."""
+        return Request(self.want, self.count, self.is_eval, self.dynamic, self.keep_pending, self.claims)

@@ -1,0 +1,164 @@
+"""A rollout: one unit of work, from submit to its outcome. A group of episodes counts as one."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+from contextvars import Context
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from areal_core._executor.freshness import UNKNOWN, Ages
+from areal_core._executor.outcome import RolloutOutcome
+from areal_core._record import EpisodeRecord
+from areal_core.types import RolloutWorkflow
+
+if TYPE_CHECKING:
+    from areal_core._executor.requests import Request
+
+Accept = Callable[[dict[str, Any]], Awaitable[bool]]
+
+
+class Lane(enum.Enum):
+    """Who is to get the outcome."""
+
+    OPEN = enum.auto()
+    """Whoever waits."""
+    BATCH = enum.auto()
+    """`prepare_batch`, which submitted it."""
+    ROW = enum.auto()
+    """The call of `rollout_batch` that submitted it; whoever waits, once that has given up."""
+
+
+class State(enum.Enum):
+    """Where a rollout is in its life."""
+
+    PENDING = enum.auto()
+    RUNNING = enum.auto()
+    FINISHED = enum.auto()
+    COLLECTED = enum.auto()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Work:
+    """What is to be done, as the caller said it."""
+
+    data: Any
+    workflow: RolloutWorkflow
+    accept: Accept | None
+    """None: all is accepted."""
+    group_size: int
+    keep_rest: bool
+    """Whether a group goes on without the members that failed."""
+    context: Context
+    """A copy of the caller's context variables."""
+    is_eval: bool = False
+    data_id: Any = None
+    """What names the item of data; None: nothing does."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What a workflow, and whoever judges its result, made of an item of data."""
+
+    trajectory: dict[str, Any] | None
+    """None: it was rejected."""
+    reason: str | None = None
+    """Why it was, in words."""
+    ages: Ages = UNKNOWN
+
+
+@dataclass(slots=True, eq=False)
+class Episode:
+    """One run of a workflow: a member of a group, or the whole of a plain rollout."""
+
+    rollout: Rollout
+    sample_idx: int
+    """Its place in its group; -1 for what judges the group when its members have ended."""
+    record: EpisodeRecord
+    job: Any = None
+    """What the port made of it."""
+    told_to_end: bool = False
+    is_over: bool = False
+    # How it ended, filled in by the port; one of the first two.
+    verdict: Verdict | None = None
+    error: BaseException | None = None
+    timed_out: bool = False
+    seconds: float = 0.0
+
+    @property
+    def is_judge(self) -> bool:
+        """Whether it plays nothing, but joins and judges what the members brought."""
+        return self.sample_idx < 0
+
+
+@dataclass(slots=True, eq=False)
+class Rollout:
+    """One unit. Only the thread that owns the core touches it, but for what the caller gave."""
+
+    task_id: int
+    work: Work
+    lane: Lane
+    state: State = State.PENDING
+    request: Request | None = None
+    """The caller to whom alone its outcome belongs; None: any."""
+    episodes: list[Episode] = field(default_factory=list)
+    """The members that have started."""
+    judge: Episode | None = None
+    alive: int = 0
+    """How many of these run."""
+    start_order: int = -1
+    start_version: int = -1
+    """The policy version when its first member started."""
+    started_at: float = 0.0
+    is_charged: bool = False
+    """Whether it counts as a unit that runs, or waits."""
+    is_doomed: bool = False
+    """Whether all it can still bring is too old."""
+    is_cancelled: bool = False
+    failure: Episode | None = None
+    """The one whose failure ended all of it."""
+    requeues: int = 0
+    ages: Ages = UNKNOWN
+    busy_s: float = 0.0
+    """How long its episodes ran, together; known once it has ended."""
+    outcome: RolloutOutcome | None = None
+
+    @property
+    def has_more_members(self) -> bool:
+        """Whether members of it are still to be started."""
+        return len(self.episodes) < self.work.group_size and not self.is_ending
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it is decided that it ends without a result."""
+        return self.is_cancelled or self.is_doomed or self.failure is not None
+
+    @property
+    def origin(self) -> int:
+        """The oldest version that made a token of it which is trained on, as far as is known."""
+        return self.start_version if self.ages.oldest is None else self.ages.oldest
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """What comes first in a batch: the oldest tokens, then what started first."""
+        return self.origin, self.start_order
+
+    @property
+    def is_accepted(self) -> bool:
+        """Whether it ended, and has a trajectory."""
+        return self.outcome is not None and self.outcome.status == "accepted"
+
+    def forget_episodes(self) -> None:
+        """Keep of the episodes only how long they ran: what they brought is in the outcome."""
+        self.busy_s = sum(one.seconds for one in self.episodes)
+        self.episodes = []
+        self.judge = self.failure = None
+
+    def restart(self) -> None:
+        """Make it what it was before its start."""
+        self.state = State.PENDING
+        self.outcome = None
+        self.is_doomed = False
+        self.ages = UNKNOWN
+        self.requeues += 1

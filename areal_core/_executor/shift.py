@@ -1,0 +1,133 @@
+"""One life of an executor, from ``initialize`` on: the parts, wired together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from areal_core import _process
+from areal_core._checks import check_integer
+from areal_core._executor.books import BothBooks, RolloutLedger
+from areal_core._executor.core import Core
+from areal_core._executor.desk import Desk
+from areal_core._executor.events import Log, Reporter
+from areal_core._executor.handover import Handover
+from areal_core._executor.playing import Player
+from areal_core._executor.report import StalenessReport, Tally
+from areal_core._executor.rules import Rules
+from areal_core._loop_watch import LoopWatch
+from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
+from areal_core.async_task_runner import AsyncTaskRunner
+from areal_core.config import InferenceEngineConfig
+from areal_core.staleness_manager import StalenessManager
+from areal_core.types import InferenceEngine
+from areal_core.workflow_context import ensure_descriptors
+
+
+class Shift:
+    """A core at work on a runner's loop. It does not know its executor; what came before it is *before*."""
+
+    def __init__(
+        self,
+        config: InferenceEngineConfig,
+        rules: Rules,
+        manager: StalenessManager,
+        engine: InferenceEngine,
+        runner: AsyncTaskRunner[Any],
+        logger: Any,
+        before: Shift | None,
+    ) -> None:
+        self._life = life_of(runner)
+        self._rules = rules
+        self._log = Log(logger)
+        self._warned_of = 0  # the last size of a batch that was said to be odd
+        self.taken_ids: dict[int, object] = {}
+        """The ids that callers chose, of rollouts that are not collected."""
+        self.tally: Tally = Tally() if before is None else before.tally
+        ledgers = (RolloutLedger(), RolloutLedger()) if before is None else before.ledgers()
+        player = Player(engine, config.check_trajectory_format)
+        self.desk: Desk = Desk(self._life, player, config.episode_timeout)
+        reporter = Reporter(self._log, manager, config.enable_rollout_tracing)
+        self.desk.open(Core(rules, self.desk, self.desk, BothBooks(*ledgers), self.tally, reporter))
+        if config.loop_block_warning is not None:
+            thread = self._life.thread
+            self.desk.watch = LoopWatch(
+                thread.loop, thread.thread.ident or 0, config.loop_block_warning, reporter.blocked
+            )
+        self._dump = _open_dump(config)
+        self.handover = Handover(
+            self.desk, rules, manager.version_provider.get_version, self.taken_ids, self._dump
+        )
+        dropped = sum(ledger.finished for ledger in ledgers)
+        if dropped:
+            self._say("uncollected_rollouts_discarded", count=dropped, by="initialize")
+
+    def begin(self, provider: Any) -> None:
+        """Take the version of *provider* from now on."""
+        ensure_descriptors(self._rules.most_samples or self._rules.most_units)
+        desk = self.desk
+        subscribe = getattr(provider, "subscribe", None)
+        if callable(subscribe):
+            unsubscribe: Callable[[], None] = subscribe(
+                lambda version: desk.post(desk.core.set_version, version)
+            )
+            desk.on_end = unsubscribe
+        desk.call(desk.core.version_seen, provider.get_version())
+
+    def close(self, timeout_s: float | None) -> None:
+        """Write what is still to be written. Does nothing in a forked child."""
+        if self._life.home is not _process.home():
+            return
+        if self._dump is not None:
+            self._dump.close(timeout_s)
+        if self.desk.watch is not None:
+            self.desk.watch.stop()
+
+    def ledgers(self) -> tuple[RolloutLedger, RolloutLedger]:
+        """Return the books of training and of evaluation."""
+        return self.desk.ledgers()
+
+    def report(self) -> StalenessReport:
+        """Return the figures now."""
+        return self.desk.call(self.desk.core.tally.report)
+
+    def batch_size(self, dataloader: Any) -> int:
+        """Return how many trajectories a batch from *dataloader* has. Raises TypeError and ValueError."""
+        size, rules = getattr(dataloader, "batch_size", None), self._rules
+        count = rules.batch if size is None else check_integer("dataloader.batch_size", size, least=1)
+        if count > rules.most_units:
+            raise ValueError(
+                f"a batch of {count} is more than the {rules.most_units} trajectories that may be under way "
+                f"at one version, (max_staleness {rules.max_staleness} + 1) x consumer_batch_size "
+                f"{rules.batch}; make the batch smaller, or raise one of them"
+            )
+        if count not in (rules.batch, self._warned_of):
+            self._warned_of = count
+            self._say("batch_is_not_consumer_batch_size", batch=count, consumer_batch_size=rules.batch)
+        return count
+
+    def raise_if_ended(self) -> None:
+        """Raise RunnerStoppedError, RunnerDiedError."""
+        if self._life.ending is not None:
+            raise self._life.ending.error()
+
+    def raise_if_abroad(self) -> None:
+        """Raise RunnerStoppedError in a forked child."""
+        raise_if_abroad(self._life)
+
+    def raise_on_loop_thread(self, caller: str) -> None:
+        """Raise RuntimeError where *caller* would wait for its own thread."""
+        raise_on_loop_thread(self._life, caller)
+
+    def _say(self, event: str, **fields: Any) -> None:
+        # On the loop thread: a Ctrl-C in a log handler would leave the handler's lock held for good.
+        self.desk.post(functools.partial(self._log.line, "warning", event, **fields))
+
+
+def _open_dump(config: InferenceEngineConfig) -> Any:
+    if config.dump_dir is None:
+        return None
+    from areal_core.trajectory import TrajectoryDump
+
+    return TrajectoryDump(config.dump_dir)

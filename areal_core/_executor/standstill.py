@@ -1,0 +1,57 @@
+"""When nothing can go on before the version rises: it is said at once, and given up after a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from areal_core._executor.budget import Budget
+from areal_core._executor.port import Clock, Timer, Witness
+from areal_core._executor.requests import Request, Want
+from areal_core._executor.rollout import Lane, State
+from areal_core._executor.rules import Rules
+from areal_core.errors import AdmissionStalledError
+
+
+class Standstill:
+    """Watches requests that only a new version can serve; *on_over* is called when that lasts too long."""
+
+    def __init__(
+        self, rules: Rules, budget: Budget, clock: Clock, witness: Witness, on_over: Callable[[], None]
+    ) -> None:
+        self._rules = rules
+        self._budget = budget
+        self._clock = clock
+        self._witness = witness
+        self._on_over = on_over
+        self._timer: Timer | None = None
+
+    def see(self, requests: Iterable[Request], is_paused: bool) -> None:
+        """Look at the requests that are open."""
+        stalled = not is_paused and any(map(self.stalls, requests))
+        if not stalled and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        elif stalled and self._timer is None:
+            self._witness.stalled(str(self.error()))
+            self._timer = self._clock.call_later(self._rules.stall_timeout_s, self._give_up)
+
+    def stalls(self, request: Request) -> bool:
+        """Return whether *request* needs what may not start at this version, and nothing runs."""
+        if request.is_eval or self._budget.samples or self._budget.units > 0:
+            return False
+        if request.want is not Want.CLAIMED:
+            return True
+        return any(one.state is State.PENDING and one.lane is not Lane.ROW for one in request.claimed)
+
+    def error(self) -> AdmissionStalledError:
+        """Make the error to raise, a new one for each caller."""
+        return AdmissionStalledError(
+            limit=self._rules.most_units,
+            version=self._budget.version,
+            waiting=self._budget.waiting,
+            consumed=self._budget.consumed,
+        )
+
+    def _give_up(self) -> None:
+        self._timer = None
+        self._on_over()

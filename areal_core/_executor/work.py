@@ -1,0 +1,125 @@
+"""What callers give: workflows, filters, data; made into what the core takes, or refused."""
+
+from __future__ import annotations
+
+import contextvars
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from reprlib import repr as short
+from typing import Any, cast
+
+from areal_core._checks import check_flag, check_integer, check_mapping
+from areal_core._executor.rollout import Accept, Work
+from areal_core.config import InferenceEngineConfig
+from areal_core.offload import offloaded
+from areal_core.types import RolloutWorkflow
+
+_METHOD = "arun_episode"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How items of data are to be rolled out."""
+
+    workflow: RolloutWorkflow
+    accept: Accept | None
+    group_size: int
+    keep_rest: bool
+    is_eval: bool
+
+    def work_on(self, data: Any, data_id: Any = None) -> Work:
+        """Return the work on one item, in a copy of the caller's context variables."""
+        return Work(
+            data,
+            self.workflow,
+            self.accept,
+            self.group_size,
+            self.keep_rest,
+            contextvars.copy_context(),
+            self.is_eval,
+            data_id_of(data) if data_id is None else data_id,
+        )
+
+
+def make_plan(
+    config: InferenceEngineConfig, workflow: Any, kwargs: Any, accept: Any, group_size: Any, is_eval: Any
+) -> Plan:
+    """Return the plan that a caller's arguments make. Raises ImportError, TypeError, ValueError."""
+    return Plan(
+        make_workflow(workflow, kwargs),
+        make_accept(config, accept),
+        check_integer("group_size", group_size, least=1),
+        config.on_member_failure == "keep_rest",
+        check_flag("is_eval", is_eval),
+    )
+
+
+def data_id_of(data: Any) -> Any:
+    """Return the item's own ``data_id``; None where it has none."""
+    return data.get("data_id") if isinstance(data, Mapping) else None
+
+
+def make_workflow(workflow: Any, kwargs: Any) -> RolloutWorkflow:
+    """Return the workflow that *workflow* is, makes with *kwargs*, or names.
+
+    Raises ImportError, TypeError, ValueError.
+    """
+    named = workflow
+    if isinstance(workflow, str):
+        workflow = find(workflow)
+    if inspect.isclass(workflow):
+        if not callable(getattr(workflow, _METHOD, None)):
+            raise TypeError(f"workflow={short(named)} has no {_METHOD}(engine, data); give a RolloutWorkflow")
+        make = cast(Callable[..., RolloutWorkflow], workflow)
+        return make(**check_mapping("workflow_kwargs", kwargs or {}))
+    if not callable(getattr(workflow, _METHOD, None)):
+        raise TypeError(
+            f"workflow={short(named)} has no {_METHOD}(engine, data); give a RolloutWorkflow, its class with "
+            "workflow_kwargs, or an import path such as 'package.module:Class'"
+        )
+    if kwargs:
+        raise ValueError(
+            f"workflow_kwargs={short(kwargs)} are for a class, and workflow={short(named)} is made already; "
+            "give its class, or no workflow_kwargs"
+        )
+    instance: RolloutWorkflow = workflow
+    return instance
+
+
+def make_accept(config: InferenceEngineConfig, accept: Any) -> Accept | None:
+    """Return the filter that *accept* is or names, to be awaited.
+
+    Raises ImportError, TypeError, ValueError.
+    """
+    if accept is None:
+        return None
+    if isinstance(accept, str):
+        accept = find(accept)
+    if not callable(accept):
+        raise TypeError(
+            f"should_accept_fn={short(accept)} cannot be called; give a function of a trajectory, or None"
+        )
+    return offloaded(accept, to=config.accept_in, time_limit=config.accept_timeout)
+
+
+def find(path: str) -> Any:
+    """Import what *path* names, ``"package.module:name"`` or ``"package.module.name"``.
+
+    Raises ValueError for what is no such path, ImportError for what is not there.
+    """
+    module, _, name = path.partition(":") if ":" in path else path.rpartition(".")
+    if (
+        not module
+        or not name
+        or not all(part.isidentifier() for part in (*module.split("."), *name.split(".")))
+    ):
+        raise ValueError(f"{path!r} is no import path; give 'package.module:name'")
+    found: Any = importlib.import_module(module)
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ImportError(f"there is no {name!r} in {module!r}, which {path!r} names") from None
+    return found

@@ -1,0 +1,411 @@
+"""Asynchronous rollouts with bounded staleness, for a trainer that is synchronous code.
+
+```python
+with RemoteInfEngine(config, backend="sglang") as engine, WorkflowExecutor(config, engine) as executor:
+    for step in range(steps):
+        batch = executor.prepare_batch(dataloader, workflow, group_size=8)
+        train_on(batch)
+        executor.runner.run(engine.update_weights_from_disk, save(step), step + 1)
+```
+
+Rollouts go on while the trainer trains. No token it is given to train on is older, by more than
+``max_head_offpolicyness`` policy versions, than the version at which `prepare_batch` or `wait` returned it,
+unless ``on_stale="keep"``. Every rollout ends in exactly one outcome, and the ledger says where all are.
+See the package ``_executor`` for how it works.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from areal_core._checks import check_flag, check_integer
+from areal_core._executor import settings
+from areal_core._executor.books import RolloutLedger
+from areal_core._executor.outcome import RolloutOutcome
+from areal_core._executor.prompts import Prompts
+from areal_core._executor.report import StalenessReport
+from areal_core._executor.requests import Request, Want
+from areal_core._executor.rollout import Lane, Rollout
+from areal_core._executor.shift import Shift
+from areal_core._executor.work import Plan, make_plan
+from areal_core._runner.arguments import (
+    FIRST_OWN_ID,
+    check_any_id,
+    check_count,
+    check_task_id,
+    deadline_after,
+)
+from areal_core._runner.loop_thread import LoopFactory
+from areal_core.async_task_runner import AsyncTaskRunner
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import RunnerStoppedError
+from areal_core.staleness_manager import StalenessManager
+from areal_core.types import InferenceEngine, RolloutWorkflow
+
+__all__ = ["RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecutor"]
+
+R = TypeVar("R")
+
+Workflow = RolloutWorkflow | type[RolloutWorkflow] | str
+"""A workflow, its class, or an import path of either, ``"package.module:Class"``."""
+
+
+class WorkflowExecutor:
+    """Decides which rollouts may start, runs them, keeps every result, and bounds how stale the data is.
+
+    Use it as a context manager, or call ``initialize`` and ``destroy``, as often as you like. Any thread may
+    call it, but `prepare_batch` only one at a time.
+
+    *inference_engine* is what workflows get tokens from, and knows the policy version. *staleness_manager*
+    is told of training rollouts in AReaL's terms, and its limits are used in place of those in *config*;
+    None makes one. *loop_factory* makes the loop, as `AsyncTaskRunner`'s does. Raises TypeError.
+    """
+
+    def __init__(
+        self,
+        config: InferenceEngineConfig,
+        inference_engine: InferenceEngine,
+        staleness_manager: StalenessManager | None = None,
+        *,
+        loop_factory: LoopFactory | None = None,
+    ) -> None:
+        if not isinstance(config, InferenceEngineConfig):
+            raise TypeError(f"config is a {type(config).__name__}; give an InferenceEngineConfig")
+        if staleness_manager is not None and not isinstance(staleness_manager, StalenessManager):
+            raise TypeError(
+                f"staleness_manager is a {type(staleness_manager).__name__}; give a StalenessManager, or None"
+            )
+        self._config = config
+        self._engine = inference_engine
+        self._given_manager = staleness_manager
+        self._provider = inference_engine if staleness_manager is None else staleness_manager.version_provider
+        if not callable(getattr(self._provider, "get_version", None)):
+            raise TypeError(f"inference_engine={self._provider!r} has no get_version(); give one that has")
+        self._manager, self._rules = settings.of(config, self._provider, staleness_manager, 1)
+        self._runner: AsyncTaskRunner[Any] = AsyncTaskRunner(
+            self._rules.most_started, cancel_grace=config.cancel_grace, loop_factory=loop_factory
+        )
+        self._own_ids = itertools.count(FIRST_OWN_ID)
+        self._prompts = Prompts()
+        self._shift: Shift | None = None
+        self._is_paused = False
+
+    # -- life --------------------------------------------------------------------------------------
+
+    def initialize(self, logger: Any = None, train_data_parallel_size: int | None = None) -> None:
+        """Start the thread and the loop that the rollouts run on.
+
+        *logger* is a structlog or a standard logger; None means the standard logger ``areal_core``.
+        With *train_data_parallel_size* n the batch and the concurrency of this process are 1/n of the
+        configured; None is 1. After ``destroy`` it starts clean and not paused; what was finished and never
+        collected is dropped with one warning and counted as ``discarded``.
+
+        Raises ValueError where n does not divide them, RuntimeError when it runs already, and whatever kept
+        thread or loop from starting.
+        """
+        parts = 1 if train_data_parallel_size is None else train_data_parallel_size
+        parts = check_integer("train_data_parallel_size", parts, least=1)
+        manager, rules = settings.of(self._config, self._provider, self._given_manager, parts)
+        self._runner.initialize(logger)
+        try:
+            shift = Shift(self._config, rules, manager, self._engine, self._runner, logger, self._shift)
+            shift.begin(self._provider)
+        except BaseException:
+            self._runner.destroy()
+            raise
+        self._manager, self._rules, self._shift, self._is_paused = manager, rules, shift, False
+
+    def destroy(self, timeout: float | None = 30.0) -> None:
+        """Stop everything within *timeout* seconds (None: however long it takes).
+
+        Rollouts that have not ended end as cancelled, and stay collectable with the rest; whoever waits gets
+        RunnerStoppedError. Does nothing before ``initialize``, or a second time. Raises RuntimeError on the
+        loop thread.
+        """
+        self._runner.destroy(timeout)
+        if self._shift is not None:
+            self._shift.close(timeout)
+
+    def __enter__(self) -> Self:
+        self.initialize()
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc_value: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.destroy()
+
+    # -- rollouts ----------------------------------------------------------------------------------
+
+    def submit(
+        self,
+        data: Any,
+        workflow: Workflow,
+        workflow_kwargs: dict[str, Any] | None = None,
+        should_accept_fn: Callable[[dict[str, Any]], Any] | str | None = None,
+        group_size: int = 1,
+        task_id: int | None = None,
+        is_eval: bool = False,
+    ) -> int:
+        """Have *workflow* play *data* when there is capacity, and return the rollout's id. Never blocks.
+
+        *workflow* is an instance, a class to be made with *workflow_kwargs*, or an import path of either.
+        *should_accept_fn* is given the trajectory and returns, or is awaited for, whether to keep it; None
+        keeps all. Of a group of *group_size* episodes one trajectory comes, whose batch they are. *task_id*
+        is an int in 0..2**48-1 that is not in use; None makes one up. *is_eval* rollouts have slots of their
+        own, cost nothing of the training budget, and do not come out of `wait`.
+
+        Raises ImportError, TypeError, ValueError; RunnerStoppedError and RunnerDiedError.
+        """
+        shift = self._on_shift()
+        plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
+        task_id = next(self._own_ids) if task_id is None else check_task_id(task_id)
+        rollout = Rollout(task_id, plan.work_on(data), Lane.OPEN)
+        shift.raise_if_ended()
+        if task_id < FIRST_OWN_ID and shift.taken_ids.setdefault(task_id, rollout) is not rollout:
+            raise ValueError(
+                f"task_id={task_id} is in use until its outcome is collected; pass another, or none"
+            )
+        shift.desk.post(shift.desk.core.submit, [rollout])
+        return task_id
+
+    def cancel(self, task_id: int) -> bool:
+        """Decide that a rollout's outcome is ``cancelled``; return whether it is.
+
+        False for an id that is unknown, or finished otherwise. Its episodes may clean up for ``cancel_grace``
+        seconds. Raises RunnerStoppedError before ``initialize``, TypeError for what is no id.
+        """
+        shift = self._on_shift()
+        return shift.desk.call(shift.desk.core.cancel, check_any_id(task_id))
+
+    def wait(
+        self, count: int, timeout: float | None = None, raise_timeout: bool = True
+    ) -> list[dict[str, Any] | None]:
+        """Wait until *count* training rollouts have ended, and return their trajectories in that order.
+
+        One that was not accepted gives None. *timeout* is in seconds, None waits for ever, 0 polls. Those of
+        `prepare_batch`, and those somebody waits for by id, do not count.
+
+        Raises TimeoutError, which consumes nothing; with *raise_timeout* False it is ``[]`` instead.
+        AdmissionStalledError, FailureBudgetError; RunnerStoppedError and RunnerDiedError; RuntimeError on
+        the loop thread; TypeError and ValueError.
+        """
+        try:
+            return [outcome.trajectory for outcome in self.wait_outcomes(count, timeout)]
+        except TimeoutError:
+            if raise_timeout:
+                raise
+            return []
+
+    def wait_outcomes(
+        self, count: int, timeout: float | None = None, is_eval: bool = False
+    ) -> list[RolloutOutcome]:
+        """Wait until *count* rollouts have ended, and return how; those of evaluation if *is_eval*.
+
+        Raises like `wait`.
+        """
+        deadline = deadline_after(timeout)
+        check_flag("is_eval", is_eval)
+        return self._obtain("wait", Request(Want.ENDED, check_count("count", count), is_eval), deadline)
+
+    def wait_for_task(
+        self, task_id: int, timeout: float | None = None, raise_timeout: bool = True
+    ) -> dict[str, Any] | None:
+        """Wait for one rollout and return its trajectory; None if it was not accepted.
+
+        It is claimed at the call: `wait` does not see it. A timeout or a Ctrl-C releases the claim.
+
+        Raises UnknownTaskError for an id never submitted or already delivered, ValueError when somebody else
+        waits for it; TimeoutError (with *raise_timeout* False it is None instead), and the rest like `wait`.
+        """
+        deadline = deadline_after(timeout)
+        request = Request(Want.CLAIMED, 1, claims=[check_any_id(task_id)])
+        try:
+            return self._obtain("wait_for_task", request, deadline)[0].trajectory
+        except TimeoutError:
+            if raise_timeout:
+                raise
+            return None
+
+    def rollout_batch(
+        self,
+        data: Sequence[Any],
+        workflow: Workflow,
+        workflow_kwargs: dict[str, Any] | None = None,
+        should_accept_fn: Callable[[dict[str, Any]], Any] | str | None = None,
+        group_size: int = 1,
+        is_eval: bool = False,
+    ) -> list[dict[str, Any] | None]:
+        """Roll all of *data* out now and return the trajectories in its order, None where not accepted.
+
+        They are started before what is pending, need slots only, and are charged to the staleness budget when
+        they are delivered. A row that became too old is rolled out again, ``max_requeues`` times at most.
+        After a Ctrl-C they come out of `wait`. Arguments like `submit`'s; raises like `wait`.
+        """
+        plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
+        shift = self._on_shift()
+        rows = [Rollout(next(self._own_ids), plan.work_on(item), Lane.ROW) for item in data]
+        if not rows:
+            return []
+        shift.raise_if_ended()
+        request = Request(Want.CLAIMED, len(rows), plan.is_eval, claims=[row.task_id for row in rows])
+        outcomes = self._obtain("rollout_batch", request, rollouts=rows)
+        return [outcome.trajectory for outcome in outcomes]
+
+    def prepare_batch(
+        self,
+        dataloader: Iterable[Any],
+        workflow: Workflow,
+        workflow_kwargs: dict[str, Any] | None = None,
+        should_accept_fn: Callable[[dict[str, Any]], Any] | str | None = None,
+        group_size: int = 1,
+        dynamic_bs: bool = False,
+    ) -> list[dict[str, Any]]:
+        """Return the next batch of accepted trajectories, and keep rollouts going for the ones after it.
+
+        *dataloader* is an iterable of lists of items; it is advanced in this thread only, and iterated again
+        at its end. The batch has its ``batch_size``, else ``consumer_batch_size``, oldest first. With
+        *dynamic_bs* it comes after so many endings of which at least one was accepted. Another *dataloader*,
+        *workflow* or filter than last time is used for the items pulled from now on.
+
+        Raises ValueError for a batch that the bound on staleness never allows and for an empty dataloader,
+        and the rest like `submit` and `wait`; whatever it raises, nothing is consumed.
+        """
+        plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, False)
+        shift = self._on_shift()
+        count = shift.batch_size(dataloader)
+        check_flag("dynamic_bs", dynamic_bs)
+        request = Request(
+            Want.BATCH, count, dynamic=dynamic_bs, keep_pending=max(count, self._rules.most_units)
+        )
+        outcomes = self._obtain(
+            "prepare_batch", request, feed=lambda wanted: self._feed(shift, dataloader, plan, wanted)
+        )
+        return [outcome.trajectory for outcome in outcomes if outcome.trajectory is not None]
+
+    def give_back(self, count: int) -> None:
+        """Free the budget of *count* delivered trajectories that are not trained on.
+
+        Raises ValueError for more than were delivered at this version; TypeError; RunnerStoppedError.
+        """
+        shift = self._on_shift()
+        shift.desk.call(shift.desk.core.give_back, check_count("count", count))
+
+    # -- steering ----------------------------------------------------------------------------------
+
+    def pause(self) -> None:
+        """Stop starting rollouts. Those that run go on, and are delivered. Raises RunnerStoppedError."""
+        self._steer("pause")
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Start what may start. Raises RunnerStoppedError."""
+        self._steer("resume")
+        self._is_paused = False
+
+    def is_paused(self) -> bool:
+        """Return whether rollouts are kept from starting."""
+        return self._is_paused
+
+    def on_version_changed(self) -> None:
+        """Look at the policy version: there may be new budget.
+
+        A version provider that has ``subscribe`` tells by itself, as `RemoteInfEngine` does; for any other
+        this has to be called after each change. Raises RunnerStoppedError.
+        """
+        shift = self._on_shift()
+        shift.desk.post(shift.desk.core.set_version, self._read_version())
+
+    def reset_failures(self) -> None:
+        """Go on after a FailureBudgetError, and count failures anew. Raises RunnerStoppedError."""
+        self._steer("reset_failures")
+
+    def run_everywhere(self, async_fn: Callable[..., Awaitable[R]], /, *args: Any) -> list[R]:
+        """Run ``async_fn(*args)`` on each loop that runs rollouts, here one, and return the values.
+
+        It counts against nothing, has no deadline, and works while paused. Raises what it raises, and like
+        `AsyncTaskRunner.run`.
+        """
+        return [self._runner.run(async_fn, *args)]
+
+    # -- looking -----------------------------------------------------------------------------------
+
+    @property
+    def runner(self) -> AsyncTaskRunner[Any]:
+        """What runs the rollouts; its ``run`` is for work beside them. They are not in its ledger."""
+        return self._runner
+
+    @property
+    def staleness_manager(self) -> StalenessManager:
+        """The one that is told of training rollouts. Its capacity is AReaL's; see `get_capacity`."""
+        return self._manager
+
+    @property
+    def ledger(self) -> RolloutLedger:
+        """The training rollouts: how many are where."""
+        return RolloutLedger() if self._shift is None else self._on_shift().desk.ledgers()[0]
+
+    @property
+    def eval_ledger(self) -> RolloutLedger:
+        """The evaluation rollouts: how many are where."""
+        return RolloutLedger() if self._shift is None else self._on_shift().desk.ledgers()[1]
+
+    def report(self) -> StalenessReport:
+        """Return how stale what was delivered is, and what the bound costs."""
+        return settings.NO_REPORT if self._shift is None else self._on_shift().report()
+
+    def get_capacity(self) -> int:
+        """Return how many rollouts of one sample may start now; negative after more than was planned for."""
+        return self._on_shift().desk.read(lambda core: core.budget.capacity)
+
+    def __repr__(self) -> str:
+        state = self._runner.stats().state
+        try:
+            return f"<{type(self).__name__} {state} {self.ledger}>"
+        except RunnerStoppedError:  # in a forked child
+            return f"<{type(self).__name__} {state}>"
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _on_shift(self) -> Shift:
+        if self._shift is None:
+            raise RunnerStoppedError("the executor was never initialized; call initialize(), or use `with`")
+        self._shift.raise_if_abroad()
+        return self._shift
+
+    def _steer(self, event: str) -> None:
+        shift = self._on_shift()
+        shift.raise_if_ended()
+        shift.desk.post(getattr(shift.desk.core, event))
+
+    def _read_version(self) -> int:
+        return check_integer("the version provider's version", self._provider.get_version())
+
+    def _obtain(
+        self,
+        caller: str,
+        request: Request,
+        deadline: float | None = None,
+        rollouts: Sequence[Rollout] = (),
+        feed: Callable[[int], None] | None = None,
+    ) -> list[RolloutOutcome]:
+        shift = self._on_shift()
+        shift.raise_on_loop_thread(caller)
+        return shift.handover.obtain(request, deadline, rollouts, feed)
+
+    def _feed(self, shift: Shift, dataloader: Iterable[Any], plan: Plan, wanted: int) -> None:
+        """Submit at least *wanted* rollouts for batches."""
+        while wanted > 0:
+            named = self._prompts.next_list(dataloader)
+            rollouts = [
+                Rollout(next(self._own_ids), plan.work_on(item, data_id), Lane.BATCH)
+                for item, data_id in named
+            ]
+            shift.desk.post(shift.desk.core.submit, rollouts)
+            wanted -= len(rollouts)
