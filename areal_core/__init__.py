@@ -25,6 +25,7 @@ from areal_core.errors import (
     TaskQueueFullError,
     UnknownTaskError,
     WeightUpdateError,
+    WorkerDiedError,
 )
 
 __version__ = "0.1.0"
@@ -61,6 +62,7 @@ __all__ = [
     "TimedResult",
     "UnknownTaskError",
     "WeightUpdateError",
+    "WorkerDiedError",
     "WorkflowContext",
     "WorkflowExecutor",
     "offloaded",

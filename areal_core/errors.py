@@ -7,6 +7,7 @@ ArealError
 ├── UnknownTaskError     (LookupError)   no such task: never accepted, or already delivered
 ├── AdmissionStalledError (RuntimeError) nothing may start before the policy version rises, and it does not
 ├── FailureBudgetError   (RuntimeError)  too many rollouts in a row brought nothing
+├── WorkerDiedError      (RuntimeError)  a worker process of `offloaded` ended in the middle of a call
 └── InferenceError       (RuntimeError)  inference servers, or the engine that asks them
     ├── ServerStatusError                a server answered that it would not, or could not
     ├── ServerUnreachableError           a server could not be reached, or hung up; or none is left
@@ -39,6 +40,7 @@ __all__ = [
     "TaskQueueFullError",
     "UnknownTaskError",
     "WeightUpdateError",
+    "WorkerDiedError",
 ]
 
 _SHOWN_AT_MOST = 5  # kinds of failures in a message
@@ -95,6 +97,10 @@ class FailureBudgetError(ArealError, RuntimeError):
     def __str__(self) -> str:
         kinds = [f"{count} x {kind}" for kind, count in list(self.kinds.items())[:_SHOWN_AT_MOST]]
         return "; ".join([str(self.args[0]), *kinds])
+
+
+class WorkerDiedError(ArealError, RuntimeError):
+    """A worker process ended in the middle of a call; other calls and the next ones go on."""
 
 
 class InferenceError(ArealError, RuntimeError):

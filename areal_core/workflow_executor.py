@@ -30,7 +30,7 @@ from areal_core._executor.report import StalenessReport
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
-from areal_core._executor.work import Plan, make_plan
+from areal_core._executor.work import make_plan
 from areal_core._runner.arguments import (
     FIRST_OWN_ID,
     check_any_id,
@@ -89,7 +89,7 @@ class WorkflowExecutor:
             self._rules.most_started, cancel_grace=config.cancel_grace, loop_factory=loop_factory
         )
         self._own_ids = itertools.count(FIRST_OWN_ID)
-        self._prompts = Prompts()
+        self._prompts = Prompts(self._own_ids)
         self._shift: Shift | None = None
         self._is_paused = False
 
@@ -168,11 +168,13 @@ class WorkflowExecutor:
         task_id = next(self._own_ids) if task_id is None else check_task_id(task_id)
         rollout = Rollout(task_id, plan.work_on(data), Lane.OPEN)
         shift.raise_if_ended()
-        if task_id < FIRST_OWN_ID and shift.taken_ids.setdefault(task_id, rollout) is not rollout:
-            raise ValueError(
-                f"task_id={task_id} is in use until its outcome is collected; pass another, or none"
-            )
-        shift.desk.post(shift.desk.core.submit, [rollout])
+        try:
+            if task_id < FIRST_OWN_ID:
+                shift.ids.take(rollout)
+            shift.desk.post(shift.desk.core.submit, [rollout])
+        except BaseException:
+            rollout.is_abandoned = True  # unless the core was faster
+            raise
         return task_id
 
     def cancel(self, task_id: int) -> bool:
@@ -196,8 +198,10 @@ class WorkflowExecutor:
         AdmissionStalledError, FailureBudgetError; RunnerStoppedError and RunnerDiedError; RuntimeError on
         the loop thread; TypeError and ValueError.
         """
+        deadline = deadline_after(timeout)
+        request = Request(Want.ENDED, check_count("count", count))
         try:
-            return [outcome.trajectory for outcome in self.wait_outcomes(count, timeout)]
+            return self._obtain("wait", request, _trajectories, deadline)
         except TimeoutError:
             if raise_timeout:
                 raise
@@ -212,7 +216,8 @@ class WorkflowExecutor:
         """
         deadline = deadline_after(timeout)
         check_flag("is_eval", is_eval)
-        return self._obtain("wait", Request(Want.ENDED, check_count("count", count), is_eval), deadline)
+        request = Request(Want.ENDED, check_count("count", count), is_eval)
+        return self._obtain("wait_outcomes", request, _outcomes, deadline)
 
     def wait_for_task(
         self, task_id: int, timeout: float | None = None, raise_timeout: bool = True
@@ -227,7 +232,7 @@ class WorkflowExecutor:
         deadline = deadline_after(timeout)
         request = Request(Want.CLAIMED, 1, claims=[check_any_id(task_id)])
         try:
-            return self._obtain("wait_for_task", request, deadline)[0].trajectory
+            return self._obtain("wait_for_task", request, _trajectories, deadline)[0]
         except TimeoutError:
             if raise_timeout:
                 raise
@@ -255,8 +260,7 @@ class WorkflowExecutor:
             return []
         shift.raise_if_ended()
         request = Request(Want.CLAIMED, len(rows), plan.is_eval, claims=[row.task_id for row in rows])
-        outcomes = self._obtain("rollout_batch", request, rollouts=rows)
-        return [outcome.trajectory for outcome in outcomes]
+        return self._obtain("rollout_batch", request, _trajectories, rollouts=rows)
 
     def prepare_batch(
         self,
@@ -284,10 +288,12 @@ class WorkflowExecutor:
         request = Request(
             Want.BATCH, count, dynamic=dynamic_bs, keep_pending=max(count, self._rules.most_units)
         )
-        outcomes = self._obtain(
-            "prepare_batch", request, feed=lambda wanted: self._feed(shift, dataloader, plan, wanted)
+        return self._obtain(
+            "prepare_batch",
+            request,
+            _accepted,
+            feed=lambda wanted: self._prompts.feed(shift.desk, dataloader, plan, wanted),
         )
-        return [outcome.trajectory for outcome in outcomes if outcome.trajectory is not None]
 
     def give_back(self, count: int) -> None:
         """Free the budget of *count* delivered trajectories that are not trained on.
@@ -311,6 +317,8 @@ class WorkflowExecutor:
 
     def is_paused(self) -> bool:
         """Return whether rollouts are kept from starting."""
+        if self._shift is not None:
+            self._shift.raise_if_abroad()
         return self._is_paused
 
     def on_version_changed(self) -> None:
@@ -391,21 +399,24 @@ class WorkflowExecutor:
         self,
         caller: str,
         request: Request,
+        shape: Callable[[list[RolloutOutcome]], R],
         deadline: float | None = None,
         rollouts: Sequence[Rollout] = (),
         feed: Callable[[int], None] | None = None,
-    ) -> list[RolloutOutcome]:
+    ) -> R:
+        # Nothing may be called between the return of this and the caller's: a Ctrl-C there loses it all.
         shift = self._on_shift()
         shift.raise_on_loop_thread(caller)
-        return shift.handover.obtain(request, deadline, rollouts, feed)
+        return shift.handover.obtain(request, deadline, rollouts, feed, shape=shape)
 
-    def _feed(self, shift: Shift, dataloader: Iterable[Any], plan: Plan, wanted: int) -> None:
-        """Submit at least *wanted* rollouts for batches."""
-        while wanted > 0:
-            named = self._prompts.next_list(dataloader)
-            rollouts = [
-                Rollout(next(self._own_ids), plan.work_on(item, data_id), Lane.BATCH)
-                for item, data_id in named
-            ]
-            shift.desk.post(shift.desk.core.submit, rollouts)
-            wanted -= len(rollouts)
+
+def _outcomes(outcomes: list[RolloutOutcome]) -> list[RolloutOutcome]:
+    return outcomes
+
+
+def _trajectories(outcomes: list[RolloutOutcome]) -> list[dict[str, Any] | None]:
+    return [outcome.trajectory for outcome in outcomes]
+
+
+def _accepted(outcomes: list[RolloutOutcome]) -> list[dict[str, Any]]:
+    return [outcome.trajectory for outcome in outcomes if outcome.trajectory is not None]

@@ -14,7 +14,7 @@ from areal_core._executor.rules import Rules
 class Budget:
     """The units and slots of one executor. It is told what happens; it decides nothing."""
 
-    __slots__ = ("_rules", "consumed", "eval_samples", "running", "samples", "version", "waiting")
+    __slots__ = ("_rules", "consumed", "eval_samples", "in_hand", "running", "samples", "version", "waiting")
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
@@ -24,7 +24,9 @@ class Budget:
         self.waiting = 0
         """Units that have ended and are not delivered."""
         self.consumed = 0
-        """Units delivered at this version."""
+        """Units delivered at this version, and those in hand."""
+        self.in_hand = 0
+        """Units given to callers who have not got them yet: they may come back, also at a later version."""
         self.samples = 0
         """Samples that run, in groups of any size."""
         self.eval_samples = 0
@@ -65,13 +67,14 @@ class Budget:
     def set_version(self, version: int) -> None:
         """Begin a version."""
         self.version = version
-        self.consumed = 0
+        self.consumed = self.in_hand
 
     def give_back(self, count: int) -> None:
         """Free units that were delivered at this version and not trained on. Raises ValueError."""
-        if count > self.consumed:
+        delivered = self.consumed - self.in_hand
+        if count > delivered:
             raise ValueError(
-                f"give_back({count}): only {self.consumed} trajectories were delivered at version "
+                f"give_back({count}): only {delivered} trajectories were delivered at version "
                 f"{self.version}; give back no more than that, before the version changes"
             )
         self.consumed -= count

@@ -57,8 +57,11 @@ class Core:
     # -- events ------------------------------------------------------------------------------------
 
     def submit(self, rollouts: Iterable[Rollout]) -> None:
-        """Take new rollouts, in this order. Once the core has ended they end as cancelled."""
+        """Take new rollouts, in this order, each once. Once the core has ended they end as cancelled."""
         for rollout in rollouts:
+            if rollout.is_submitted or rollout.is_abandoned:
+                continue  # its caller was interrupted, and has submitted it again, or not
+            rollout.is_submitted = True
             self._rollouts[rollout.task_id] = rollout
             self.books.of(rollout).submitted()
             self._enqueue(rollout)
@@ -136,13 +139,17 @@ class Core:
             self._rollouts[rollout.task_id] = rollout
             self.books.of(rollout).collected(-1)
         self._expire(given)
+        self._set_dynamic(self._is_dynamic)  # attempts may be back that count no longer
 
     def give_back(self, count: int) -> None:
         """Free the budget of *count* rollouts that were delivered and not trained on. Raises ValueError."""
         self.budget.give_back(count)
 
-    def delivered(self, trained: Iterable[Trained]) -> None:
-        """Take note of what a caller got for training."""
+    def delivered(self, request: Request, trained: Iterable[Trained]) -> None:
+        """Take note that the caller of *request* got what it was given, *trained* of it for training."""
+        if request.is_withdrawn:  # interrupted on the last line, so that it has gone back
+            return
+        self._delivery.received(request)
         for one in trained:
             self.tally.delivered(one)
         t10 = self.tally.warning()
@@ -183,7 +190,7 @@ class Core:
 
     def _serve(self) -> None:
         for request in list(self._delivery.requests):
-            if self._patience.is_over and not request.is_eval:
+            if self._patience.is_over and self._ending is None and not request.is_eval:
                 self._answer(request, self._patience.error())
                 continue
             given = self._delivery.serve(request)
@@ -235,7 +242,8 @@ class Core:
     def _keeps_unit(self, rollout: Rollout, outcome: RolloutOutcome) -> bool:
         if outcome.status == "accepted":
             return True
-        return self._is_dynamic and rollout.lane is Lane.BATCH and outcome.status in _ATTEMPTS
+        counts = self._is_dynamic and rollout.lane is Lane.BATCH and outcome.status in _ATTEMPTS
+        return counts and not self._is_spent(rollout)
 
     # -- what is too old ---------------------------------------------------------------------------
 
@@ -297,8 +305,11 @@ class Core:
     def _has_expired(self, rollout: Rollout) -> bool:
         if rollout.is_accepted:
             return self._is_too_old(rollout)
-        # An attempt without a result counts for the batches of as many versions as a trajectory would.
-        return rollout.is_charged and self._rules.on_stale != "keep" and rollout.start_version < self._least
+        return rollout.is_charged and self._is_spent(rollout)
+
+    def _is_spent(self, attempt: Rollout) -> bool:
+        """Return whether one without a result counts no more: it does as long as a trajectory would."""
+        return self._rules.on_stale != "keep" and attempt.start_version < self._least
 
     def _may_run_again(self, rollout: Rollout) -> bool:
         wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
@@ -333,17 +344,17 @@ class Core:
                     f"no rollout with task_id={task_id} is outstanding: it was never submitted, or its "
                     "outcome was delivered already"
                 )
-            if rollout.request is not None:
+            if rollout.claim is not None:
                 return ValueError(f"task_id={task_id} is claimed by another caller, who waits for it already")
             request.is_eval = rollout.work.is_eval
             self._delivery.claim(request, rollout)
         return None
 
     def _set_dynamic(self, is_dynamic: bool) -> None:
-        if self._is_dynamic and not is_dynamic:
+        self._is_dynamic = is_dynamic
+        if not is_dynamic:
             for attempt in self._delivery.waiting_attempts():
                 self._delivery.free(attempt)
-        self._is_dynamic = is_dynamic
 
     def _see_hunger(self, request: Request) -> None:
         pending = self.scheduler.training.of_batches

@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 
 from areal_core._executor.budget import Budget
 from areal_core._executor.requests import Request, Want
@@ -32,14 +33,14 @@ class Delivery:
     def keep(self, rollout: Rollout) -> None:
         """Keep a finished rollout until somebody gets it."""
         self._pool_of(rollout)[rollout.task_id] = rollout
-        if rollout.request is not None:
-            rollout.request.there += 1
+        if rollout.claim is not None:
+            rollout.claim.there += 1
 
     def drop(self, rollout: Rollout) -> None:
         """Take a finished rollout out."""
         del self._pool_of(rollout)[rollout.task_id]
-        if rollout.request is not None:
-            rollout.request.there -= 1
+        if rollout.claim is not None:
+            rollout.claim.there -= 1
 
     def finished(self) -> Iterable[Rollout]:
         """Return all that is finished and not delivered."""
@@ -54,8 +55,8 @@ class Delivery:
         """Let *rollout*, finished or not, be delivered to *request* only."""
         if rollout.state is State.FINISHED:
             self.drop(rollout)
-        rollout.request = request
-        request.claimed.append(rollout)
+        rollout.claim = request.claim
+        request.claim.rollouts.append(rollout)
         if rollout.state is State.FINISHED:
             self.keep(rollout)
 
@@ -69,9 +70,16 @@ class Delivery:
             self.drop(rollout)
             rollout.state = State.COLLECTED
         request.charged = self._spend(chosen)
+        request.is_in_hand = True
+        self._budget.in_hand += len(request.charged)
         request.rollouts = chosen
         request.version = self._budget.version
         return given
+
+    def received(self, request: Request) -> None:
+        """Take note that the caller of *request* has got what it was given."""
+        if self._leave_hand(request) and request.version != self._budget.version:
+            self._budget.consumed -= len(request.charged)
 
     def take_back(self, request: Request) -> list[Rollout]:
         """Put back what *request* was given, release what it has claimed, and return the former."""
@@ -79,13 +87,13 @@ class Delivery:
             self.requests.remove(request)
         given, request.rollouts = list(request.rollouts), ()
         self._unspend(request)
-        for rollout in request.claimed:
+        for rollout in request.claim.rollouts:
             if rollout.state is State.FINISHED:
                 self.drop(rollout)
-                rollout.request = None
+                rollout.claim = None
                 self.keep(rollout)
-            rollout.request = None
-        request.claimed.clear()
+            rollout.claim = None
+        request.claim.rollouts.clear()
         for rollout in reversed(given):
             rollout.state = State.FINISHED
             self.keep(rollout)
@@ -94,11 +102,13 @@ class Delivery:
 
     def _choose(self, request: Request) -> list[Rollout] | None:
         if request.want is Want.CLAIMED:
-            return list(request.claimed) if request.there == len(request.claimed) else None
+            claim = request.claim
+            request.there = claim.there
+            return list(claim.rollouts) if claim.there == len(claim.rollouts) else None
         if request.want is Want.ENDED:
             pool = self._eval if request.is_eval else self._open
             request.there = len(pool)
-            return list(pool.values())[: request.count] if len(pool) >= request.count else None
+            return list(islice(pool.values(), request.count)) if len(pool) >= request.count else None
         return self._choose_batch(request)
 
     def _choose_batch(self, request: Request) -> list[Rollout] | None:
@@ -121,7 +131,7 @@ class Delivery:
         self.keep(attempt)
 
     def _pool_of(self, rollout: Rollout) -> _Pool:
-        if rollout.request is not None:
+        if rollout.claim is not None:
             return self._claimed
         if rollout.lane is Lane.BATCH:
             return self._batch if rollout.is_charged else self._unwanted
@@ -136,8 +146,14 @@ class Delivery:
         self._budget.consumed += len(charged)
         return charged
 
+    def _leave_hand(self, request: Request) -> bool:
+        was_in_hand, request.is_in_hand = request.is_in_hand, False
+        if was_in_hand:
+            self._budget.in_hand -= len(request.charged)
+        return was_in_hand
+
     def _unspend(self, request: Request) -> None:
-        if request.version == self._budget.version:
+        if self._leave_hand(request) or request.version == self._budget.version:
             self._budget.consumed -= len(request.charged)
         for one in request.charged:
             if not _costs_on_delivery(one):

@@ -24,6 +24,7 @@ from areal_core._executor.port import Timer
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode
 from areal_core._loop_watch import LoopWatch
+from areal_core._runner import exit_hook
 from areal_core._runner.ending import Ending
 from areal_core._runner.gate import Gate
 from areal_core._runner.guest import Guest
@@ -88,6 +89,8 @@ class Desk(Guest):
         """Told when rollouts run, and when none does; None: nobody watches."""
         self.on_end: Callable[[], None] | None = None
         """Called when the runner has ended."""
+        self.on_worked: Callable[[], None] | None = None
+        """Called after each piece of work, without the lock."""
 
     def open(self, core: Core) -> None:
         """Begin to work on *core*."""
@@ -137,6 +140,7 @@ class Desk(Guest):
         else:
             self.post(answer.fill)
         answer.gate.wait()
+        exit_hook.stay_if_over()
         if answer.error is not None:
             raise answer.error
         return answer.value  # type: ignore[no-any-return]
@@ -151,7 +155,8 @@ class Desk(Guest):
         core = self.core
         with self._lock:
             left = [args[0] for op, args in list(self._ops) if op in (core.submit, core.submit_and_ask)]
-            is_eval = [rollout.work.is_eval for rollouts in left for rollout in rollouts]
+            new = {one for rollouts in left for one in rollouts if not (one.is_submitted or one.is_abandoned)}
+            is_eval = [rollout.work.is_eval for rollout in new]
             return (
                 core.books.training.snapshot().with_pending(is_eval.count(False)),
                 core.books.evaluation.snapshot().with_pending(is_eval.count(True)),
@@ -163,17 +168,23 @@ class Desk(Guest):
         self._is_woken = False  # before looking: who comes later wakes again
         with self._lock:
             self._is_working = True
+            self._take_back()
             while self._ops:
                 op, args = self._ops.popleft()
+                self._take_back()  # what was returned before this was posted comes before it
                 op(*args)
-            while self.returned:
-                self.core.take_back(self.returned.popleft())
             self.core.go_on()
             jobs, self._to_launch = self._to_launch, []
             self._is_working = False
+        if self.on_worked is not None:
+            self.on_worked()
         if jobs and self._launcher is not None:
             # Not under the lock: from Python 3.12 on their first steps are taken here and now.
             self._launcher.launch(jobs)
+
+    def _take_back(self) -> None:
+        while self.returned:
+            self.core.take_back(self.returned.popleft())
 
     def _see_closed(self) -> None:
         if self._is_closed:  # while something was posted, which the loop may never get to
@@ -235,6 +246,8 @@ class Desk(Guest):
         self._is_closed = True
         self._ops.append((self._abandon_all, ()))
         self._work()
+        if self.watch is not None:
+            self.watch.leave()  # also after a death, or where nobody calls destroy()
         on_end, self.on_end = self.on_end, None
         if on_end is not None:
             on_end()

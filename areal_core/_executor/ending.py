@@ -71,7 +71,8 @@ def _failed_without_rest(rollout: Rollout) -> Episode | None:
 def _status_of(failed: Episode) -> Status:
     if failed.timed_out:
         return "timed_out"
-    return "cancelled" if isinstance(failed.error, asyncio.CancelledError) else "failed"
+    # Not isinstance: its class may have a __class__ that raises.
+    return "cancelled" if issubclass(type(failed.error), asyncio.CancelledError) else "failed"
 
 
 def _why_rejected(rollout: Rollout) -> str:

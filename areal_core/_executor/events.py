@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -16,15 +17,26 @@ _DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
 
 
 class Log:
-    """Every line the executor logs. A logger that raises costs the line, never the executor."""
+    """Every line the executor logs. A logger that raises costs the line, never the executor.
+
+    Lines are kept until `write`, which is called without a lock: a handler may wait for a thread that waits
+    for the executor, if only to say how that is doing.
+    """
 
     def __init__(self, logger: Any = None) -> None:
         self._logger = get_logger(logger)
+        self._lines: deque[tuple[str, str, dict[str, Any]]] = deque()
 
     def line(self, level: str, event: str, **fields: Any) -> None:
-        """Log one event."""
-        with contextlib.suppress(Exception):
-            getattr(self._logger, level)(event, **fields)
+        """Log one event, soon."""
+        self._lines.append((level, event, fields))
+
+    def write(self) -> None:
+        """Hand on what was logged since the last time."""
+        while self._lines:
+            with contextlib.suppress(Exception):  # IndexError, too: another thread was faster
+                level, event, fields = self._lines.popleft()
+                getattr(self._logger, level)(event, **fields)
 
 
 class Reporter(Witness):
@@ -83,12 +95,10 @@ class Reporter(Witness):
         self._log.line(
             "warning",
             "loop_blocked",
-            function=blocked.function,
-            where=blocked.where,
-            seconds=round(blocked.seconds, 3),
-            times=blocked.times,
+            **blocked.fields(),
             remedy="run it with offloaded(fn, to='thread'), or 'process'; filters with accept_in=",
         )
+        self._log.write()  # now: the loop may never come to it
 
     def _count(self, rollout: Rollout, count: Callable[[], None]) -> None:
         if rollout.work.is_eval:

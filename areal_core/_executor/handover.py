@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from areal_core._executor.desk import Desk
 from areal_core._executor.freshness import masked
+from areal_core._executor.ids import Ids
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.report import Trained
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Rollout
 from areal_core._executor.rules import Rules
-from areal_core._runner.arguments import FIRST_OWN_ID
+from areal_core._runner import exit_hook
 
 if TYPE_CHECKING:
     from areal_core.trajectory import TrajectoryDump
 
+R = TypeVar("R")
+
 _LOOK_S = 1.0  # that a caller who does not want to wait gives the loop to look at all
-_exhaust = deque[object](maxlen=0).extend  # to the end of an iterator, in one C call
 
 
 class Handover:
     """Takes callers' requests to the desk. It runs in the callers' threads, where a Ctrl-C may come.
 
-    *read_version* asks the version provider. *taken_ids* are the ids that callers chose.
+    *read_version* asks the version provider. *ids* are those that callers chose.
     """
 
     def __init__(
@@ -35,13 +36,13 @@ class Handover:
         desk: Desk,
         rules: Rules,
         read_version: Callable[[], int],
-        taken_ids: dict[int, object],
+        ids: Ids,
         dump: TrajectoryDump | None,
     ) -> None:
         self._desk = desk
         self._rules = rules
         self._read_version = read_version
-        self._taken_ids = taken_ids
+        self._ids = ids
         self._dump = dump
 
     def obtain(
@@ -50,12 +51,16 @@ class Handover:
         deadline: float | None = None,
         rollouts: Sequence[Rollout] = (),
         feed: Callable[[int], None] | None = None,
-    ) -> list[RolloutOutcome]:
-        """Return what *request* wants. *rollouts* are submitted with it; *feed* is called when it is hungry.
+        *,
+        shape: Callable[[list[RolloutOutcome]], R],
+    ) -> R:
+        """Return what *request* wants, in the *shape* it has to have: in here a Ctrl-C loses nothing.
 
+        *rollouts* are submitted with the request; *feed* is called when it is hungry.
         Raises TimeoutError, what *feed* raises, and what the core answers instead. Then nothing is consumed.
         """
         desk, core = self._desk, self._desk.core
+        earlier = request
         try:
             if rollouts:
                 desk.post(core.submit_and_ask, rollouts, request)
@@ -77,14 +82,19 @@ class Handover:
                 desk.post(core.version_seen, version)
                 earlier, request = request, request.anew()
                 desk.post(core.ask_again, earlier, request)
-            return self._hand_out(request)
+            result = self._hand_out(request, shape)
+            request.is_delivered = True  # nothing is called from here to the return
+            return result
         except BaseException:
-            self._desk.returned.append(request)  # one C call: a second Ctrl-C cannot come before it
+            # One C call, so that a second Ctrl-C cannot come before it. The earlier one may not have been
+            # taken back yet, and a second time is no harm.
+            self._desk.returned.extend((earlier, request))
             self._desk.wake()
             raise
 
     def _wait(self, request: Request, deadline: float | None) -> None:
         if request.gate.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+            exit_hook.stay_if_over()
             return
         request.looked.wait(_LOOK_S)
         if not request.gate.is_open:
@@ -92,16 +102,16 @@ class Handover:
                 f"Timed out waiting for {request.count} results, only received {request.there}."
             )
 
-    def _hand_out(self, request: Request) -> list[RolloutOutcome]:
+    def _hand_out(self, request: Request, shape: Callable[[list[RolloutOutcome]], R]) -> R:
         results = [self._finished(rollout, request.version) for rollout in request.rollouts]
         outcomes = [outcome for outcome, _ in results]
+        shaped = shape(outcomes)
         if self._dump is not None:
             _write(self._dump, outcomes, request.version)
-        self._desk.post(self._desk.core.delivered, [trained for _, trained in results if trained is not None])
-        chosen = [one.task_id for one in request.rollouts if one.task_id < FIRST_OWN_ID]
-        if chosen:
-            _exhaust(map(self._taken_ids.pop, chosen, [None] * len(chosen)))
-        return outcomes
+        given = [trained for _, trained in results if trained is not None]
+        self._desk.post(self._desk.core.delivered, request, given)
+        self._ids.hand_out(request)
+        return shaped
 
     def _finished(self, rollout: Rollout, version: int) -> tuple[RolloutOutcome, Trained | None]:
         """Return the outcome as of *version*: what is too old in it is masked."""

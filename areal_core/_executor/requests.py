@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from areal_core._executor.port import Timer
-from areal_core._executor.rollout import Rollout
+from areal_core._executor.rollout import Claim, Rollout
 from areal_core._runner.gate import Gate
 
 
@@ -53,9 +53,14 @@ class Request:
     """How many of the outcomes it waits for are there."""
     is_withdrawn: bool = False
     """Whether its caller waits no more."""
+    is_delivered: bool = False
+    """Whether its caller has what it was given. Set by him, where no Ctrl-C can come before his return."""
     charged: frozenset[Rollout] = frozenset()
     """Those it was given that cost a unit of the budget."""
-    claimed: list[Rollout] = field(default_factory=list)
+    is_in_hand: bool = False
+    """Whether it was given them, and its caller has not got them yet."""
+    claim: Claim = field(default_factory=Claim)
+    """What it has claimed so far."""
     held_until: float | None = None
     """How long a batch that is there waits for stragglers; None: there is no reason to."""
     timer: Timer | None = None

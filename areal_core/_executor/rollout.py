@@ -6,15 +6,12 @@ import enum
 from collections.abc import Awaitable, Callable
 from contextvars import Context
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from areal_core._executor.freshness import UNKNOWN, Ages
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._record import EpisodeRecord
 from areal_core.types import RolloutWorkflow
-
-if TYPE_CHECKING:
-    from areal_core._executor.requests import Request
 
 Accept = Callable[[dict[str, Any]], Awaitable[bool]]
 
@@ -93,6 +90,15 @@ class Episode:
 
 
 @dataclass(slots=True, eq=False)
+class Claim:
+    """The rollouts whose outcomes belong to one caller."""
+
+    rollouts: list[Rollout] = field(default_factory=list)
+    there: int = 0
+    """How many of them have ended."""
+
+
+@dataclass(slots=True, eq=False)
 class Rollout:
     """One unit. Only the thread that owns the core touches it, but for what the caller gave."""
 
@@ -100,8 +106,12 @@ class Rollout:
     work: Work
     lane: Lane
     state: State = State.PENDING
-    request: Request | None = None
-    """The caller to whom alone its outcome belongs; None: any."""
+    is_submitted: bool = False
+    """Whether a core has taken it."""
+    is_abandoned: bool = False
+    """Whether its caller was interrupted, so that no core is to take it any more."""
+    claim: Claim | None = None
+    """That of the caller to whom alone its outcome belongs; None: any."""
     episodes: list[Episode] = field(default_factory=list)
     """The members that have started."""
     judge: Episode | None = None

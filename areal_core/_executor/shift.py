@@ -13,6 +13,7 @@ from areal_core._executor.core import Core
 from areal_core._executor.desk import Desk
 from areal_core._executor.events import Log, Reporter
 from areal_core._executor.handover import Handover
+from areal_core._executor.ids import Ids
 from areal_core._executor.playing import Player
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
@@ -42,12 +43,12 @@ class Shift:
         self._rules = rules
         self._log = Log(logger)
         self._warned_of = 0  # the last size of a batch that was said to be odd
-        self.taken_ids: dict[int, object] = {}
-        """The ids that callers chose, of rollouts that are not collected."""
+        self.ids = Ids(lambda rollout: self.desk.read(lambda _: rollout.is_submitted))
         self.tally: Tally = Tally() if before is None else before.tally
         ledgers = (RolloutLedger(), RolloutLedger()) if before is None else before.ledgers()
         player = Player(engine, config.check_trajectory_format)
         self.desk: Desk = Desk(self._life, player, config.episode_timeout)
+        self.desk.on_worked = self._log.write
         reporter = Reporter(self._log, manager, config.enable_rollout_tracing)
         self.desk.open(Core(rules, self.desk, self.desk, BothBooks(*ledgers), self.tally, reporter))
         if config.loop_block_warning is not None:
@@ -57,7 +58,7 @@ class Shift:
             )
         self._dump = _open_dump(config)
         self.handover = Handover(
-            self.desk, rules, manager.version_provider.get_version, self.taken_ids, self._dump
+            self.desk, rules, manager.version_provider.get_version, self.ids, self._dump
         )
         dropped = sum(ledger.finished for ledger in ledgers)
         if dropped:
@@ -69,10 +70,8 @@ class Shift:
         desk = self.desk
         subscribe = getattr(provider, "subscribe", None)
         if callable(subscribe):
-            unsubscribe: Callable[[], None] = subscribe(
-                lambda version: desk.post(desk.core.set_version, version)
-            )
-            desk.on_end = unsubscribe
+            unsubscribe = subscribe(lambda version: desk.post(desk.core.set_version, version))
+            desk.on_end = functools.partial(self._leave, unsubscribe)
         desk.call(desk.core.version_seen, provider.get_version())
 
     def close(self, timeout_s: float | None) -> None:
@@ -119,6 +118,14 @@ class Shift:
     def raise_on_loop_thread(self, caller: str) -> None:
         """Raise RuntimeError where *caller* would wait for its own thread."""
         raise_on_loop_thread(self._life, caller)
+
+    def _leave(self, unsubscribe: Callable[[], object] | None) -> None:
+        if unsubscribe is not None:
+            try:
+                unsubscribe()
+            except Exception as error:  # of the user's own: the loop is to be closed all the same
+                self._log.line("error", "unsubscribe_raised", exc_info=error)
+                self._log.write()
 
     def _say(self, event: str, **fields: Any) -> None:
         # On the loop thread: a Ctrl-C in a log handler would leave the handler's lock held for good.

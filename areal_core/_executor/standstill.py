@@ -41,7 +41,7 @@ class Standstill:
             return False
         if request.want is not Want.CLAIMED:
             return True
-        return any(one.state is State.PENDING and one.lane is not Lane.ROW for one in request.claimed)
+        return any(one.state is State.PENDING and one.lane is not Lane.ROW for one in request.claim.rollouts)
 
     def error(self) -> AdmissionStalledError:
         """Make the error to raise, a new one for each caller."""

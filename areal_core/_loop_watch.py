@@ -1,0 +1,272 @@
+"""Say which function keeps an event loop from turning, and for how long.
+
+::
+
+    watching thread                            loop thread
+    post a heartbeat ----------------------->  answers when its turn comes ---> next one, half a threshold on
+    no answer for half the threshold:          is in a callback
+      look where the loop thread is
+    still none, at the threshold: look again   is in the same call
+      ...                                      comes to the heartbeat
+    report what was there at all looks  <---
+
+A function is accused when two looks find the very same call of it while one heartbeat is on its way. A loop
+that is busy with many short callbacks is in another call each time. One look is enough where no second was
+possible: C code that holds the GIL, as `re` does, keeps the watching thread from looking until it is over.
+The first look then comes right after it, with the caller still in that line. Whether it was the loop thread
+that computed meanwhile is for the system to tell, and only Linux does; what is in doubt is not reported.
+
+What blocks for less than the threshold is never reported, what blocks for half as long again always is. At
+rest the thread waits for a lock, and nothing is posted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Literal, NamedTuple
+
+from areal_core._looks import Blocked, Looks
+from areal_core._processor_time import ProcessorTime, processor_time
+from areal_core._runner.gate import Gate, GateEvent
+from areal_core._user_frames import depth
+
+__all__ = ["Blocked", "LoopWatch"]
+
+_LONGEST_PAUSE_S = 1.0  # between looks at what goes on for long
+_STOPPED_S = 5.0  # the thread ends at once, unless *report* blocks
+
+
+class LoopWatch:
+    """Watches *loop*, which runs in the thread *thread_id*, from `begin` to `rest`.
+
+    *report* is called in the watching thread for what blocks the loop for *threshold_s* seconds or more, and
+    what it raises is dropped. The thread is started by the first `begin` and ends with `stop`, with this
+    object, or with the loop. It keeps neither this object nor the interpreter alive.
+    """
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        thread_id: int,
+        threshold_s: float,
+        report: Callable[[Blocked], None],
+    ) -> None:
+        self.loop = loop
+        self.report = report
+        self._watcher = _Watcher(weakref.ref(self), thread_id, threshold_s)
+        self._thread: threading.Thread | None = None
+        self._watcher.post(self)  # its answer is known when the first block comes
+        weakref.finalize(self, self._watcher.stop).atexit = False
+
+    def begin(self) -> None:
+        """Watch from now on; from any thread. Cheap, and nothing happens where it does, or after `stop`."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._watcher.run, name="areal-core-watch", daemon=True)
+            # Thread.start waits for it, and a Ctrl-C would leave its own one locked.
+            thread._started = GateEvent()  # type: ignore[attr-defined]
+            thread.start()
+            self._thread = thread
+        self._watcher.begin()
+
+    def rest(self) -> None:
+        """Watch no more until the next `begin`; from any thread. What blocks just now is still reported."""
+        self._watcher.active = False
+
+    def leave(self) -> None:
+        """End the thread soon, without waiting for it; from any thread, any number of times."""
+        self._watcher.stop()
+
+    def stop(self) -> None:
+        """End the thread, and return when it has ended; from any thread, any number of times.
+
+        What blocks the loop just now is reported as it is.
+        """
+        self._watcher.stop()
+        thread = self._thread
+        # Not join alone: it misses the end after a Ctrl-C on 3.11.
+        if (
+            thread is not None
+            and thread is not threading.current_thread()
+            and self._watcher.finished.wait(_STOPPED_S)
+        ):
+            thread.join(_STOPPED_S)
+
+
+class Answer(NamedTuple):
+    """What the loop says to a heartbeat."""
+
+    number: int
+    at: float
+    """Monotonic seconds."""
+    base: int
+    """How many frames run the loop: what is above them belongs to a callback."""
+    native_id: int
+    """The loop thread's."""
+
+
+_Times = tuple[ProcessorTime | None, ProcessorTime | None]
+_Message = Answer | Literal["begin", "stop"]
+
+
+def _answer(inbox: SimpleQueue[_Message], number: int) -> None:
+    inbox.put(Answer(number, time.monotonic(), depth(sys._getframe(1)), threading.get_native_id()))
+
+
+class _Watcher:
+    """What the watching thread runs. It refers to its owner weakly."""
+
+    def __init__(self, owner: weakref.ref[LoopWatch], thread_id: int, threshold_s: float) -> None:
+        self.active = False
+        self.finished = Gate()
+        self._owner = owner
+        self._threshold_s = threshold_s
+        self._half_s = threshold_s / 2
+        self._looks = Looks(thread_id, threshold_s, self._report)
+        # A queue in C: a Ctrl-C in who puts something leaves no lock held.
+        self._inbox: SimpleQueue[_Message] = SimpleQueue()
+        self._asleep = False
+        self._stopping = False
+        self._number = 0
+        self._last: Answer | None = None
+        self._held_gil = False
+        self._running = threading.Lock()
+
+    def begin(self) -> None:
+        self.active = True  # first: the thread says that it is asleep before it looks at this
+        if self._asleep:
+            self._inbox.put("begin")
+
+    def stop(self) -> None:
+        self._stopping = True
+        self._inbox.put("stop")
+
+    def run(self) -> None:
+        if not self._running.acquire(blocking=False):
+            return  # a Ctrl-C kept begin() from noting that it had started one
+        try:
+            while not self._stopping:
+                self._sleep()
+                self._watch()
+        finally:
+            self.finished.open()
+
+    def _sleep(self) -> None:
+        self._asleep = True
+        while not self.active and not self._stopping:
+            self._received(self._inbox.get())
+        self._asleep = False
+
+    def _watch(self) -> None:
+        begun = time.monotonic()
+        while self.active and not self._stopping:
+            self._number += 1
+            if not self.post(self._owner()):
+                self.stop()
+                return
+            answered = self._wait_for_answer(begun)
+            # A pause also where there is nothing to watch any more: that may change in no time.
+            begun = self._pause(max(begun + self._half_s, answered))
+
+    def post(self, owner: LoopWatch | None) -> bool:
+        """Post a heartbeat and return whether that could be done."""
+        if owner is None:
+            return False
+        context = contextvars.Context()
+        try:
+            owner.loop.call_soon_threadsafe(_answer, self._inbox, self._number, context=context)
+        except RuntimeError:
+            return False  # the loop is closed
+        return True
+
+    def _wait_for_answer(self, begun: float) -> float:
+        """Look again and again until the heartbeat is answered, and return when that was."""
+        pause_s = self._half_s
+        due = time.monotonic() + pause_s
+        answer = None
+        while answer is None and not self._stopping:
+            message = self._next_message(due)
+            if isinstance(message, Answer):
+                answer = message if message.number == self._number else None
+            elif message is None:
+                self._look(begun)
+                # Again: a Ctrl-C can lose what a loop in the main thread was about to run.
+                if not self.post(self._owner()):
+                    self.stop()
+                due = time.monotonic() + pause_s
+                pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
+        ended = time.monotonic() if answer is None else answer.at
+        self._looks.end(ended, answer is not None)
+        self._let_go()
+        return ended
+
+    def _pause(self, until: float) -> float:
+        """Wait *until* then, and return from when on the next heartbeat is late."""
+        while not self._stopping and self._next_message(until) is not None:
+            pass
+        if not self._held_gil:
+            return time.monotonic()
+        self._look(until)
+        return until
+
+    def _next_message(self, until: float) -> _Message | None:
+        """Return what comes until then; None when nothing does. Note whether the loop thread held that up."""
+        begun, before = time.monotonic(), self._times()
+        try:
+            message = self._received(self._inbox.get(timeout=max(0.0, until - begun)))
+        except Empty:
+            message = None
+        expected = message.at if isinstance(message, Answer) else until
+        if time.monotonic() - expected >= self._threshold_s:
+            self._held_gil |= self._was_held_up(before, expected - begun)
+        return message
+
+    def _received(self, message: _Message) -> _Message:
+        if isinstance(message, Answer):
+            self._last = message
+        return message
+
+    def _times(self) -> _Times:
+        """Return those of the loop thread and of this one."""
+        loop_id = None if self._last is None else self._last.native_id
+        return processor_time(loop_id), processor_time(threading.get_native_id())
+
+    def _was_held_up(self, before: _Times, expected_s: float) -> bool:
+        """Tell whether this thread waited for the GIL while the loop thread computed.
+
+        That has computed for longer than this one was to wait, and had to wait for a processor. Python code
+        would have given the GIL away after 5 ms.
+        """
+        (loop_before, own_before), (loop_now, own_now) = before, self._times()
+        if loop_before is None or loop_now is None or own_before is None or own_now is None:
+            return False
+        computed_s = loop_now.running - loop_before.running
+        return computed_s - max(0.0, expected_s) - (own_now.waiting - own_before.waiting) >= self._half_s
+
+    def _look(self, begun: float) -> None:
+        held_gil, self._held_gil = self._held_gil, False
+        owner, last = self._owner(), self._last
+        # Before the first answer nobody can tell what runs the loop from what is run by it.
+        if owner is not None and last is not None and owner.loop.is_running():
+            self._looks.look(last.base, begun, held_gil)
+
+    def _let_go(self) -> None:
+        """Have the frames dropped in the loop thread: they may be the last to hold what was in them."""
+        frames = self._looks.frames()
+        owner = self._owner()
+        if frames and owner is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                owner.loop.call_soon_threadsafe(frames.clear)
+
+    def _report(self, blocked: Blocked) -> None:
+        owner = self._owner()
+        if owner is not None:
+            with contextlib.suppress(Exception):
+                owner.report(blocked)

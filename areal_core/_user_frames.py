@@ -1,0 +1,73 @@
+"""Which of a thread's frames are the user's code, and how to name them."""
+
+from __future__ import annotations
+
+import functools
+import sysconfig
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Literal
+
+Origin = Literal["stdlib", "installed", "ours", "user"]
+
+_OURS = str(Path(__file__).parent) + "/"
+_INSTALLED = ("/site-packages/", "/dist-packages/")
+_STDLIB = tuple({f"{sysconfig.get_paths()[kind]}/" for kind in ("stdlib", "platstdlib")})
+
+
+def frames_of_callback(frame: FrameType | None, base: int) -> list[FrameType]:
+    """Return *frame* and its callers, innermost first, without the outermost *base* that run the loop."""
+    frames = list(_callers(frame))
+    return frames[: max(0, len(frames) - base)]
+
+
+def depth(frame: FrameType | None) -> int:
+    """Return how many frames *frame* and its callers are."""
+    return sum(1 for _ in _callers(frame))
+
+
+def users(frames: Sequence[FrameType]) -> list[FrameType]:
+    """Return those of *frames* (innermost first) that are the user's code, or the nearest there is to it.
+
+    That is what is neither the standard library's, nor ours, nor installed; a package whose workflow is at
+    the bottom is the user's also when it is installed. Where there is nothing of these, all are returned.
+    """
+    origins = [_origin(frame.f_code.co_filename) for frame in frames]
+    foreign = [one for one, origin in zip(frames, origins, strict=True) if origin in ("installed", "user")]
+    if not foreign:
+        return list(frames)
+    package = _package(foreign[-1])
+    return [one for one in foreign if _origin(one.f_code.co_filename) == "user" or _package(one) == package]
+
+
+def name(frame: FrameType) -> str:
+    """Return module and qualified name of the function of *frame*."""
+    module = frame.f_globals.get("__name__")
+    return f"{module}.{frame.f_code.co_qualname}" if module else frame.f_code.co_qualname
+
+
+def where(frame: FrameType) -> str:
+    """Return file and line of *frame*."""
+    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def _callers(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _package(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+@functools.cache  # there are no more than there are source files
+def _origin(filename: str) -> Origin:
+    if filename.startswith("<frozen "):
+        return "stdlib"
+    if filename.startswith(_OURS):
+        return "ours"
+    if any(part in filename for part in _INSTALLED):
+        return "installed"
+    return "stdlib" if filename.startswith(_STDLIB) else "user"

@@ -1,0 +1,179 @@
+"""Make a blocking function awaitable: an accept filter or a reward that computes holds nobody up.
+
+    score = offloaded(compute_score, to="process", time_limit=30.0)
+    ...
+    reward = await score(completion, answer)        # in a workflow
+
+    to=          is for                               at the time limit      cancelled
+    "loop"       what takes no time, or awaits        awaiting is cancelled  the same
+    "thread"     I/O, and what releases the GIL       left to itself         left to itself
+    "process"    what computes, or may never end      killed                 killed
+
+Why not a library: on a loop that runs for ever, anyio's pool of processes is killed with the first task
+that used it; an idle worker that dies breaks pebble's pool; loky and concurrent.futures can kill no call.
+
+Calls are begun in the order in which they are made, as many at once on one loop as there are processors in
+processes, and four more (32 at most) in threads. The time limit counts from a call's begin: neither the wait
+for a turn is in it, nor the start of a worker process and its imports.
+
+In a thread, a call has the caller's context variables. One that is over time, or whose caller is cancelled,
+cannot be stopped: it is *abandoned*, and goes on with nobody waiting. It takes no turn away, and keeps
+neither the loop nor the program from ending; `abandoned_threads` counts those that still run.
+
+In a worker process, a call has a main thread of its own (so ``signal.alarm`` works), an empty stdin, and no
+context variables; what it prints comes out where the program's own output does. Processes are started when
+they are needed, kept for later calls, and end with the loop, or with the program however that ends. A worker
+is killed with all that its calls started, unless that has left its process group. Function and arguments
+are pickled with each call: keep what is large in the function's module. Nothing is forked: a worker imports
+the function's module. Only where that is the program itself (``__main__``), the program is run again there
+under the name ``__mp_main__``, as multiprocessing does, and must have its ``if __name__ == "__main__":``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import pickle
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, ParamSpec, TypeVar, get_args, overload
+
+from areal_core._checks import check_seconds
+from areal_core._offload.crew import Crew, LimitExceededError, abandoned_threads
+from areal_core._offload.worker import main_can_be_imported, refuse_while_main_is_imported
+from areal_core.errors import WorkerDiedError
+
+__all__ = ["Place", "WorkerDiedError", "abandoned_threads", "offloaded"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Place = Literal["loop", "thread", "process"]
+"""Where a call is made."""
+
+
+@overload
+def offloaded(
+    fn: Callable[P, Coroutine[Any, Any, T]], *, to: Literal["loop"], time_limit: float | None = None
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+
+@overload
+def offloaded(
+    fn: Callable[P, T], *, to: Place = "thread", time_limit: float | None = None
+) -> Callable[P, Coroutine[Any, Any, T]]: ...
+
+
+def offloaded(
+    fn: Callable[..., Any], *, to: Place = "thread", time_limit: float | None = None
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a coroutine function that calls *fn* in the place *to*, and gives what it returns or raises.
+
+    *time_limit* is in seconds, None is no limit; a call that takes longer raises TimeoutError. On the loop,
+    *fn* may return an awaitable, which is awaited; the limit is for that alone, as *fn* itself cannot be
+    interrupted. The picture at the top of this module has the rest.
+
+    Raises TypeError for what cannot be called there: ``async def`` anywhere but on the loop, and what cannot
+    be pickled in a process. The calls raise TypeError for arguments that cannot be pickled, WorkerDiedError
+    when the worker process ended, and what *fn* raised, with the traceback it had in the process below it;
+    an error that cannot be pickled comes as a RuntimeError that has its name and text.
+    """
+    if not callable(fn):
+        raise TypeError(f"fn={fn!r} cannot be called; give a function")
+    if to not in get_args(Place):
+        raise ValueError(f"to={to!r} is no place; give one of {', '.join(map(repr, get_args(Place)))}")
+    limit_s = None if time_limit is None else check_seconds("time_limit", time_limit)
+    name = _name(fn)
+    if to != "loop" and _is_async(fn):
+        raise TypeError(f"{name} is async: only an event loop can run it; use to='loop'")
+    if to == "process":
+        _check_pickles(fn, name)
+    call = {"loop": _on_loop, "thread": _in_thread, "process": _in_process}[to]
+
+    async def make_call(*args: Any, **kwargs: Any) -> Any:
+        return await call(name, (fn, args, kwargs), limit_s)
+
+    return functools.update_wrapper(make_call, fn, updated=())
+
+
+_Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+
+
+async def _on_loop(name: str, call: _Call, limit_s: float | None) -> Any:
+    value = _called(call)
+    if not inspect.isawaitable(value):
+        return value
+    clock = asyncio.timeout(limit_s)
+    try:
+        async with clock:
+            return await value
+    except TimeoutError:
+        if clock.expired():
+            raise _over_time(name, limit_s, "it was cancelled") from None
+        raise
+
+
+async def _in_thread(name: str, call: _Call, limit_s: float | None) -> Any:
+    try:
+        return await Crew.here().in_thread(functools.partial(_called_in_thread, name, call), limit_s)
+    except LimitExceededError:
+        what = f"its thread goes on, one of {abandoned_threads()}; to='process' can stop it"
+        raise _over_time(name, limit_s, what) from None
+
+
+async def _in_process(name: str, call: _Call, limit_s: float | None) -> Any:
+    refuse_while_main_is_imported()
+    try:
+        return await Crew.here().in_process(name, call, limit_s)
+    except LimitExceededError:
+        raise _over_time(name, limit_s, "its process was killed") from None
+
+
+def _called(call: _Call) -> Any:
+    fn, args, kwargs = call
+    return fn(*args, **kwargs)
+
+
+def _called_in_thread(name: str, call: _Call) -> Any:
+    value = _called(call)
+    if inspect.iscoroutine(value):
+        value.close()
+        raise TypeError(f"{name} returned a coroutine, which only an event loop can run; use to='loop'")
+    return value
+
+
+def _over_time(name: str, limit_s: float | None, what: str) -> TimeoutError:
+    return TimeoutError(f"{name} took longer than time_limit={limit_s:g} s: {what}")
+
+
+def _is_async(fn: Callable[..., Any]) -> bool:
+    inner = _inner(fn)
+    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
+
+
+def _check_pickles(fn: Callable[..., Any], name: str) -> None:
+    try:
+        pickle.dumps(fn, pickle.HIGHEST_PROTOCOL)
+    except Exception as error:
+        raise TypeError(
+            f"{name} cannot be sent to a worker process: {error}; define it with def at the top level of a "
+            "module, give what is returned here another name, or use to='thread'"
+        ) from error
+    if _inner(fn).__module__ == "__main__" and not main_can_be_imported():
+        raise TypeError(
+            f"{name} is defined in a program that is no file, which a worker process cannot import; "
+            "put it in a module, or use to='thread'"
+        )
+
+
+def _name(fn: Callable[..., Any]) -> str:
+    """Return module and name of *fn*, never its repr: a partial's shows the arguments."""
+    inner = _inner(fn)
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def _inner(fn: Any) -> Any:
+    while isinstance(fn, functools.partial):
+        fn = fn.func
+    return fn
