@@ -10,9 +10,9 @@ EXAMPLES := $(wildcard examples/*.py)
 .PHONY: demo test test-all check lint examples mutate leaks bench bench-http clean
 .DELETE_ON_ERROR:
 
-# The main job, end to end.
-demo: $(VENV)/.installed
-	$(PY) examples/drive_rollouts.py $(ARGS)
+# The main job, end to end: a policy is trained, asynchronously and then synchronously. ARGS=--quick
+demo: $(VENV)/.installed-demo
+	$(PY) examples/train_reversal $(ARGS)
 
 # All tests, on both loops. ARGS="-k fork --loop uvloop" narrows.
 test: $(VENV)/.installed-test
@@ -53,7 +53,7 @@ bench-http: $(VENV)/.installed-dev
 	$(PY) benchmarks/http_clients.py $(ARGS)
 
 clean:
-	rm -rf .venv .venv-3.* .venv-mutate .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv .venv-3.* .venv-mutate .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist train_reversal.png
 
 # Each set of extras has a stamp, so that nobody waits for what a target does not need: 6 s for none,
 # 4 s more to test, 6 s more for the linters.

@@ -140,6 +140,24 @@ def test_no_conversation_is_lost_with_its_server(run_example: RunExample) -> Non
 
 
 @pytest.mark.any_loop
+@pytest.mark.timeout(200)  # 20 s where nothing else runs
+def test_the_demo_trains_on_nothing_too_old_and_loses_nothing(run_script: RunScript) -> None:
+    # Not in asyncio's debug mode: that says of each step of training how long it held the loop up.
+    demo = str(EXAMPLES / "train_reversal")
+    done = run_script(ON_THE_LOOP, demo, "--quick", "--no-plot", timeout=180.0, flags=("-W", "error"))
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"^ *answers trained on +2,560 +2,560 *$", done.stdout, re.MULTILINE)
+    assert re.search(r"^ *tokens trained on over the bound +0 +0 *$", done.stdout, re.MULTILINE)
+    for run in ("asynchronous", "synchronous"):
+        books = re.search(rf"^ *{run}((?: +[\d,]+){{6}}) *$", done.stdout, re.MULTILINE)
+        assert books
+        submitted, *places = (int(number.replace(",", "")) for number in books[1].split())
+        assert submitted == sum(places) > 0
+    assert "These are too few steps to learn the task." in done.stdout
+
+
+@pytest.mark.any_loop
 def test_every_example_is_tested_here() -> None:
     tested = re.findall(r'"(\w+\.py)"', Path(__file__).read_text())
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(tested)

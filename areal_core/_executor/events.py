@@ -87,7 +87,7 @@ class Reporter(Witness):
             "warning",
             "long_rollouts_hardly_trained",
             t10=round(t10, 3),
-            remedy="raise max_head_offpolicyness or straggler_wait, or use on_stale='mask'",
+            remedy="raise max_head_offpolicyness or straggler_wait",
         )
 
     def blocked(self, blocked: Blocked) -> None:

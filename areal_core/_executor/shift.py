@@ -57,9 +57,7 @@ class Shift:
                 thread.loop, thread.thread.ident or 0, config.loop_block_warning, reporter.blocked
             )
         self._dump = _open_dump(config)
-        self.handover = Handover(
-            self.desk, rules, manager.version_provider.get_version, self.ids, self._dump
-        )
+        self.handover = Handover(self.desk, rules, manager.version_provider.get_version, self.ids, self._dump)
         dropped = sum(ledger.finished for ledger in ledgers)
         if dropped:
             self._say("uncollected_rollouts_discarded", count=dropped, by="initialize")
