@@ -1,0 +1,81 @@
+"""What the executor's core tells of staleness, and of what the bound costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from areal_core._executor.requests import Request
+from areal_core._executor.rollout import Lane
+from core_audit import a_world
+from core_stage import script
+from core_world import World, batch_caller
+
+pytestmark = pytest.mark.any_loop
+
+
+def a_hundred(world: World, long_s: float) -> None:
+    """Train on ninety short rollouts, and on ten that take *long_s* if they are there."""
+    world.submit_all([script(1.0)] * 90 + [script(long_s)] * 10, Lane.BATCH)
+    world.clock.pass_over(1.0)
+    batch_caller(world, 90).take()
+    world.clock.pass_over(long_s)
+    world.rise()
+
+
+def test_t10_is_nothing_when_the_longest_tenth_is_always_too_old() -> None:
+    world = a_world(batch=100, max_staleness=0, on_stale="drop")
+    a_hundred(world, long_s=5.0)
+    assert world.core.tally.report().t10 == 0.0
+    assert world.core.tally.report().wasted_seconds == 50.0
+    a_hundred(world, long_s=5.0)
+    a_hundred(world, long_s=5.0)
+    [t10] = world.told.t10s
+    assert t10 < 0.8
+
+
+def test_t10_is_one_when_long_ones_are_trained_on_like_others() -> None:
+    world = a_world(batch=100, max_staleness=0)
+    world.submit_all([script(1.0)] * 90 + [script(5.0)] * 10, Lane.BATCH)
+    world.clock.pass_over(5.0)
+    batch_caller(world, 100).take()
+    assert world.core.tally.report().t10 == 1.0 and not world.told.t10s
+
+
+def test_t10_counts_a_rollout_by_the_share_of_its_tokens_that_is_trained_on() -> None:
+    world = a_world(batch=100, max_staleness=1, on_stale="mask")
+    world.submit_all([script(1.0)] * 90 + [script(5.0, segments=2)] * 10, Lane.BATCH)
+    world.clock.pass_over(2.0)
+    world.rise()
+    world.clock.pass_over(3.0)  # the long ones have a token of version 0, and one of 1
+    assert len(batch_caller(world, 90).take()) == 90
+    world.rise()
+    assert [outcome.tokens_masked for outcome in batch_caller(world, 10).take()] == [1] * 10
+    t10 = world.core.tally.report().t10
+    assert t10 is not None and t10 == pytest.approx(0.5 / 0.95)
+    assert world.core.tally.report().tokens_masked == 10
+
+
+def test_the_report_says_how_stale_what_was_delivered_is() -> None:
+    world = a_world(batch=1, max_staleness=3, on_stale="drop")
+    for number in range(3):
+        world.submit_all([script(1.0, segments=2)] * 2, Lane.BATCH)
+        world.clock.pass_over(1.0)
+        if number:
+            world.rise()
+    batch_caller(world, 4).take()
+    report = world.core.tally.report()
+    assert (report.delivered, report.tokens_trained) == (4, 8)
+    assert (report.staleness_mean, report.staleness_max) == (2.0, 2)
+
+
+def test_a_batch_whose_caller_was_interrupted_on_the_way_out_is_not_reported() -> None:
+    world = a_world()
+    world.submit(script(1.0))
+    world.clock.pass_over(1.0)
+    request: Request = world.ask()
+    world.set_busy(True)
+    world.read_version()
+    world.handover.hand_out(request)
+    world.returned.append(request)
+    world.set_busy(False)
+    assert world.core.tally.report().delivered == 0 and world.ledger.finished == 1
