@@ -356,10 +356,15 @@ class Core:
             for attempt in self._delivery.waiting_attempts():
                 self._delivery.free(attempt)
 
-    def _see_hunger(self, request: Request) -> None:
+    def hunger_of(self, request: Request) -> int:
+        """Return how many more rollouts *request* wants to be pending for batches; 0: enough are."""
         pending = self.scheduler.training.of_batches
-        if pending <= request.keep_pending // 2:
-            request.hunger = request.keep_pending - pending
+        is_hungry = self._ending is None and pending <= request.keep_pending // 2
+        return request.keep_pending - pending if is_hungry else 0
+
+    def _see_hunger(self, request: Request) -> None:
+        request.hunger = self.hunger_of(request)
+        if request.hunger:
             self._answer(request, None)
 
     def _holds(self, request: Request, rest: Sequence[Rollout]) -> bool:
@@ -367,5 +372,5 @@ class Core:
 
     def _give_up(self) -> None:
         for request in list(self._delivery.requests):
-            if self._standstill.stalls(request):
+            if self._standstill.is_over(request):
                 self._answer(request, self._standstill.error())

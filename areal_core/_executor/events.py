@@ -92,12 +92,7 @@ class Reporter(Witness):
 
     def blocked(self, blocked: Blocked) -> None:
         """Say which function kept the loop, and so every rollout, from going on."""
-        self._log.line(
-            "warning",
-            "loop_blocked",
-            **blocked.fields(),
-            remedy="run it with offloaded(fn, to='thread'), or 'process'; filters with accept_in=",
-        )
+        self._log.line("warning", "loop_blocked", **blocked.fields())
         self._log.write()  # now: the loop may never come to it
 
     def _count(self, rollout: Rollout, count: Callable[[], None]) -> None:

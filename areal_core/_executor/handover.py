@@ -70,8 +70,7 @@ class Handover:
                 self._wait(request, deadline)
                 if request.error is not None:
                     raise request.error
-                if request.hunger and feed is not None:
-                    feed(request.hunger)
+                if feed is not None and self._feed(request, feed):
                     request = request.again()
                     desk.post(core.ask, request)
                     continue
@@ -91,6 +90,14 @@ class Handover:
             self._desk.returned.extend((earlier, request))
             self._desk.wake()
             raise
+
+    def _feed(self, request: Request, feed: Callable[[int], None]) -> bool:
+        """Feed where that is wanted, a batch that is there or not; return whether to ask again."""
+        # For batches to come it has to be done now: until the next call nobody else will.
+        hunger = request.hunger or self._desk.read(lambda core: core.hunger_of(request))
+        if hunger:
+            feed(hunger)
+        return request.hunger > 0
 
     def _wait(self, request: Request, deadline: float | None) -> None:
         if request.gate.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):

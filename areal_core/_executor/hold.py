@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 
 from areal_core._executor.budget import Budget
-from areal_core._executor.port import Clock
+from areal_core._executor.port import EARLY_S, Clock
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Rollout
 from areal_core._executor.rules import Rules
@@ -41,7 +41,7 @@ class Hold:
             request.held_until = now + self._rules.straggler_wait_s
         if request.timer is None and now < request.held_until < math.inf:
             request.timer = self._clock.call_later(request.held_until - now, self._look_again)
-        return now < request.held_until
+        return now + EARLY_S < request.held_until
 
     def _leaves_too_many(self, rest: Sequence[Rollout]) -> bool:
         """Return whether some of what remains is running and would, batch after batch, come too late.

@@ -7,6 +7,9 @@ from typing import Protocol
 
 from areal_core._executor.rollout import Episode, Rollout
 
+EARLY_S = 0.005
+"""How much too early a timer may come: uvloop rounds to milliseconds."""
+
 
 class Timer(Protocol):
     """A call that is to come."""

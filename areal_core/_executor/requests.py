@@ -64,6 +64,8 @@ class Request:
     held_until: float | None = None
     """How long a batch that is there waits for stragglers; None: there is no reason to."""
     timer: Timer | None = None
+    gives_up_at: float | None = None
+    """Until when it waits for a version, without which it cannot be served; None: it does not need one."""
 
     def again(self) -> Request:
         """Make the same request once more, after what it asked for was done; it has waited meanwhile."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from areal_core._executor.budget import Budget
-from areal_core._executor.port import Clock, Timer, Witness
+from areal_core._executor.port import EARLY_S, Clock, Timer, Witness
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Lane, State
 from areal_core._executor.rules import Rules
@@ -13,7 +13,7 @@ from areal_core.errors import AdmissionStalledError
 
 
 class Standstill:
-    """Watches requests that only a new version can serve; *on_over* is called when that lasts too long."""
+    """Watches requests that only a new version can serve; *on_over* is called when one waited too long."""
 
     def __init__(
         self, rules: Rules, budget: Budget, clock: Clock, witness: Witness, on_over: Callable[[], None]
@@ -24,18 +24,28 @@ class Standstill:
         self._witness = witness
         self._on_over = on_over
         self._timer: Timer | None = None
+        self._next: float | None = None  # when it comes
 
     def see(self, requests: Iterable[Request], is_paused: bool) -> None:
         """Look at the requests that are open."""
-        stalled = not is_paused and any(map(self.stalls, requests))
-        if not stalled and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        elif stalled and self._timer is None:
+        before, self._next = self._next, None
+        for request in requests:
+            if is_paused or not self._stalls(request):
+                request.gives_up_at = None
+                continue
+            if request.gives_up_at is None:
+                request.gives_up_at = self._clock.time() + self._rules.stall_timeout_s
+            self._next = min(self._next or request.gives_up_at, request.gives_up_at)
+        if before is None and self._next is not None:
             self._witness.stalled(str(self.error()))
-            self._timer = self._clock.call_later(self._rules.stall_timeout_s, self._give_up)
+        if before != self._next:
+            self._set_timer()
 
-    def stalls(self, request: Request) -> bool:
+    def is_over(self, request: Request) -> bool:
+        """Return whether *request* has waited long enough for a version."""
+        return request.gives_up_at is not None and request.gives_up_at <= self._clock.time() + EARLY_S
+
+    def _stalls(self, request: Request) -> bool:
         """Return whether *request* needs what may not start at this version, and nothing runs."""
         if request.is_eval or self._budget.samples or self._budget.units > 0:
             return False
@@ -52,6 +62,9 @@ class Standstill:
             consumed=self._budget.consumed,
         )
 
-    def _give_up(self) -> None:
-        self._timer = None
-        self._on_over()
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._next is not None:
+            self._timer = self._clock.call_later(max(0.0, self._next - self._clock.time()), self._on_over)
