@@ -69,6 +69,13 @@ LEFT_BEHIND = {
             pass
 
     runner = started(spin)""",
+    "one life of many": """
+    async def block():
+        time.sleep(60)
+
+    for _ in range(8):
+        initialized().destroy()
+    runner = started(block)""",
     "a thread of the default executor": "runner = started(asyncio.to_thread, time.sleep, 60)",
     "an async generator": """
     async def count():
