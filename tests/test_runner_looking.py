@@ -161,6 +161,7 @@ def test_the_event_exiting_is_one_object_that_can_be_waited_for(make_runner: Mak
     exiting = runner.exiting
     assert isinstance(exiting, threading.Event)
     assert not exiting.wait(timeout=0)
+    assert not exiting.wait(timeout=-0.5)
     assert repr(exiting) == "<GateEvent unset>"
     waiter = Caller(exiting.wait, 10.0)
     runner.destroy()

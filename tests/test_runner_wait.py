@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from fractions import Fraction
@@ -105,6 +106,13 @@ def test_a_timeout_says_how_many_there_are_and_consumes_none(make_runner: MakeRu
     assert runner.wait(3, timeout=0) == [0, 1, 2]
     door.open()
     assert runner.wait(2, timeout=10) == [3, 4]
+
+
+@pytest.mark.any_loop
+def test_without_a_timeout_it_waits_however_long_the_task_takes(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    runner.submit(asyncio.sleep, 1.1, "late")
+    assert runner.wait(1) == ["late"]
 
 
 @pytest.mark.any_loop
