@@ -240,9 +240,13 @@ class Blockade:
 
     async def block(self, value: Any = None) -> Any:
         """Block the thread."""
+        self.enter()
+        return value
+
+    def enter(self) -> None:
+        """Do the same from a plain function."""
         self._entered.set()
         assert self._lifted.wait(LONG_S)
-        return value
 
     def wait_until_entered(self) -> None:
         """Wait until the thread is blocked."""

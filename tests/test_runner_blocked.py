@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import pytest
 
@@ -21,6 +23,7 @@ from doors import (
     outcomes,
     start_blocked,
     turn_loop,
+    use_task_class,
 )
 from logged import LogLines
 
@@ -103,6 +106,29 @@ def test_a_runner_starts_again_beside_its_thread_left_behind_and_is_not_disturbe
     door.open()
     assert runner.wait(1, timeout=10) == ["new"]
     assert len(log_lines) == said
+
+
+def test_a_thread_that_comes_free_leaves_what_was_published_as_it_is(make_runner: MakeRunner) -> None:
+    runner, blockade = make_runner(leave=True), Blockade()
+
+    class SlowTask(asyncio.Task[Any]):
+        def __init__(self, coroutine: Coroutine[Any, Any, Any], **options: Any) -> None:
+            blockade.enter()
+            super().__init__(coroutine, **options)
+
+    runner.run(use_task_class, SlowTask)
+    runner.pause()
+    for task_id in (1, 2):
+        runner.submit(give, task_id=task_id)
+    runner.resume()
+    blockade.wait_until_entered()
+    runner.destroy(timeout=0.02)
+    left = time.monotonic_ns()
+    blockade.lift()
+    assert runner.thread is not None
+    runner.thread.join(LONG_S)
+    for result in runner.wait(2, with_timing=True):
+        assert (result.status, result.finish_time < left) == ("cancelled", True)
 
 
 def test_what_ended_in_the_turn_that_blocks_the_thread_keeps_its_outcome(
