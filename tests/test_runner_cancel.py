@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -353,3 +355,28 @@ def test_a_cancellation_is_delivered_once_not_again_by_the_deadline_nor_by_a_sec
     cleaning.open()
     assert statuses(runner, 1) == {1: "cancelled"}
     assert told == ["told"]
+
+
+def test_the_deadline_of_a_cancelled_task_keeps_nothing_of_it_alive(make_runner: MakeRunner) -> None:
+    runner, door = make_runner(task_timeout=3600.0), Door()
+
+    class ObjectionError(Exception):
+        pass
+
+    async def object_to_it() -> None:
+        try:
+            await door.walk_through()
+        except asyncio.CancelledError:
+            raise ObjectionError from None
+
+    runner.submit(object_to_it, task_id=1)
+    door.wait_for()
+    runner.cancel(1)
+    (result,) = runner.wait(1, timeout=10, with_timing=True)
+    assert result.error is not None
+    assert isinstance(result.error.__context__, ObjectionError)
+    trace = weakref.ref(result.error.__context__)
+    del result
+    turn_loop(runner)
+    gc.collect()
+    assert trace() is None

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+from typing import Any
 
 import pytest
 
 from conftest import MakeRunner
-from doors import give, in_thread, turn_loop
+from doors import give, in_thread, turn_loop, use_task_class
 
 color: contextvars.ContextVar[str] = contextvars.ContextVar("color", default="none")
 
@@ -44,8 +45,10 @@ def test_each_task_runs_in_its_own_copy_of_its_submitters_context(make_runner: M
 
 
 @pytest.mark.any_loop
-def test_the_context_is_that_of_the_submit_not_of_the_start(make_runner: MakeRunner) -> None:
+@pytest.mark.parametrize("task_class", [None, asyncio.Task], ids=["our start", "a task factory"])
+def test_the_context_is_that_of_the_submit_not_of_the_start(make_runner: MakeRunner, task_class: Any) -> None:
     runner = make_runner()
+    runner.run(use_task_class, task_class)
 
     async def look() -> str:
         return color.get()
