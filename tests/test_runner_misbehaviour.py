@@ -271,6 +271,29 @@ def test_a_task_factory_of_the_users_is_used(healthy: AsyncTaskRunner[Any]) -> N
     assert healthy.run(what_am_i) is MyTask
 
 
+def test_a_task_factory_that_puts_off_first_steps_has_each_taken_once(healthy: AsyncTaskRunner[Any]) -> None:
+    ran: list[int] = []
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        async def put_off() -> Any:
+            await asyncio.sleep(0)
+            return await coroutine
+
+        return asyncio.Task(put_off(), loop=loop, **options)
+
+    async def use(factory: Any) -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+
+    async def note(number: int) -> int:
+        ran.append(number)
+        return number
+
+    healthy.run(use, factory)
+    assert outcome_of(healthy, note, 1).data == 1
+    healthy.run(use, None)
+    assert ran == [1]
+
+
 def test_a_task_factory_that_raises_fails_only_what_it_is_asked_to_start(
     make_runner: MakeRunner, log_lines: LogLines
 ) -> None:
