@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from areal_core._runner.ledger import Ledger
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerDiedError, RunnerStoppedError
 from conftest import MakeRunner
@@ -224,6 +227,78 @@ def test_a_pause_taken_back_within_the_burst_delays_nobody(make_runner: MakeRunn
     runner.resume()
     runner.wait(5, timeout=10)
     assert order == [0, 1, 2, 3, 4]
+
+
+def test_a_pause_taken_back_after_it_kept_a_task_from_starting_starts_that(make_runner: MakeRunner) -> None:
+    runner, order = make_runner(), list[int]()
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def note(number: int) -> None:
+        order.append(number)
+        if number == 0:
+            runner.pause()
+
+    def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        tasks.append(asyncio.Task(coroutine, loop=loop, **options))
+        if len(tasks) == 2:  # the second task is passed over by now, and the third has its turn next
+            loop.call_soon(runner.resume)
+        return tasks[-1]
+
+    async def use_factory() -> None:
+        asyncio.get_running_loop().set_task_factory(factory)
+
+    runner.run(use_factory)
+    runner.pause()
+    for number in range(3):
+        runner.submit(note, number)
+    runner.resume()
+    runner.wait(3, timeout=10)
+    assert order == [0, 2, 1]
+
+
+def test_what_is_submitted_in_a_pause_within_a_burst_comes_after_what_that_put_back(
+    make_runner: MakeRunner,
+) -> None:
+    runner, order = make_runner(), list[int]()
+
+    async def note(number: int) -> None:
+        order.append(number)
+        if number == 0:
+            runner.pause()
+            runner.submit(note, 3)
+
+    runner.pause()
+    for number in range(3):
+        runner.submit(note, number)
+    runner.resume()
+    runner.wait(1, timeout=10)
+    turn_loop(runner)
+    assert runner.stats() == RunnerStats(submitted=4, pending=3, collected=1, state="paused")
+    runner.resume()
+    runner.wait(3, timeout=10)
+    assert order == [0, 1, 2, 3]
+
+
+def test_what_is_cancelled_just_before_a_pause_puts_it_back_ends_at_once(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+
+    def cancel(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code is Ledger.put_back.__code__:
+            sys.setprofile(None)
+            runner.cancel(2)
+
+    async def pause() -> None:
+        runner.pause()
+        sys.setprofile(cancel)
+
+    runner.pause()
+    runner.submit(pause, task_id=1)
+    runner.submit(give, task_id=2)
+    runner.submit(give, task_id=3)
+    runner.resume()
+    assert runner.wait_for_task(2, timeout=10).status == "cancelled"
+    turn_loop(runner)
+    assert runner.stats() == RunnerStats(submitted=3, pending=1, finished=1, collected=1, state="paused")
 
 
 def test_what_is_cancelled_while_a_pause_puts_it_back_is_cancelled(make_runner: MakeRunner) -> None:
