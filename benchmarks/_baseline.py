@@ -38,12 +38,15 @@ class Baseline:
         return {test: 5.0 + 10.0 * took for test, took in self.seconds.items()}
 
     def tests_of(self, file: str, source: str, mutation: MutationSpec) -> list[str]:
-        """Return the tests that reach a mutant, quickest first."""
-        tests = set(self.elsewhere)
+        """Return the tests that reach a mutant, quickest first; all, where coverage saw none do so.
+
+        It sees neither what other Pythons run nor what `_thread` starts.
+        """
+        seen: set[str] = set()
         for line in _lines(source, mutation):
-            reached = self.reached.get(file, {}).get(str(line), [])
-            tests.update(self.seconds if "" in reached else reached)
-        return self.ordered(tests & self.seconds.keys())
+            seen.update(self.reached.get(file, {}).get(str(line), []))
+        tests = self.seconds.keys() if "" in seen or not seen.difference(self.elsewhere) else seen
+        return self.ordered(self.seconds.keys() & {*tests, *self.elsewhere})
 
     def ordered(self, tests: Iterable[str]) -> list[str]:
         """Return *tests*, quickest first."""

@@ -129,8 +129,6 @@ class Trial:
         for item in _survivors(database, SURVIVED):
             mutation = item.mutations[0]
             tests = baseline.tests_of(self._file, self._source, mutation)
-            if set(tests) <= set(baseline.elsewhere):  # maybe reached there only
-                tests = baseline.ordered(baseline.seconds)
             result = self._judge(mutation, tests, baseline, self._other)
             text = f"{result.output} on the other Python too"
             database.set_result(item.job_id, WorkResult(result.worker_outcome, text, result.test_outcome))
