@@ -317,6 +317,7 @@ def test_a_timed_result_is_frozen_and_equal_to_itself_alone(make_runner: MakeRun
     assert len({one, other}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):
         one.data = None  # type: ignore[misc]
+    assert not hasattr(one, "__dict__")  # there may be hundreds of thousands
     fields = [field.name for field in dataclasses.fields(TimedResult)]
     assert fields == ["task_id", "data", "create_time", "finish_time", "status", "error"]
 
