@@ -12,7 +12,7 @@ from areal_core.async_task_runner import RunnerStats
 from areal_core.errors import RunnerStoppedError, UnknownTaskError
 from collecting import all_of, claim_by_hand, ids, timed
 from conftest import MakeRunner
-from doors import Caller, Door, break_down, give, start_blocked, turn_loop
+from doors import LONG_S, Caller, Door, break_down, give, start_blocked, turn_loop, work
 
 
 def test_whoever_is_blocked_when_the_runner_is_destroyed_raises_and_consumes_nothing(
@@ -36,6 +36,26 @@ def test_whoever_is_blocked_when_the_runner_is_destroyed_raises_and_consumes_not
     assert runner.wait_for_task(1).status == "cancelled"
     assert sorted(all_of(runner)) == [0, 2]
     assert all_of(runner) == []
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("how", ["wait", "wait_for_task", "as_completed"])
+def test_whoever_is_blocked_raises_when_the_runner_begins_to_end(make_runner: MakeRunner, how: str) -> None:
+    runner, door, cleaning = make_runner(cancel_grace=3 * LONG_S), Door(), Door()
+    runner.submit(work, door, cleaning, [], task_id=1)
+    door.wait_for()
+    calls: dict[str, Callable[[], object]] = {
+        "wait": lambda: runner.wait(1),
+        "wait_for_task": lambda: runner.wait_for_task(1),
+        "as_completed": lambda: all_of(runner, None),
+    }
+    caller = start_blocked(calls[how])
+    ender = start_blocked(runner.destroy)
+    cleaning.wait_for()
+    assert type(caller.error()) is RunnerStoppedError
+    assert not ender.is_done()
+    cleaning.open()
+    ender.result()
 
 
 @pytest.mark.any_loop
