@@ -19,7 +19,7 @@ from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import TaskQueueFullError, UnknownTaskError
 from children import RunScript
 from conftest import MakeRunner
-from doors import LONG_S, Blockade, Caller, Door, give, turn_loop
+from doors import LONG_S, Blockade, Caller, Door, give, outcomes, turn_loop
 from interrupts import Interruption, Rescuer, collect, each_step
 from logged import LogLines
 
@@ -299,6 +299,29 @@ def test_a_finalizer_that_cancels_the_same_task_changes_nothing(make_runner: Mak
         assert set(answers) == {True}, f"finalized at {outcome.where}"
         assert [result.status for result in runner.wait(1, timeout=LONG_S, with_timing=True)] == ["cancelled"]
         runner.resume()
+        if not outcome.tripped:
+            break
+
+
+@pytest.mark.any_loop
+def test_wait_gives_what_it_was_asked_for_when_a_finalizer_brings_one_more(make_runner: MakeRunner) -> None:
+    runner = make_runner(BOUND)
+    got: list[Any] = []
+
+    def bring_one_more() -> None:
+        runner.submit(give, task_id=3)
+        runner.cancel(3)
+
+    for step in each_step():
+        for task_id in (1, 2):
+            runner.submit(give, task_id, task_id=task_id)
+        turn_loop(runner)
+        runner.pause()
+        outcome = collect(lambda: got.extend(runner.wait(2, timeout=LONG_S)), step, bring_one_more)
+        assert got == [1, 2], f"finalized at {outcome.where}"
+        got.clear()
+        runner.resume()
+        assert outcomes(runner) in ({}, {3: ("cancelled", None)})  # {}: it was not finalized in there
         if not outcome.tripped:
             break
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import math
+import sys
 import time
 from fractions import Fraction
 from numbers import Real
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from areal_core._runner.gate import Gate
 from areal_core._runner.job import Job
 from areal_core._runner.shelf import Holding, Shelf
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats, TaskQueueFullError, TimedResult
@@ -113,6 +116,23 @@ def test_without_a_timeout_it_waits_however_long_the_task_takes(make_runner: Mak
     runner = make_runner()
     runner.submit(asyncio.sleep, 1.1, "late")
     assert runner.wait(1) == ["late"]
+
+
+@pytest.mark.any_loop
+def test_what_comes_just_as_the_timeout_passes_is_taken(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+
+    def finish_late(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "return" and frame.f_code is Gate.wait.__code__:
+            sys.setprofile(None)
+            runner.submit(give, "late")
+            turn_loop(runner)
+
+    sys.setprofile(finish_late)
+    try:
+        assert runner.wait(1, timeout=0.01) == ["late"]
+    finally:
+        sys.setprofile(None)
 
 
 @pytest.mark.any_loop
