@@ -10,7 +10,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -23,6 +23,7 @@ from logged import LogLines, LogLinesHandler
 if TYPE_CHECKING:
     from areal_core.async_task_runner import AsyncTaskRunner
     from areal_core.embedded import EmbeddedServer
+    from areal_core.workflow_executor import WorkflowExecutor
     from exchanging import RunWithSession
     from reused_servers import ReusedServer
     from scripted import Play
@@ -42,6 +43,21 @@ class MakeRunner(Protocol):
     def __call__(
         self, max_queue_size: int = 100, *, logger: Any = None, leave: bool = False, **options: Any
     ) -> AsyncTaskRunner[Any]: ...
+
+
+class MakeExecutor(Protocol):
+    """The type of fixture ``make_executor``."""
+
+    def __call__(
+        self,
+        engine: Any = None,
+        *,
+        manager: Any = None,
+        logger: Any = None,
+        parts: int | None = None,
+        leave: bool = False,
+        **config: Any,
+    ) -> WorkflowExecutor: ...
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,9 +94,8 @@ def make_runner(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterat
 
     ``leave=True`` is for a test whose runner cannot end its thread: nothing is looked for then.
     """
-    before = set(threading.enumerate())
     leaving = False
-    with ExitStack() as made:
+    with _no_thread_left(lambda: leaving), ExitStack() as made:
 
         def make(
             max_queue_size: int = 100, *, logger: Any = None, leave: bool = False, **options: Any
@@ -95,10 +110,52 @@ def make_runner(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterat
             return runner
 
         yield make
-    if not leaving:
-        left = [thread for thread in threading.enumerate() if thread not in before]
-        if left:
-            pytest.fail("threads left alive:\n" + "\n".join(map(_where, left)))
+
+
+@pytest.fixture
+def make_executor(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[MakeExecutor]:
+    """Make initialized executors on *loop_factory*, destroy them all, and see that no thread is left.
+
+    The config has what is given by name. ``leave=True`` is as for ``make_runner``.
+    """
+    leaving = False
+    with _no_thread_left(lambda: leaving), ExitStack() as made:
+
+        def make(
+            engine: Any = None,
+            *,
+            manager: Any = None,
+            logger: Any = None,
+            parts: int | None = None,
+            leave: bool = False,
+            **config: Any,
+        ) -> WorkflowExecutor:
+            from areal_core.config import InferenceEngineConfig
+            from areal_core.workflow_executor import WorkflowExecutor
+            from executor_tools import Engine
+
+            nonlocal leaving
+            leaving = leaving or leave
+            executor = WorkflowExecutor(
+                InferenceEngineConfig(**config),
+                Engine() if engine is None else engine,
+                manager,
+                loop_factory=loop_factory,
+            )
+            made.callback(executor.destroy, timeout=0.5 if leave else 10.0)
+            executor.initialize(logger, parts)
+            return executor
+
+        yield make
+
+
+@contextmanager
+def _no_thread_left(except_when: Callable[[], bool]) -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    left = [thread for thread in threading.enumerate() if thread not in before]
+    if left and not except_when():
+        pytest.fail("threads left alive:\n" + "\n".join(map(_where, left)))
 
 
 def _where(thread: threading.Thread) -> str:

@@ -81,7 +81,7 @@ class Scheduler:
         self._budget.free_slot(rollout.work.is_eval)
         fatal = episode.is_judge or not rollout.work.keep_rest
         if fatal and episode.error is not None and not episode.told_to_end:
-            rollout.failure = rollout.failure or episode
+            rollout.failure = episode
             self._end_members(rollout)
         self._see_end(rollout)
 
