@@ -1,10 +1,10 @@
-"""What other threads are doing."""
+"""What other threads are doing, and where an error was raised."""
 
 from __future__ import annotations
 
 import gc
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
 
 
 def frames_of_threads() -> dict[int, FrameType]:
@@ -20,3 +20,9 @@ def frames_of_threads() -> dict[int, FrameType]:
     finally:
         if collects:
             gc.enable()
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """Return where *error* was raised. Its class may have a ``__traceback__`` of its own, that raises."""
+    traceback: TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)
+    return traceback

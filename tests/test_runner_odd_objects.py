@@ -135,7 +135,12 @@ def test_an_error_that_refuses_to_be_touched_is_delivered(healthy: AsyncTaskRunn
         def with_traceback(self, traceback: TracebackType | None) -> Self:
             raise RuntimeError("no")
 
-    for error in (FrozenError(5), StubbornError()):
+    class ShyError(Exception):
+        @property
+        def __traceback__(self) -> Any:  # type: ignore[override]
+            raise RuntimeError("no")
+
+    for error in (FrozenError(5), StubbornError(), ShyError()):
         result = outcome_of(healthy, fail, error)
         assert (result.status, result.error) == ("failed", error)
         with pytest.raises(type(error)) as raised:

@@ -34,7 +34,7 @@ class Log:
     def write(self) -> None:
         """Hand on what was logged since the last time."""
         while self._lines:
-            with contextlib.suppress(Exception):  # IndexError, too: another thread was faster
+            with contextlib.suppress(BaseException):  # IndexError, too: another thread was faster
                 level, event, fields = self._lines.popleft()
                 getattr(self._logger, level)(event, **fields)
 
@@ -100,7 +100,7 @@ class Reporter(Witness):
             return
         try:
             count()
-        except Exception as error:  # a manager of the user's own; the books do not depend on it
+        except BaseException as error:  # a manager of the user's own; the books do not depend on it
             self._log.line("error", "staleness_manager_raised", error=_describe(error), exc_info=error)
 
 
@@ -116,5 +116,5 @@ def _names(rollout: Rollout) -> dict[str, Any]:
 def _describe(error: BaseException | None) -> str:
     try:
         return f"{type(error).__qualname__}: {error}"[:_DESCRIBED_AT_MOST]
-    except Exception:
+    except BaseException:
         return f"{type(error).__qualname__} (its str raises)"

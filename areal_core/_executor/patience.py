@@ -6,6 +6,7 @@ from collections import Counter
 
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.rules import Rules
+from areal_core._frames import traceback_of
 from areal_core.errors import FailureBudgetError
 
 
@@ -64,7 +65,7 @@ def _kind_of(outcome: RolloutOutcome) -> str:
     error = outcome.error
     if error is None:
         return f"{outcome.status}: {outcome.reason}"
-    trace = error.__traceback__
+    trace = traceback_of(error)
     if trace is None:
         return type(error).__qualname__
     while trace.tb_next is not None:

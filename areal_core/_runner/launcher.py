@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from time import monotonic_ns
 from typing import Any
 
+from areal_core._frames import traceback_of
 from areal_core._runner.events import Events
 from areal_core._runner.job import NO_CONTEXT, Job
 from areal_core._runner.loop_thread import LoopThread
@@ -158,7 +159,8 @@ class Launcher:
 
 def _without_first_frame(error: BaseException) -> BaseException:
     # Not error.with_traceback(): its class may have one of its own, that raises.
-    return BaseException.with_traceback(error, error.__traceback__ and error.__traceback__.tb_next)
+    traceback = traceback_of(error)
+    return BaseException.with_traceback(error, traceback and traceback.tb_next)
 
 
 def labels_of(jobs: Iterable[Job]) -> dict[asyncio.Task[None], str]:
