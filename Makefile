@@ -31,6 +31,7 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff format --check
 	$(PY) -m mypy areal_core tests $(wildcard examples benchmarks)
 
+# Not train_reversal, which has a make target of its own, demo, and is run by tests/test_examples.py.
 examples: $(VENV)/.installed-dev
 	set -e; for example in $(EXAMPLES); do echo "# $$example"; $(PY) -X dev -W error $$example; done
 

@@ -1,4 +1,8 @@
-"""Run thousands of coroutines over HTTP from synchronous code.
+"""What stands between a synchronous reinforcement-learning trainer and its asynchronous rollouts.
+
+It decides which rollouts may start, runs thousands of them at once on an event loop in a thread of its own,
+gets them their tokens from inference servers, keeps every result, and sees to it that no token is trained on
+that is older than you allow: `WorkflowExecutor`, `RemoteInfEngine`, and beneath them `AsyncTaskRunner`.
 
 The names below are imported from their modules on first use, so that ``import areal_core`` costs
 nothing: no aiohttp, httpx or uvloop before something needs them.

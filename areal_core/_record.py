@@ -28,6 +28,10 @@ class EpisodeRecord:
     newest_version: int | None = None
     """The policy version when it sent the last of them; None: it has sent none."""
 
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self.since
+        return f"{self.stage} for {seconds:.1f} s, {self.segments} requests for tokens sent"
+
     def enter(self, stage: str, server: str | None = None) -> None:
         """Begin a stage."""
         self.stage, self.server, self.since = stage, server, time.monotonic()

@@ -36,7 +36,7 @@ import functools
 import inspect
 import pickle
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, ParamSpec, TypeVar, get_args, overload
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, overload
 
 from areal_core._checks import check_seconds
 from areal_core._offload.crew import Crew, LimitExceededError, abandoned_threads
@@ -78,20 +78,36 @@ def offloaded(
     when the worker process ended, and what *fn* raised, with the traceback it had in the process below it;
     an error that cannot be pickled comes as a RuntimeError that has its name and text.
     """
+    return offloaded_as(Names(), fn, to, time_limit)
+
+
+class Names(NamedTuple):
+    """What messages call the parameters of `offloaded`."""
+
+    fn: str = "fn"
+    place: str = "to"
+    limit: str = "time_limit"
+
+
+def offloaded_as(
+    names: Names, fn: Callable[..., Any], place: Place, time_limit: float | None
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Do what `offloaded` does, for those whose own callers know its parameters by other *names*."""
     if not callable(fn):
-        raise TypeError(f"fn={fn!r} cannot be called; give a function")
-    if to not in get_args(Place):
-        raise ValueError(f"to={to!r} is no place; give one of {', '.join(map(repr, get_args(Place)))}")
-    limit_s = None if time_limit is None else check_seconds("time_limit", time_limit)
-    name = _name(fn)
-    if to != "loop" and _is_async(fn):
-        raise TypeError(f"{name} is async: only an event loop can run it; use to='loop'")
-    if to == "process":
-        _check_pickles(fn, name)
-    call = {"loop": _on_loop, "thread": _in_thread, "process": _in_process}[to]
+        raise TypeError(f"{names.fn}={fn!r} cannot be called; give a function")
+    if place not in get_args(Place):
+        places = ", ".join(map(repr, get_args(Place)))
+        raise ValueError(f"{names.place}={place!r} is no place; give one of {places}")
+    limit_s = None if time_limit is None else check_seconds(names.limit, time_limit)
+    what = _What(_name(fn), limit_s, names)
+    if place != "loop" and _is_async(fn):
+        raise TypeError(f"{what.name} is async: only an event loop can run it; use {what.at('loop')}")
+    if place == "process":
+        _check_pickles(fn, what)
+    call = {"loop": _on_loop, "thread": _in_thread, "process": _in_process}[place]
 
     async def make_call(*args: Any, **kwargs: Any) -> Any:
-        return await call(name, (fn, args, kwargs), limit_s)
+        return await call(what, (fn, args, kwargs))
 
     return functools.update_wrapper(make_call, fn, updated=())
 
@@ -99,34 +115,49 @@ def offloaded(
 _Call = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
 
 
-async def _on_loop(name: str, call: _Call, limit_s: float | None) -> Any:
+class _What(NamedTuple):
+    """What is offloaded."""
+
+    name: str
+    limit_s: float | None
+    names: Names
+
+    def at(self, place: Place) -> str:
+        """Say what to give to have it called in *place*."""
+        return f"{self.names.place}={place!r}"
+
+    def over_time(self, outcome: str) -> TimeoutError:
+        return TimeoutError(f"{self.name} took longer than {self.names.limit}={self.limit_s:g} s: {outcome}")
+
+
+async def _on_loop(what: _What, call: _Call) -> Any:
     value = _called(call)
     if not inspect.isawaitable(value):
         return value
-    clock = asyncio.timeout(limit_s)
+    clock = asyncio.timeout(what.limit_s)
     try:
         async with clock:
             return await value
     except TimeoutError:
         if clock.expired():
-            raise _over_time(name, limit_s, "it was cancelled") from None
+            raise what.over_time("it was cancelled") from None
         raise
 
 
-async def _in_thread(name: str, call: _Call, limit_s: float | None) -> Any:
+async def _in_thread(what: _What, call: _Call) -> Any:
     try:
-        return await Crew.here().in_thread(functools.partial(_called_in_thread, name, call), limit_s)
+        return await Crew.here().in_thread(functools.partial(_called_in_thread, what, call), what.limit_s)
     except LimitExceededError:
-        what = f"its thread goes on, one of {abandoned_threads()}; to='process' can stop it"
-        raise _over_time(name, limit_s, what) from None
+        outcome = f"its thread goes on, one of {abandoned_threads()}; {what.at('process')} can stop it"
+        raise what.over_time(outcome) from None
 
 
-async def _in_process(name: str, call: _Call, limit_s: float | None) -> Any:
+async def _in_process(what: _What, call: _Call) -> Any:
     refuse_while_main_is_imported()
     try:
-        return await Crew.here().in_process(name, call, limit_s)
+        return await Crew.here().in_process(what.name, call, what.limit_s)
     except LimitExceededError:
-        raise _over_time(name, limit_s, "its process was killed") from None
+        raise what.over_time("its process was killed") from None
 
 
 def _called(call: _Call) -> Any:
@@ -134,16 +165,14 @@ def _called(call: _Call) -> Any:
     return fn(*args, **kwargs)
 
 
-def _called_in_thread(name: str, call: _Call) -> Any:
+def _called_in_thread(what: _What, call: _Call) -> Any:
     value = _called(call)
     if inspect.iscoroutine(value):
         value.close()
-        raise TypeError(f"{name} returned a coroutine, which only an event loop can run; use to='loop'")
+        raise TypeError(
+            f"{what.name} returned a coroutine, which only an event loop can run; use {what.at('loop')}"
+        )
     return value
-
-
-def _over_time(name: str, limit_s: float | None, what: str) -> TimeoutError:
-    return TimeoutError(f"{name} took longer than time_limit={limit_s:g} s: {what}")
 
 
 def _is_async(fn: Callable[..., Any]) -> bool:
@@ -151,18 +180,18 @@ def _is_async(fn: Callable[..., Any]) -> bool:
     return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(type(inner).__call__)
 
 
-def _check_pickles(fn: Callable[..., Any], name: str) -> None:
+def _check_pickles(fn: Callable[..., Any], what: _What) -> None:
     try:
         pickle.dumps(fn, pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         raise TypeError(
-            f"{name} cannot be sent to a worker process: {error}; define it with def at the top level of a "
-            "module, give what is returned here another name, or use to='thread'"
+            f"{what.name} cannot be sent to a worker process: {error}; define it with def at the top level "
+            f"of a module, give what is returned here another name, or use {what.at('thread')}"
         ) from error
     if _inner(fn).__module__ == "__main__" and not main_can_be_imported():
         raise TypeError(
-            f"{name} is defined in a program that is no file, which a worker process cannot import; "
-            "put it in a module, or use to='thread'"
+            f"{what.name} is defined in a program that is no file, which a worker process cannot import; "
+            f"put it in a module, or use {what.at('thread')}"
         )
 
 

@@ -2,6 +2,7 @@
 
 ```python
 with RemoteInfEngine(config, backend="sglang") as engine, WorkflowExecutor(config, engine) as executor:
+    engine.initialize(addresses)
     for step in range(steps):
         batch = executor.prepare_batch(dataloader, workflow, group_size=8)
         train_on(batch)
@@ -16,6 +17,7 @@ See the package ``_executor`` for how it works.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
@@ -24,6 +26,7 @@ from typing import Any, Self, TypeVar
 from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
 from areal_core._executor.books import RolloutLedger
+from areal_core._executor.handover import Feed, accepted, trajectories
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.prompts import Prompts
 from areal_core._executor.report import StalenessReport
@@ -90,8 +93,8 @@ class WorkflowExecutor:
         )
         self._own_ids = itertools.count(FIRST_OWN_ID)
         self._prompts = Prompts(self._own_ids)
+        self._turn: dict[str, object] = {}  # whose it is to prepare a batch
         self._shift: Shift | None = None
-        self._is_paused = False
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -112,11 +115,11 @@ class WorkflowExecutor:
         self._runner.initialize(logger)
         try:
             shift = Shift(self._config, rules, manager, self._engine, self._runner, logger, self._shift)
-            shift.begin(self._provider)
+            shift.begin()
         except BaseException:
             self._runner.destroy()
             raise
-        self._manager, self._rules, self._shift, self._is_paused = manager, rules, shift, False
+        self._manager, self._rules, self._shift = manager, rules, shift
 
     def destroy(self, timeout: float | None = 30.0) -> None:
         """Stop everything within *timeout* seconds (None: however long it takes).
@@ -159,7 +162,8 @@ class WorkflowExecutor:
         *should_accept_fn* is given the trajectory and returns, or is awaited for, whether to keep it; None
         keeps all. Of a group of *group_size* episodes one trajectory comes, whose batch they are. *task_id*
         is an int in 0..2**48-1 that is not in use; None makes one up. *is_eval* rollouts have slots of their
-        own, cost nothing of the training budget, and do not come out of `wait`.
+        own, cost nothing of the training budget, and do not come out of `wait`. Beside `prepare_batch`, which
+        keeps as many under way as the budget allows, others wait for what it leaves.
 
         Raises ImportError, TypeError, ValueError; RunnerStoppedError and RunnerDiedError.
         """
@@ -201,7 +205,7 @@ class WorkflowExecutor:
         deadline = deadline_after(timeout)
         request = Request(Want.ENDED, check_count("count", count))
         try:
-            return self._obtain("wait", request, _trajectories, deadline)
+            return self._obtain("wait", request, trajectories, deadline)
         except TimeoutError:
             if raise_timeout:
                 raise
@@ -217,7 +221,7 @@ class WorkflowExecutor:
         deadline = deadline_after(timeout)
         check_flag("is_eval", is_eval)
         request = Request(Want.ENDED, check_count("count", count), is_eval)
-        return self._obtain("wait_outcomes", request, _outcomes, deadline)
+        return self._obtain("wait_outcomes", request, list, deadline)
 
     def wait_for_task(
         self, task_id: int, timeout: float | None = None, raise_timeout: bool = True
@@ -232,7 +236,7 @@ class WorkflowExecutor:
         deadline = deadline_after(timeout)
         request = Request(Want.CLAIMED, 1, claims=[check_any_id(task_id)])
         try:
-            return self._obtain("wait_for_task", request, _trajectories, deadline)[0]
+            return self._obtain("wait_for_task", request, trajectories, deadline)[0]
         except TimeoutError:
             if raise_timeout:
                 raise
@@ -260,7 +264,7 @@ class WorkflowExecutor:
             return []
         shift.raise_if_ended()
         request = Request(Want.CLAIMED, len(rows), plan.is_eval, claims=[row.task_id for row in rows])
-        return self._obtain("rollout_batch", request, _trajectories, rollouts=rows)
+        return self._obtain("rollout_batch", request, trajectories, rollouts=rows)
 
     def prepare_batch(
         self,
@@ -278,22 +282,28 @@ class WorkflowExecutor:
         *dynamic_bs* it comes after so many endings of which at least one was accepted. Another *dataloader*,
         *workflow* or filter than last time is used for the items pulled from now on.
 
-        Raises ValueError for a batch that the bound on staleness never allows and for an empty dataloader,
-        and the rest like `submit` and `wait`; whatever it raises, nothing is consumed.
+        What the dataloader raises is raised once, when no batch can come any more of what was pulled before:
+        also a ValueError for one that is empty or exhausted, a TypeError for one that gives no lists.
+        Raises ValueError for a batch that the bound on staleness never allows, RuntimeError while another
+        call is under way, and the rest like `submit` and `wait`; whatever it raises, nothing is consumed.
         """
         plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, False)
         shift = self._on_shift()
         count = shift.batch_size(dataloader)
         check_flag("dynamic_bs", dynamic_bs)
-        request = Request(
-            Want.BATCH, count, dynamic=dynamic_bs, keep_pending=max(count, self._rules.most_units)
-        )
-        return self._obtain(
-            "prepare_batch",
-            request,
-            _accepted,
-            feed=lambda wanted: self._prompts.feed(shift.desk, dataloader, plan, wanted),
-        )
+        keep_pending = self._rules.pending_for(count, plan.group_size)
+        request = Request(Want.BATCH, count, dynamic=dynamic_bs, keep_pending=keep_pending)
+        feed = functools.partial(self._prompts.feed, shift.desk, dataloader, plan)
+        me = object()
+        try:
+            if self._turn.setdefault("of", me) is not me:
+                raise RuntimeError("prepare_batch() is under way already; make one call of it at a time")
+            return self._obtain("prepare_batch", request, accepted, feed=feed)
+        finally:
+            # Taken by one call of C code, and given back without any: at neither can a Ctrl-C leave it taken,
+            # or lose the batch.
+            if self._turn == {"of": me}:
+                self._turn = {}
 
     def give_back(self, count: int) -> None:
         """Free the budget of *count* delivered trajectories that are not trained on.
@@ -308,18 +318,14 @@ class WorkflowExecutor:
     def pause(self) -> None:
         """Stop starting rollouts. Those that run go on, and are delivered. Raises RunnerStoppedError."""
         self._steer("pause")
-        self._is_paused = True
 
     def resume(self) -> None:
         """Start what may start. Raises RunnerStoppedError."""
         self._steer("resume")
-        self._is_paused = False
 
     def is_paused(self) -> bool:
         """Return whether rollouts are kept from starting."""
-        if self._shift is not None:
-            self._shift.raise_if_abroad()
-        return self._is_paused
+        return self._shift is not None and self._on_shift().is_paused()
 
     def on_version_changed(self) -> None:
         """Look at the policy version: there may be new budget.
@@ -328,7 +334,7 @@ class WorkflowExecutor:
         this has to be called after each change. Raises RunnerStoppedError.
         """
         shift = self._on_shift()
-        shift.desk.post(shift.desk.core.set_version, self._read_version())
+        shift.desk.post(shift.desk.core.set_version, shift.read_version())
 
     def reset_failures(self) -> None:
         """Go on after a FailureBudgetError, and count failures anew. Raises RunnerStoppedError."""
@@ -390,10 +396,7 @@ class WorkflowExecutor:
     def _steer(self, event: str) -> None:
         shift = self._on_shift()
         shift.raise_if_ended()
-        shift.desk.post(getattr(shift.desk.core, event))
-
-    def _read_version(self) -> int:
-        return check_integer("the version provider's version", self._provider.get_version())
+        shift.desk.call(getattr(shift.desk.core, event))
 
     def _obtain(
         self,
@@ -402,21 +405,9 @@ class WorkflowExecutor:
         shape: Callable[[list[RolloutOutcome]], R],
         deadline: float | None = None,
         rollouts: Sequence[Rollout] = (),
-        feed: Callable[[int], None] | None = None,
+        feed: Feed | None = None,
     ) -> R:
         # Nothing may be called between the return of this and the caller's: a Ctrl-C there loses it all.
         shift = self._on_shift()
         shift.raise_on_loop_thread(caller)
         return shift.handover.obtain(request, deadline, rollouts, feed, shape=shape)
-
-
-def _outcomes(outcomes: list[RolloutOutcome]) -> list[RolloutOutcome]:
-    return outcomes
-
-
-def _trajectories(outcomes: list[RolloutOutcome]) -> list[dict[str, Any] | None]:
-    return [outcome.trajectory for outcome in outcomes]
-
-
-def _accepted(outcomes: list[RolloutOutcome]) -> list[dict[str, Any]]:
-    return [outcome.trajectory for outcome in outcomes if outcome.trajectory is not None]

@@ -119,6 +119,13 @@ class Children:
         return kept | {"AREAL_TEST_LOOP": self._loop_name, "PYTHONPATH": _import_root()}
 
 
+def say_that_no_more_come(child: subprocess.Popen[str]) -> None:
+    """Tell *child*, which waits for a byte of its stdin, that it is sent no signal from here on."""
+    assert child.stdin is not None
+    child.stdin.write(".")
+    child.stdin.flush()
+
+
 def without_slow_callbacks(stderr: str) -> str:
     """Leave out what asyncio's debug mode says about slow callbacks: it tells of the machine, not of us."""
     return _slow_callback.sub("", stderr)

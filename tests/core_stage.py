@@ -186,7 +186,9 @@ class Stage:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._player = Player(cast(InferenceEngine, self), checks_format=False)
+        self._player = Player(
+            cast(InferenceEngine, self), checks_format=False, masks=world.rules.on_stale == "mask"
+        )
         self.plays: dict[Episode, Play] = {}
         """Those that are on, in the order they began."""
         self.now: Play | None = None

@@ -18,7 +18,7 @@ from areal_core._executor.books import BothBooks, RolloutLedger
 from areal_core._executor.core import Core
 from areal_core._executor.desk import Desk
 from areal_core._executor.events import Log, Reporter
-from areal_core._executor.handover import Handover
+from areal_core._executor.handover import Feed, Handover
 from areal_core._executor.ids import Ids
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.report import Tally
@@ -85,8 +85,8 @@ class _OneThread(Handover):
     def _wait(self, request: Request, deadline: float | None) -> None:
         self.world.go_on_until(lambda: request.gate.is_open)
 
-    def feed(self, request: Request, feed: Callable[[int], None]) -> bool:
-        return self._feed(request, feed)
+    def hunger_of(self, request: Request) -> int:
+        return self._hunger_of(request)
 
     def hand_out(self, request: Request) -> list[RolloutOutcome]:
         return self._hand_out(request, lambda outcomes: outcomes)
@@ -260,21 +260,26 @@ class World:
         """Submit *rows* and wait for them, as `rollout_batch` does."""
         return Caller(self, Request(Want.CLAIMED, len(rows), claims=[row.task_id for row in rows]), rows)
 
-    def batch_request(self, count: int | None = None, *, dynamic: bool = False) -> Request:
+    def batch_request(
+        self, count: int | None = None, *, dynamic: bool = False, group_size: int = 1
+    ) -> Request:
         """Return the request that `prepare_batch` makes."""
         size = self.rules.batch if count is None else count
-        return Request(Want.BATCH, size, dynamic=dynamic, keep_pending=max(size, self.rules.most_units))
+        keep_pending = self.rules.pending_for(size, group_size)
+        return Request(Want.BATCH, size, dynamic=dynamic, keep_pending=keep_pending)
 
     def ask_for_batch(self, count: int | None = None, *, dynamic: bool = False) -> Request:
         """Wait for a batch of what was submitted for batches, never hungry."""
         size = self.rules.batch if count is None else count
         return self.ask(Want.BATCH, size, dynamic=dynamic, keep_pending=-1)
 
-    def feeder(self, next_script: Callable[[], Script], **options: Any) -> Callable[[int], None]:
+    def feeder(self, next_script: Callable[[], Script], **options: Any) -> Feed:
         """Return what submits as many rollouts for batches as it is called with."""
 
-        def feed(wanted: int) -> None:
+        def feed(wanted: int, is_last: bool) -> bool:
+            assert not is_last, "it was fed all that it wanted"
             self.submit_all([next_script() for _ in range(wanted)], Lane.BATCH, **options)
+            return True
 
         return feed
 
@@ -287,7 +292,8 @@ class World:
         **options: Any,
     ) -> list[RolloutOutcome]:
         """Do what `prepare_batch` does, and let time pass until the batch is there."""
-        request = self.batch_request(count, dynamic=dynamic)
+        group_size = options.get("group_size", 1)
+        request = self.batch_request(count, dynamic=dynamic, group_size=group_size)
         feed = self.feeder(next_script, **options)
         return self.handover.obtain(request, feed=feed, shape=lambda outcomes: outcomes)
 
@@ -310,7 +316,7 @@ class Caller:
         world: World,
         request: Request,
         rollouts: Sequence[Rollout] = (),
-        feed: Callable[[int], None] | None = None,
+        feed: Feed | None = None,
     ) -> None:
         self._world = world
         self._feed = feed
@@ -340,10 +346,12 @@ class Caller:
         if request.error is not None:
             self.give_up(request.error)
             return True
-        if self._feed is not None and world.handover.feed(request, self._feed):
-            self.request = request.again()
-            world.post(world.core.ask, self.request)
-            return True
+        if self._feed is not None and (hunger := world.handover.hunger_of(request)):
+            is_fed = self._feed(hunger, request.is_starved)
+            if request.hunger:
+                self.request = request.again(is_starved=not is_fed)
+                world.post(world.core.ask, self.request)
+                return True
         version = request.version if request.is_eval else world.read_version()
         if version <= request.version:
             self.outcomes = world.handover.hand_out(request)

@@ -57,12 +57,25 @@ def test_an_accepted_or_a_rejected_one_ends_a_row_of_failures(ending: Ending) ->
     assert failure_of(world) is not None
 
 
-def test_a_cancelled_one_neither_counts_nor_ends_a_row() -> None:
+def test_one_that_somebody_cancelled_neither_counts_nor_ends_a_row() -> None:
     world = a_world(max_failures=2)
-    let_end(world, "raises", "cancels_itself")
-    assert failure_of(world) is None
+    let_end(world, "raises")
+    cancelled = world.submit(Script())
+    world.post(world.core.cancel, cancelled.task_id)
+    world.clock.step()
+    assert status_of(cancelled) == "cancelled" and failure_of(world) is None
     let_end(world, "raises")
     assert failure_of(world) is not None
+
+
+def test_one_that_cancels_itself_is_a_failure_like_others() -> None:
+    world = a_world(max_failures=2)
+    let_end(world, "raises", "cancels_itself")
+    error = failure_of(world)
+    assert error is not None and [kind.split()[0] for kind in error.kinds] == [
+        "ScriptedError",
+        "CancelledError",
+    ]
 
 
 def test_a_stale_one_is_no_failure_and_does_not_end_a_row_of_them() -> None:
@@ -355,3 +368,12 @@ def test_a_caller_who_looks_is_told_how_many_are_there() -> None:
     world.clock.pass_over(1.0)
     request = world.ask(count=3)
     assert request.looked.is_open and not request.gate.is_open and request.there == 2
+
+
+def test_what_nobody_says_the_end_of_is_over_when_all_is() -> None:
+    world = a_world()
+    alone, group = world.submit(Script()), world.submit(Script(), group_size=2)
+    world.post(world.core.end, lambda: RunnerStoppedError("it has ended"))
+    world.core.abandon_episodes()  # their ends are not told by anybody
+    assert [status_of(one) for one in (alone, group)] == ["cancelled", "cancelled"]
+    assert world.core.budget.samples == 0

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areal_core._executor.freshness import masked
 from areal_core._executor.rollout import Lane, Rollout, State
 from core_audit import a_world
 from core_stage import Act, Script, script
@@ -206,6 +207,41 @@ def test_mask_adds_a_loss_mask_where_there_is_none() -> None:
     [outcome] = batch_caller(world).take()
     assert outcome.trajectory is not None
     assert outcome.trajectory["loss_mask"].tolist() == [[0, 0, 1]]
+
+
+def test_all_of_a_batch_have_a_loss_mask_whichever_of_them_is_masked() -> None:
+    world = a_world(batch=2, max_staleness=2, on_stale="mask")
+    old = a_mixed_one(world, has_mask=False)
+    young = world.submit(Script(), Lane.BATCH)
+    world.end(young, versions=(-1, world.version, world.version), has_mask=False)
+    world.rise()
+    outcomes = batch_caller(world).take()
+    masks = {one.task_id: one.trajectory["loss_mask"].tolist() for one in outcomes if one.trajectory}
+    assert masks == {old.task_id: [[0, 0, 1]], young.task_id: [[0, 0, 1, 1]]}
+
+
+def test_a_mask_of_weights_is_0_where_a_token_is_too_old_whatever_it_was() -> None:
+    trajectory = {"versions": np.array([[1, 5]]), "loss_mask": np.array([[np.inf, 0.5]])}
+    result, ages = masked(trajectory, 3)
+    assert result["loss_mask"].tolist() == [[0.0, 0.5]]
+    assert ages == (5, 5, 1)
+    assert trajectory["loss_mask"].tolist() == [[np.inf, 0.5]]
+
+
+@pytest.mark.parametrize("on_stale", ["mask", "drop", "requeue"])
+def test_when_the_version_falls_what_has_to_do_with_those_above_it_is_not_trained_on(on_stale: str) -> None:
+    world = a_world(version=3, max_staleness=4, max_requeues=0, on_stale=on_stale)
+    early, mixed, finished, running = (world.submit(Script()) for _ in range(4))
+    world.end(early, versions=(3, 3, 3))
+    world.rise(2)
+    world.end(mixed, versions=(3, 4, 5))
+    late = world.submit(Script())
+    world.end(finished, versions=(3, 3, 3))
+    world.rise(-2)
+    assert statuses([early, mixed, finished]) == ["accepted", "stale", "accepted"]
+    world.clock.step()
+    assert status_of(late) == "stale" and running.state is State.RUNNING
+    assert late.outcome is not None and "went back to 3" in str(late.outcome.reason)
 
 
 def test_mask_leaves_what_is_young_enough_as_it_is() -> None:

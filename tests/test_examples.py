@@ -158,6 +158,25 @@ def test_the_demo_trains_on_nothing_too_old_and_loses_nothing(run_script: RunScr
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize(
+    ("plot", "says"),
+    [
+        ("curves.txt", "curves.txt has none of the suffixes avif, eps, "),
+        ("curves", "curves has none of the suffixes avif, eps, "),
+        ("nowhere/curves.png", "nowhere/curves.png is a directory, or in none that exists"),
+    ],
+    ids=["odd suffix", "no suffix", "no directory"],
+)
+def test_the_demo_refuses_a_picture_it_could_not_write_before_it_trains(
+    run_script: RunScript, plot: str, says: str
+) -> None:
+    demo = str(EXAMPLES / "train_reversal")
+    done = run_script(ON_THE_LOOP, demo, "--quick", "--plot", plot, flags=("-W", "error"))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"error: argument --plot: {says}" in done.stderr
+
+
+@pytest.mark.any_loop
 def test_every_example_is_tested_here() -> None:
     tested = re.findall(r'"(\w+\.py)"', Path(__file__).read_text())
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(tested)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -48,96 +47,6 @@ def test_batches_come_full_in_the_order_of_the_data_and_the_pipeline_is_kept_ful
     assert loader.next <= 6 * 4 + 3 * 8, "it pulls far more than it can use"
     assert executor.report().staleness_max == 1
     balance(executor.ledger)
-
-
-def test_a_dataloader_is_iterated_again_at_its_end_and_another_one_when_given(
-    make_executor: MakeExecutor,
-) -> None:
-    engine, passes = TellingEngine(), []
-
-    class Short:
-        def __iter__(self) -> Iterator[list[int]]:
-            passes.append(self)
-            yield [1, 2]
-            yield []
-            yield [3]
-
-    executor = make_executor(engine, consumer_batch_size=3)
-    short = Short()
-    assert values_of(executor.prepare_batch(short, answering)) == [1, 2, 3]
-    engine.set_version(1)
-    assert values_of(executor.prepare_batch(short, answering)) == [1, 2, 3]
-    assert len(passes) >= 2
-    pending = executor.ledger.pending
-    engine.set_version(2)
-    given = executor.prepare_batch([[7, 8, 9]], answering)
-    assert pending >= 3
-    assert values_of(given) == [1, 2, 3], "what was in flight stays"
-    seen: set[int | None] = set()
-    for version in range(3, 6):
-        engine.set_version(version)
-        seen |= set(values_of(executor.prepare_batch([[7, 8, 9]], answering)))
-    assert {7, 8, 9} <= seen
-
-
-@pytest.mark.any_loop
-@pytest.mark.parametrize(
-    ("loader", "error", "text"),
-    [
-        ([], ValueError, "no item in a whole pass"),
-        ([[], []], ValueError, "no item in a whole pass"),
-        ([1, 2], TypeError, "gave a int"),
-        (["ab"], TypeError, "gave a str"),
-        ([{"a": 1}], TypeError, "gave a dict"),
-        (7, TypeError, "int"),
-    ],
-)
-def test_a_dataloader_that_gives_no_lists_of_items_is_refused(
-    make_executor: MakeExecutor, loader: Any, error: type[Exception], text: str
-) -> None:
-    executor = make_executor()
-    with pytest.raises(error, match=text):
-        executor.prepare_batch(loader, answering)
-    assert values_of(executor.prepare_batch([[5]], answering)) == [5]
-
-
-@pytest.mark.any_loop
-def test_what_the_dataloader_raises_reaches_the_caller_and_the_next_call_goes_on(
-    make_executor: MakeExecutor,
-) -> None:
-    class Flaky:
-        def __iter__(self) -> Iterator[list[int]]:
-            yield [1]
-            if not self.healthy:
-                raise OSError("the disk is away")
-            yield [2]
-
-        healthy = False
-
-    engine, loader = TellingEngine(), Flaky()
-    executor = make_executor(engine, consumer_batch_size=2)
-    with pytest.raises(OSError, match="the disk is away"):
-        executor.prepare_batch(loader, answering)
-    loader.healthy = True
-    assert values_of(executor.prepare_batch(loader, answering)) == [1, 1]
-
-
-def test_the_dataloader_is_advanced_in_the_callers_thread_only(make_executor: MakeExecutor) -> None:
-    threads: set[threading.Thread] = set()
-
-    class Looking(Lists):
-        def __iter__(self) -> Iterator[list[int]]:
-            for items in super().__iter__():
-                threads.add(threading.current_thread())
-                yield items
-
-    engine = TellingEngine()
-    executor = make_executor(engine, consumer_batch_size=2)
-    loader = Looking(1)
-    for version in range(4):
-        executor.prepare_batch(loader, answering)
-        engine.set_version(version + 1)
-    assert threads == {threading.current_thread()}
 
 
 def test_the_batch_has_the_dataloaders_size_and_an_odd_one_is_told_once(

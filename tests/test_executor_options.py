@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areal_core._runner import life
+from areal_core._watch.loop_watch import LoopWatch
 from areal_core.staleness_manager import RolloutStat, StalenessManager
 from areal_core.workflow_executor import WorkflowExecutor
 from conftest import MakeExecutor
@@ -66,7 +68,7 @@ def test_a_filter_may_be_async_on_the_loop(make_executor: MakeExecutor) -> None:
     executor = make_executor(consumer_batch_size=8)
     assert values_of(executor.rollout_batch([1, 2], answering, should_accept_fn=accept)) == [None, 2]
     strict = make_executor(accept_in="process")
-    with pytest.raises(TypeError, match="is async"):
+    with pytest.raises(TypeError, match=r"is async: .* use accept_in='loop'"):
         strict.submit(1, answering, should_accept_fn=accept)
 
 
@@ -93,7 +95,7 @@ def test_a_filter_that_raises_or_takes_too_long_fails_its_rollout(
     over.set()
     assert (by_id[1].status, type(by_id[1].error)) == ("failed", LookupError)
     assert (by_id[2].status, type(by_id[2].error)) == ("failed", TimeoutError)
-    assert "time_limit=0.05" in str(by_id[2].error)
+    assert "accept_timeout=0.05" in str(by_id[2].error)
 
 
 # -- trajectories -------------------------------------------------------------------------------------
@@ -379,3 +381,34 @@ def test_a_manager_that_raises_does_no_harm(make_executor: MakeExecutor, log_lin
         "failed": 1,
     }
     assert log_lines.wait_for("staleness_manager_raised").level == "error"
+
+
+def test_a_manager_that_never_returns_does_not_keep_destroy_from_ending(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "_GIVE_UP_S", 0.1)
+    entered, leave = threading.Event(), threading.Event()
+
+    class Hanging(StalenessManager):
+        def on_rollout_accepted(self) -> None:
+            entered.set()
+            leave.wait(WAIT_S)
+
+    executor = make_executor(manager=Hanging(Engine(), None, 8, 0), leave=True)
+    executor.submit(1, answering)
+    assert entered.wait(WAIT_S)
+    began = time.monotonic()
+    executor.destroy(0.1)
+    assert time.monotonic() - began < WAIT_S / 2
+    leave.set()
+
+
+def test_where_no_thread_is_to_be_had_nobody_watches_and_nothing_is_lost(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(watch: LoopWatch) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(LoopWatch, "begin", begin)
+    executor = make_executor(consumer_batch_size=2)
+    assert values_of(executor.rollout_batch([1, 2], answering)) == [1, 2]

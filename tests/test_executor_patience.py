@@ -135,10 +135,12 @@ def test_one_that_is_accepted_or_rejected_begins_the_count_anew(
 
 
 def test_a_timeout_counts_and_a_cancellation_does_not(make_executor: MakeExecutor) -> None:
-    executor = make_executor(consumer_batch_size=4, max_consecutive_failures=2, episode_timeout=0.02)
+    executor = make_executor(
+        consumer_batch_size=4, max_concurrent_rollouts=2, max_consecutive_failures=2, episode_timeout=0.5
+    )
     door = Door()
     for _ in range(3):
-        executor.submit(asyncio.CancelledError(), obeying)
+        assert executor.cancel(executor.submit(None, Playing(door.walk_through)))
     assert len(executor.wait(3, WAIT_S)) == 3
     for _ in range(2):
         executor.submit(None, Playing(door.walk_through))
@@ -146,6 +148,24 @@ def test_a_timeout_counts_and_a_cancellation_does_not(make_executor: MakeExecuto
         executor.wait(3, WAIT_S)
     assert raised.value.kinds == {"TimeoutError": 2}
     assert isinstance(raised.value.__cause__, TimeoutError)
+    # It says what the episode did at that moment.
+    assert "deadline of 0.5 s (playing its workflow for 0.5 s, 0 requests for tokens sent)" in str(
+        raised.value.__cause__
+    )
+
+
+def test_a_workflow_that_cancels_itself_fails_like_one_that_raises(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    executor = make_executor(consumer_batch_size=4)
+
+    async def play(data: int) -> Any:
+        raise asyncio.CancelledError("a scope that leaks")
+
+    with pytest.raises(FailureBudgetError, match="max_consecutive_failures=32") as raised:
+        executor.prepare_batch(Lists(4), Playing(play))
+    assert sum(raised.value.kinds.values()) == 32
+    assert "rollout_cancelled_itself" in log_lines.of("warning")[0]
 
 
 def test_a_workflow_that_rejects_everything_raises_within_its_budget(make_executor: MakeExecutor) -> None:
@@ -259,6 +279,17 @@ def test_it_is_logged_before_anybody_gives_up_and_a_version_in_time_is_enough(
     assert not waiting.is_done()
     engine.set_version(1)
     assert values_of(waiting.result()) == [2]
+    assert len([line for line in log_lines.of("warning") if "admission_stalled" in line]) == 1
+
+
+def test_it_is_logged_once_however_often_somebody_looks(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    executor = make_executor(consumer_batch_size=1)
+    consume(executor, 1)
+    executor.submit(2, answering)
+    for _ in range(5):
+        assert executor.wait(1, timeout=0, raise_timeout=False) == []
     assert len([line for line in log_lines.of("warning") if "admission_stalled" in line]) == 1
 
 

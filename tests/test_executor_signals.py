@@ -7,7 +7,7 @@ import json
 import os
 import signal
 
-from children import StartScript, without_slow_callbacks
+from children import StartScript, say_that_no_more_come, without_slow_callbacks
 from test_executor_process import PRELUDE
 
 ROUNDS = (
@@ -140,12 +140,14 @@ def test_more_than_a_hundred_ctrl_cs_lose_nothing_and_double_nothing(start_scrip
             interrupts += 1
     signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: one that is pending would be an error
     os.write(1, b"!")
+    os.read(0, 1)  # none comes from here on: after the end of Python it would kill the process
     account()
     """
     )
     assert child.stdout is not None
     while child.stdout.read(1) == ".":
         child.send_signal(signal.SIGINT)
+    say_that_no_more_come(child)
     stdout = child.stdout.read()
     _, stderr = child.communicate(timeout=30)
     assert (without_slow_callbacks(stderr), child.returncode) == ("", 0)
@@ -172,6 +174,7 @@ def test_ctrl_cs_that_interrupt_each_other_lose_nothing_either(start_script: Sta
             interrupts += 1
     signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: one that is pending would be an error
     os.write(1, b"!")
+    os.read(0, 1)  # none comes from here on: after the end of Python it would kill the process
     account()
     """
     )
@@ -180,6 +183,7 @@ def test_ctrl_cs_that_interrupt_each_other_lose_nothing_either(start_script: Sta
     while child.stdout.read(1) == ".":
         for _ in range(next(burst)):
             os.kill(child.pid, signal.SIGINT)
+    say_that_no_more_come(child)
     stdout = child.stdout.read()  # not communicate(): what is in the buffer already would be lost to it
     _, stderr = child.communicate(timeout=30)
     assert (without_slow_callbacks(stderr), child.returncode) == ("", 0)

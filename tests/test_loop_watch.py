@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import re
 import sys
 import threading
@@ -11,18 +12,21 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import repeat, starmap
+from pathlib import Path
 from queue import SimpleQueue
 from types import CodeType, FrameType
 from typing import Any
 
 import pytest
 
-from areal_core import _looks, _loop_watch
-from areal_core._loop_watch import Blocked, LoopWatch
-from areal_core._user_frames import name, users
+import areal_core
+from areal_core._watch import looks, loop_watch
+from areal_core._watch.loop_watch import Blocked, LoopWatch
+from areal_core._watch.user_frames import name, users
 from children import RunScript
 from conftest import MakeRunner
 from interrupts import each_step, interrupt
+from logged import LogLine, LogLines
 from threaded_loops import ThreadedLoop, threaded_loops
 
 LONG_S = 20.0
@@ -80,7 +84,7 @@ def watched(loop_factory: MakeLoop) -> Iterator[Watched]:
 
 def note_calls(monkeypatch: pytest.MonkeyPatch, method: str, calls: SimpleQueue[None]) -> None:
     """Put something into *calls* after each call of a method of the watching thread."""
-    inner = getattr(_loop_watch._Watcher, method)
+    inner = getattr(loop_watch._Watcher, method)
 
     def call(self: Any, *args: Any) -> Any:
         try:
@@ -88,7 +92,7 @@ def note_calls(monkeypatch: pytest.MonkeyPatch, method: str, calls: SimpleQueue[
         finally:
             calls.put(None)
 
-    monkeypatch.setattr(_loop_watch._Watcher, method, call)
+    monkeypatch.setattr(loop_watch._Watcher, method, call)
 
 
 @contextmanager
@@ -258,7 +262,7 @@ def frame_in(*functions: str) -> FrameType:
 USER, LIB, OURS = (
     "/home/me/",
     "/venv/lib/python3.11/site-packages/",
-    _looks.__file__.removesuffix("_looks.py"),
+    str(Path(areal_core.__file__).parent) + "/",
 )
 STDLIB = re.__file__.removesuffix("re/__init__.py")
 
@@ -297,7 +301,7 @@ def test_a_repeated_offender_is_counted(watched: Watched, monkeypatch: pytest.Mo
         "test_loop_watch.compute",
         "test_loop_watch.other_reward",
     ]
-    monkeypatch.setattr(_looks, "REPORTED_EVERY_S", 0.0)
+    monkeypatch.setattr(looks, "REPORTED_EVERY_S", 0.0)
     watched.block(compute)
     assert watched.next_report().times == 3
 
@@ -305,7 +309,7 @@ def test_a_repeated_offender_is_counted(watched: Watched, monkeypatch: pytest.Mo
 def test_what_may_never_end_is_reported_while_it_blocks(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_looks, "LONG_S", BLOCK_S)
+    monkeypatch.setattr(looks, "LONG_S", BLOCK_S)
     go = threading.Event()
     task = watched.threaded.begin(play(go.wait))
     blocked = watched.next_report()
@@ -353,11 +357,26 @@ def test_what_blocks_when_rest_comes_is_still_reported(watched: Watched) -> None
     assert watched.next_report().function == "test_loop_watch.compute"
 
 
-def test_a_report_that_raises_is_dropped(watched: Watched) -> None:
+def test_only_the_first_report_that_raises_is_logged(watched: Watched, log_lines: LogLines) -> None:
     def fail(blocked: Blocked) -> None:
-        watched.watch.report = watched.reports.put
-        raise ValueError(blocked)
+        watched.reports.put(blocked)
+        raise error
 
+    error = ValueError("no report")
+    watched.watch.report = fail
+    for function in (compute, other_reward):
+        watched.block(function)
+        assert watched.next_report().function == f"test_loop_watch.{function.__name__}"
+    watched.watch.stop()
+    assert log_lines == [LogLine("error", "loop_watch_report_failed function=test_loop_watch.compute", error)]
+
+
+def test_a_log_that_raises_does_not_end_the_watch(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        watched.watch.report = watched.reports.put
+        raise ValueError("no log")
+
+    monkeypatch.setattr(logging.getLogger("areal_core"), "error", fail)
     watched.watch.report = fail
     watched.block(compute)
     watched.block(other_reward)
@@ -503,7 +522,7 @@ def test_a_program_ends_while_it_watches(run_script: RunScript) -> None:
     script = run_script(
         """
         import asyncio, importlib, os, threading
-        from areal_core._loop_watch import LoopWatch
+        from areal_core._watch.loop_watch import LoopWatch
 
         def run():
             loop.call_soon(begun.set)

@@ -404,7 +404,7 @@ def test_a_worker_that_died_while_idle_is_replaced(run: Run) -> None:
         (jobs.fail_oddly, RuntimeError, "OddError: a thing at a place"),
         (jobs.fail_unpicklably, RuntimeError, "UnpicklableError: holds a lock"),
         (jobs.give_lock, TypeError, "what was returned, a lock, cannot be pickled"),
-        (jobs.give_coroutine, TypeError, "a coroutine was returned, .* use to='loop'"),
+        (jobs.give_coroutine, TypeError, "a coroutine was returned, .* have it called on the loop"),
         (functools.partial(jobs.leave, 3), SystemExit, r"^3\n"),
     ],
 )

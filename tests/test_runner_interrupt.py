@@ -22,7 +22,7 @@ from acts import BOUND, LONG, SHORT, Play, Stage
 from areal_core._runner import exit_hook
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerStoppedError
-from children import StartScript, without_slow_callbacks
+from children import StartScript, say_that_no_more_come, without_slow_callbacks
 from conftest import MakeRunner
 from doors import LONG_S, Blockade, Caller, give, start_blocked
 from interrupts import Rescuer, each_step, interrupt
@@ -384,6 +384,7 @@ def test_ctrl_cs_that_interrupt_each_other_leave_every_task_accounted_for(start_
             interrupts += 1
     signal.signal(signal.SIGINT, lambda *_: None)  # not SIG_IGN: one that is pending would be an error
     os.write(1, b"!")
+    os.read(0, 1)  # none comes from here on: after the end of Python it would kill the process
     account()
     """
     )
@@ -392,6 +393,7 @@ def test_ctrl_cs_that_interrupt_each_other_leave_every_task_accounted_for(start_
     while child.stdout.read(1) == ".":
         for _ in range(next(burst)):
             os.kill(child.pid, signal.SIGINT)
+    say_that_no_more_come(child)
     stdout = child.stdout.read()  # not communicate(): what is in the buffer already would be lost to it
     _, stderr = child.communicate(timeout=20)
     assert (without_slow_callbacks(stderr), child.returncode) == ("", 0)

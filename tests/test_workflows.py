@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -223,8 +224,8 @@ def test_without_it_an_item_has_tokens(playing: Playing, data: Any) -> None:
 @pytest.mark.parametrize(
     ("reward_fn", "place", "says"),
     [
-        (hang, "process", "test_workflows.hang took longer than time_limit=0.3 s"),
-        (await_for_ever, "loop", "test_workflows.await_for_ever took longer than time_limit=0.3 s"),
+        (hang, "process", "test_workflows.hang took longer than reward_timeout=0.3 s"),
+        (await_for_ever, "loop", "test_workflows.await_for_ever took longer than reward_timeout=0.3 s"),
     ],
     ids=["process", "loop"],
 )
@@ -413,18 +414,41 @@ def test_many_at_once_share_a_workflow(playing: Playing, engine: RemoteInfEngine
         ("max_turns", 1.5, "max_turns=1.5 is not an int"),
         ("discount", 1.1, r"discount=1.1 is out of range; give a finite number in 0\.\.1"),
         ("enough", "all", "enough='all' is not a number"),
-        ("reward_in", "cloud", "to='cloud' is no place"),
-        ("reward_timeout", 0, "time_limit=0 leaves no time"),
+        ("reward_in", "cloud", "reward_in='cloud' is no place"),
+        ("reward_in", "process", "give what is returned here another name, or use reward_in='thread'"),
+        ("reward_timeout", 0, "reward_timeout=0 leaves no time"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(option: str, value: Any, says: str) -> None:
+    def reward(prompt: list[int], output: list[int], data: Any) -> float:
+        return 1.0
+
     with pytest.raises((ValueError, TypeError), match=says):
-        MultiTurnWorkflow(right_at, GCONFIG, feedback, **{option: value})
+        MultiTurnWorkflow(reward, GCONFIG, feedback, **{option: value})
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("workflow", [SingleTurnWorkflow, partial(MultiTurnWorkflow, feedback=feedback)])
+@pytest.mark.parametrize(
+    ("gconfig", "kind", "says"),
+    [
+        ("notaconfig", TypeError, "gconfig='notaconfig' is not a GenerationHyperparameters; give one"),
+        (GCONFIG.new(n_samples=4), ValueError,
+         ("gconfig has n_samples=4, and an episode has one conversation; "
+          "give n_samples=1 here, and group_size=4 to the executor")),
+    ],
+)  # fmt: skip
+def test_a_gconfig_that_every_episode_would_fail_with_is_refused(
+    workflow: Callable[..., object], gconfig: Any, kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind) as refused:
+        workflow(right_at, gconfig)
+    assert str(refused.value) == says
 
 
 @pytest.mark.any_loop
 def test_an_async_reward_function_wants_the_loop() -> None:
-    with pytest.raises(TypeError, match="await_for_ever is async"):
+    with pytest.raises(TypeError, match=r"await_for_ever is async: .* use reward_in='loop'"):
         SingleTurnWorkflow(await_for_ever, GCONFIG)
 
 

@@ -16,7 +16,7 @@
 | `rollout`, `outcome`, `rules` | the words: unit, group, member, verdict, outcome; the settings |
 | `core` | every event, and what follows from it; one thread, no I/O, no locks |
 | `budget`, `line`, `scheduler` | what may start, who is next, groups |
-| `freshness`, `ending`, `hold` | how old a trajectory is, how a rollout ended, whether a batch waits |
+| `freshness`, `ageing`, `ending`, `hold` | what is too old, how a rollout ended, whether a batch waits |
 | `delivery`, `requests`, `standstill`, `patience` | who waits for what, and when to give up |
 | `books`, `report` | where all rollouts are; how stale what was trained on is |
 | `port` | what the core needs of the world; `desk` is that world on a runner's loop |

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from areal_core._executor import ending
+from areal_core._executor.ageing import Ageing
 from areal_core._executor.books import BothBooks
 from areal_core._executor.budget import Budget
 from areal_core._executor.delivery import Delivery
-from areal_core._executor.freshness import is_too_old
 from areal_core._executor.hold import Hold
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.patience import Patience
@@ -45,6 +45,7 @@ class Core:
         self.tally = tally
         self.budget = Budget(rules)
         self.scheduler = Scheduler(self.budget, port, clock, self._rollout_began, self._rollout_ended)
+        self._ageing = Ageing(rules, self.budget)
         self._delivery = Delivery(self.budget, self._holds)
         self._hold = Hold(rules, self.budget, clock, self.scheduler.running.values, self.go_on)
         self._standstill = Standstill(rules, self.budget, clock, witness, self._give_up)
@@ -86,12 +87,15 @@ class Core:
 
     def set_version(self, version: int) -> None:
         """Take note of a policy version: there is new budget, and some of what there was is too old."""
-        if version == self.budget.version:
+        before = self.budget.version
+        if version == before:
             return
         self.budget.set_version(version)
-        self._expire(self._delivery.finished())
-        for rollout in [one for one in self.scheduler.running.values() if self._is_doomed(one)]:
-            self.scheduler.doom(rollout)
+        fell = version < before
+        self._expire(self._delivery.finished(), fell)
+        for rollout in list(self.scheduler.running.values()):
+            if self._ageing.is_doomed(rollout, fell):
+                self.scheduler.doom(rollout)
 
     def version_seen(self, version: int) -> None:
         """Do the same for a version that was read a moment ago, and may have risen since."""
@@ -173,6 +177,14 @@ class Core:
         for request in list(self._delivery.requests):
             self._answer(request, ending())
 
+    def abandon_episodes(self) -> None:
+        """Let all that runs be over; for the very end, when nobody is left to say so."""
+        for rollout in list(self.scheduler.running.values()):
+            for episode in rollout.members():
+                if not episode.is_over:
+                    episode.told_to_end = True
+                    self.scheduler.episode_ended(episode)
+
     # -- what follows from them --------------------------------------------------------------------
 
     def go_on(self) -> None:
@@ -224,7 +236,7 @@ class Core:
             self._too_old(rollout)
             return
         outcome, rollout.ages = ending.outcome_of(rollout, self._clock.time(), self._rules.max_staleness)
-        if outcome.status == "accepted" and self._is_too_old(rollout):
+        if outcome.status == "accepted" and self._ageing.is_too_old(rollout):
             self._too_old(rollout)
         else:
             rollout.forget_episodes()
@@ -234,7 +246,7 @@ class Core:
         was, rollout.state, rollout.outcome = rollout.state, State.FINISHED, outcome
         self.scheduler.settle(rollout, keeps_unit=self._keeps_unit(rollout, outcome))
         self.books.of(rollout).ended(was, outcome.status)
-        if not rollout.work.is_eval:
+        if not rollout.work.is_eval and not rollout.is_cancelled:
             self._patience.note(outcome)
         self._witness.ended(rollout)
         self._delivery.keep(rollout)
@@ -243,35 +255,14 @@ class Core:
         if outcome.status == "accepted":
             return True
         counts = self._is_dynamic and rollout.lane is Lane.BATCH and outcome.status in _ATTEMPTS
-        return counts and not self._is_spent(rollout)
+        return counts and not self._ageing.is_spent(rollout)
 
     # -- what is too old ---------------------------------------------------------------------------
-
-    @property
-    def _least(self) -> int:
-        """The oldest version that may be trained on."""
-        return self.budget.version - self._rules.max_staleness
-
-    def _is_too_old(self, rollout: Rollout) -> bool:
-        if rollout.work.is_eval:
-            return False
-        return is_too_old(rollout.ages, rollout.start_version, self._rules.on_stale, self._least)
-
-    def _is_doomed(self, rollout: Rollout) -> bool:
-        """Return whether nothing that it may still bring is young enough."""
-        if rollout.work.is_eval or rollout.is_ending or self._rules.on_stale == "keep":
-            return False
-        if rollout.start_version >= self._least:
-            return False
-        if self._rules.on_stale != "mask":
-            return True
-        sent = (member.record.newest_version for member in rollout.episodes)
-        return not any(version is not None and version >= self._least for version in sent)
 
     def _too_old(self, rollout: Rollout) -> None:
         """Run a rollout that has just ended again, or let it be stale."""
         now = self._clock.time()
-        outcome = ending.make(rollout, now, "stale", reason=self._why_stale(rollout))
+        outcome = ending.make(rollout, now, "stale", reason=self._ageing.why(rollout))
         rollout.forget_episodes()
         self.tally.wasted(outcome.seconds, rollout.busy_s)
         if self._may_run_again(rollout):
@@ -282,9 +273,11 @@ class Core:
         else:
             self._finish(rollout, outcome)
 
-    def _expire(self, finished: Iterable[Rollout]) -> None:
+    def _expire(self, finished: Iterable[Rollout], fell: bool = False) -> None:
         """Free what finished rollouts that are too old take up: those that wait to be collected."""
-        for rollout in [one for one in finished if self._has_expired(one)]:
+        for rollout in list(finished):
+            if not self._ageing.has_expired(rollout, fell):
+                continue
             if not rollout.is_accepted:
                 self._delivery.free(rollout)
                 continue
@@ -302,15 +295,6 @@ class Core:
                 self._make_stale(rollout)
                 self._delivery.keep(rollout)
 
-    def _has_expired(self, rollout: Rollout) -> bool:
-        if rollout.is_accepted:
-            return self._is_too_old(rollout)
-        return rollout.is_charged and self._is_spent(rollout)
-
-    def _is_spent(self, attempt: Rollout) -> bool:
-        """Return whether one without a result counts no more: it does as long as a trajectory would."""
-        return self._rules.on_stale != "keep" and attempt.start_version < self._least
-
     def _may_run_again(self, rollout: Rollout) -> bool:
         wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
         return wanted and rollout.requeues < self._rules.max_requeues and self._ending is None
@@ -321,17 +305,11 @@ class Core:
 
     def _make_stale(self, rollout: Rollout) -> None:
         assert rollout.outcome is not None
-        reason = self._why_stale(rollout)
+        reason = self._ageing.why(rollout)
         rollout.outcome = replace(
             rollout.outcome, status="stale", trajectory=None, origin=None, reason=reason
         )
         self._patience.note(rollout.outcome)
-
-    def _why_stale(self, rollout: Rollout) -> str:
-        return (
-            f"started at version {rollout.start_version}, and nothing of it is of version {self._least} or "
-            f"later, which version {self.budget.version} may be trained on"
-        )
 
     # -- who waits ---------------------------------------------------------------------------------
 
@@ -359,8 +337,17 @@ class Core:
     def hunger_of(self, request: Request) -> int:
         """Return how many more rollouts *request* wants to be pending for batches; 0: enough are."""
         pending = self.scheduler.training.of_batches
-        is_hungry = self._ending is None and pending <= request.keep_pending // 2
-        return request.keep_pending - pending if is_hungry else 0
+        if self._ending is not None:
+            return 0
+        if request.is_starved:
+            return 0 if self._may_come(request) else 1
+        return request.keep_pending - pending if pending <= request.keep_pending // 2 else 0
+
+    def _may_come(self, batch: Request) -> bool:
+        """Return whether enough for *batch* has ended, or something that may be for it has not."""
+        if batch.there >= batch.count or self.scheduler.training.of_batches:
+            return True
+        return any(one.lane is Lane.BATCH for one in self.scheduler.running.values())
 
     def _see_hunger(self, request: Request) -> None:
         request.hunger = self.hunger_of(request)

@@ -69,6 +69,8 @@ class Delivery:
         for rollout in given:
             self.drop(rollout)
             rollout.state = State.COLLECTED
+            rollout.claim = None
+        request.claim.rollouts.clear()  # it has them now, and what refers to each other is not freed at once
         request.charged = self._spend(chosen)
         request.is_in_hand = True
         self._budget.in_hand += len(request.charged)
@@ -121,6 +123,7 @@ class Delivery:
                 return None if self._holds(request, rest) else chosen
             for attempt in chosen:  # or a batch would be empty, or never come
                 self.free(attempt)
+            request.there = len(self._batch)
         return None
 
     def free(self, attempt: Rollout) -> None:

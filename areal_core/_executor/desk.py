@@ -2,10 +2,10 @@
 
 The core belongs to whoever holds the lock, and that is the loop thread, which a Ctrl-C never interrupts.
 Callers leave on the desk what is to be done, and wake it; what they wait for has a gate of its own. Once the
-runner has ended there is no such thread: then a short-lived one does what is left here.
+runner has ended there is no such thread: then a short-lived one does what is left here. A caller's own thread
+takes the lock only to look.
 
-So nothing a caller's thread is interrupted in can leave the core half changed, and the loop never waits for
-a caller.
+So nothing a caller's thread is interrupted in can leave the core half changed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from areal_core._executor.playing import Player
 from areal_core._executor.port import Timer
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode
-from areal_core._loop_watch import LoopWatch
 from areal_core._runner import exit_hook
 from areal_core._runner.ending import Ending
 from areal_core._runner.gate import Gate
@@ -31,6 +30,8 @@ from areal_core._runner.guest import Guest
 from areal_core._runner.job import Job
 from areal_core._runner.launcher import Launcher
 from areal_core._runner.life import Life
+from areal_core._runner.results import Status
+from areal_core._watch.loop_watch import LoopWatch
 
 R = TypeVar("R")
 
@@ -38,7 +39,7 @@ R = TypeVar("R")
 class EpisodeJob(Job):
     """An episode, as the runner's launcher knows it."""
 
-    __slots__ = ("episode",)
+    __slots__ = ("doing", "episode")
 
     noun = "rollout"
 
@@ -47,6 +48,7 @@ class EpisodeJob(Job):
         # Each in its own copy of the caller's context variables.
         super().__init__(episode.rollout.task_id, player.play, (episode,), {}, work.context.copy(), timeout_s)
         self.episode = episode
+        self.doing = ""
 
     @property
     def label(self) -> str:
@@ -168,19 +170,24 @@ class Desk(Guest):
         self._is_woken = False  # before looking: who comes later wakes again
         with self._lock:
             self._is_working = True
-            self._take_back()
-            while self._ops:
-                op, args = self._ops.popleft()
-                self._take_back()  # what was returned before this was posted comes before it
-                op(*args)
-            self.core.go_on()
+            try:
+                self._do_all()
+            finally:
+                self._is_working = False
             jobs, self._to_launch = self._to_launch, []
-            self._is_working = False
         if self.on_worked is not None:
             self.on_worked()
         if jobs and self._launcher is not None:
             # Not under the lock: from Python 3.12 on their first steps are taken here and now.
             self._launcher.launch(jobs)
+
+    def _do_all(self) -> None:
+        self._take_back()
+        while self._ops:
+            op, args = self._ops.popleft()
+            self._take_back()  # what was returned before this was posted comes before it
+            op(*args)
+        self.core.go_on()
 
     def _take_back(self) -> None:
         while self.returned:
@@ -200,12 +207,19 @@ class Desk(Guest):
 
     def start(self, episodes: Sequence[Episode]) -> None:
         """Begin to run *episodes*."""
-        if self.watch is not None and not self._jobs:
-            self.watch.begin()
+        if not self._jobs:
+            self._begin_watch()
         for episode in episodes:
             episode.job = job = EpisodeJob(episode, self._player, self._episode_timeout_s)
             self._jobs.add(job)
             self._to_launch.append(job)
+
+    def _begin_watch(self) -> None:
+        if self.watch is not None:
+            try:
+                self.watch.begin()
+            except RuntimeError:  # no thread to be had: who blocks the loop is not worth a rollout
+                self.watch = None
 
     def cancel(self, episode: Episode) -> None:
         """Tell *episode* to end; it has the runner's grace to clean up."""
@@ -236,6 +250,12 @@ class Desk(Guest):
             self._ops.append((self._take, (ended,)))
             self._work()
 
+    def decide(self, job: Job, decision: Status) -> bool:
+        """Let *decision* be the outcome of *job*, and note what it is doing."""
+        if isinstance(job, EpisodeJob):
+            job.doing = f" ({job.episode.record})"
+        return super().decide(job, decision)
+
     def begin_end(self, ending: Ending) -> None:
         """Start nothing more, and decide that what runs is cancelled."""
         self._ops.append((self.core.end, (ending.error,)))
@@ -263,6 +283,7 @@ class Desk(Guest):
             job.decision = job.decision or "cancelled"
             job.finish_time = job.finish_time or job.create_time
         self._take(list(self._jobs))
+        self.core.abandon_episodes()  # a fault of ours may have kept some from becoming jobs
 
     def _take(self, jobs: Iterable[EpisodeJob]) -> None:
         for job in jobs:

@@ -10,7 +10,7 @@ from typing import Any
 from areal_core._executor.port import Witness
 from areal_core._executor.rollout import Rollout
 from areal_core._log import get_logger
-from areal_core._looks import Blocked
+from areal_core._watch.looks import Blocked
 from areal_core.staleness_manager import StalenessManager
 
 _DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
@@ -66,6 +66,8 @@ class Reporter(Witness):
         fields = {**_names(rollout), "seconds": round(outcome.seconds, 6)}
         if outcome.status == "failed":
             self._log.line("error", "rollout_failed", **fields, exc_info=outcome.error)
+        elif outcome.status == "cancelled" and not rollout.is_cancelled:
+            self._log.line("warning", "rollout_cancelled_itself", **fields, exc_info=outcome.error)
         elif outcome.status == "timed_out":
             self._log.line("warning", "rollout_timed_out", **fields, error=_describe(outcome.error))
         elif self._traces:

@@ -51,15 +51,25 @@ def is_too_old(ages: Ages, start_version: int, on_stale: OnStale, least: int) ->
     return (start_version if ages.oldest is None else ages.oldest) < least
 
 
-def masked(trajectory: dict[str, Any], least: int) -> tuple[dict[str, Any], Ages]:
-    """Return *trajectory* with ``loss_mask`` 0 for tokens older than version *least*, and its ages then.
+def with_mask(trajectory: dict[str, Any]) -> dict[str, Any]:
+    """Return *trajectory* with a ``loss_mask``, if its ``versions`` can say which tokens are trained on.
 
-    The arrays that were given stay as they are.
+    All of a batch have to have the same keys, whichever of them has to be masked.
     """
-    versions, mask = trajectory["versions"], trajectory.get("loss_mask")
-    young = versions >= least
-    # Arithmetic that NumPy and torch have in common, and that keeps the mask's own type.
-    kept = young * 1 if mask is None else mask * young
+    versions = trajectory.get("versions")
+    if versions is None or trajectory.get("loss_mask") is not None:
+        return trajectory
+    return {**trajectory, "loss_mask": (_array("versions", versions) >= 0) * 1}
+
+
+def masked(trajectory: dict[str, Any], least: int) -> tuple[dict[str, Any], Ages]:
+    """Return *trajectory* with a 0 in its mask for tokens older than version *least*, and its ages then.
+
+    It has a mask; see `with_mask`. The arrays that were given stay as they are.
+    """
+    mask = trajectory["loss_mask"]
+    kept = mask.clone() if hasattr(mask, "clone") else mask.copy()  # a tensor, or an array
+    kept[trajectory["versions"] < least] = 0
     result = {**trajectory, "loss_mask": kept}
     return result, ages_of(result)
 

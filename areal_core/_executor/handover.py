@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+Feed = Callable[[int, bool], bool]
+"""Submits so many rollouts for batches, and returns whether it could; raises where told that it is the last
+hope, as nothing else can serve the request."""
+
 _LOOK_S = 1.0  # that a caller who does not want to wait gives the loop to look at all
 
 
@@ -50,13 +54,14 @@ class Handover:
         request: Request,
         deadline: float | None = None,
         rollouts: Sequence[Rollout] = (),
-        feed: Callable[[int], None] | None = None,
+        feed: Feed | None = None,
         *,
         shape: Callable[[list[RolloutOutcome]], R],
     ) -> R:
         """Return what *request* wants, in the *shape* it has to have: in here a Ctrl-C loses nothing.
 
         *rollouts* are submitted with the request; *feed* is called when it is hungry.
+        One that *feed* has nothing for is hungry again only when it cannot be served any more.
         Raises TimeoutError, what *feed* raises, and what the core answers instead. Then nothing is consumed.
         """
         desk, core = self._desk, self._desk.core
@@ -70,10 +75,12 @@ class Handover:
                 self._wait(request, deadline)
                 if request.error is not None:
                     raise request.error
-                if feed is not None and self._feed(request, feed):
-                    request = request.again()
-                    desk.post(core.ask, request)
-                    continue
+                if feed is not None and (hunger := self._hunger_of(request)):
+                    is_fed = feed(hunger, request.is_starved)
+                    if request.hunger:
+                        request = request.again(is_starved=not is_fed)
+                        desk.post(core.ask, request)
+                        continue
                 # A version that rose while the batch was cut makes it a version older than it was tested for.
                 version = request.version if request.is_eval else self._read_version()
                 if version <= request.version:
@@ -91,13 +98,12 @@ class Handover:
             self._desk.wake()
             raise
 
-    def _feed(self, request: Request, feed: Callable[[int], None]) -> bool:
-        """Feed where that is wanted, a batch that is there or not; return whether to ask again."""
-        # For batches to come it has to be done now: until the next call nobody else will.
-        hunger = request.hunger or self._desk.read(lambda core: core.hunger_of(request))
-        if hunger:
-            feed(hunger)
-        return request.hunger > 0
+    def _hunger_of(self, request: Request) -> int:
+        """Return how many rollouts are to be submitted now, for *request* or for the batches after it."""
+        if request.hunger or request.is_starved:
+            return request.hunger
+        # Its batch is there. Until the next call nobody else feeds those to come.
+        return self._desk.read(lambda core: core.hunger_of(request))
 
     def _wait(self, request: Request, deadline: float | None) -> None:
         if request.gate.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -149,3 +155,13 @@ def _write(dump: TrajectoryDump, outcomes: Iterable[RolloutOutcome], version: in
                 "trajectory": outcome.trajectory,
             }
             dump.write(version, record)
+
+
+def trajectories(outcomes: list[RolloutOutcome]) -> list[dict[str, Any] | None]:
+    """Return the trajectory of each; None for one that was not accepted."""
+    return [outcome.trajectory for outcome in outcomes]
+
+
+def accepted(outcomes: list[RolloutOutcome]) -> list[dict[str, Any]]:
+    """Return the trajectories of those that were accepted."""
+    return [outcome.trajectory for outcome in outcomes if outcome.trajectory is not None]

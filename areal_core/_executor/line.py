@@ -28,11 +28,6 @@ class Line:
         """How many have not started."""
         return len(self._rows) + len(self._new)
 
-    @property
-    def needs_unit(self) -> bool:
-        """Whether one is pending that costs a unit of the budget."""
-        return bool(self._new)
-
     def add(self, rollout: Rollout, *, first: bool) -> None:
         """Let *rollout* wait; before all others of its kind where it is the *first*."""
         queue = self._queue_of(rollout)

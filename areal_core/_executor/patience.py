@@ -41,8 +41,8 @@ class Patience:
         return error
 
     def note(self, outcome: RolloutOutcome) -> None:
-        """Take note of the end of a training rollout."""
-        if self.is_over or outcome.status == "cancelled":
+        """Take note of the end of a training rollout, unless somebody cancelled it."""
+        if self.is_over:
             return
         if outcome.status == "accepted":
             self.reset()

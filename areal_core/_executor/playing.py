@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from areal_core import _record, workflow_context
-from areal_core._executor.freshness import ages_of
+from areal_core._executor.freshness import ages_of, with_mask
 from areal_core._executor.rollout import Episode, Verdict, Work
 from areal_core.types import InferenceEngine
 
@@ -17,6 +17,8 @@ class Player:
 
     engine: InferenceEngine
     checks_format: bool
+    masks: bool
+    """Whether what is too old will be masked, so that trajectories for training have a ``loss_mask``."""
 
     async def play(self, episode: Episode) -> Verdict:
         """Return what came of *episode*. Raises what the workflow raises, and TypeError for odd results."""
@@ -53,6 +55,8 @@ class Player:
             from areal_core.trajectory import check_trajectory_format
 
             check_trajectory_format(trajectory)
+        if self.masks and not work.is_eval:
+            trajectory = with_mask(trajectory)
         ages = ages_of(trajectory)
         if work.accept is not None:
             record.enter("waiting for should_accept_fn")

@@ -33,6 +33,8 @@ class Request:
     """Whether a batch counts attempts rather than trajectories."""
     keep_pending: int = 0
     """How many rollouts its caller keeps pending for batches to come."""
+    is_starved: bool = False
+    """Whether its caller has nothing to keep pending: it is hungry only when it cannot be served any more."""
     claims: Sequence[int] = ()
     """The ids that are to be claimed by it."""
     looked: Gate = field(default_factory=Gate)
@@ -67,10 +69,15 @@ class Request:
     gives_up_at: float | None = None
     """Until when it waits for a version, without which it cannot be served; None: it does not need one."""
 
-    def again(self) -> Request:
-        """Make the same request once more, after what it asked for was done; it has waited meanwhile."""
-        return replace(self.anew(), held_until=self.held_until)
+    def again(self, *, is_starved: bool = False) -> Request:
+        """Make the same request once more, after what it asked for was done, unless it *is_starved*.
+
+        It has waited meanwhile.
+        """
+        return replace(self.anew(), held_until=self.held_until, is_starved=is_starved)
 
     def anew(self) -> Request:
         """Make the same request once more, as if for the first time."""
-        return Request(self.want, self.count, self.is_eval, self.dynamic, self.keep_pending, self.claims)
+        return Request(
+            self.want, self.count, self.is_eval, self.dynamic, self.keep_pending, claims=self.claims
+        )

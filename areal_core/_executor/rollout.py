@@ -159,6 +159,10 @@ class Rollout:
         """Whether it ended, and has a trajectory."""
         return self.outcome is not None and self.outcome.status == "accepted"
 
+    def members(self) -> list[Episode]:
+        """Return all that has started: the members, and what judges them."""
+        return self.episodes if self.judge is None else [*self.episodes, self.judge]
+
     def forget_episodes(self) -> None:
         """Keep of the episodes only how long they ran: what they brought is in the outcome."""
         self.busy_s = sum(one.seconds for one in self.episodes)

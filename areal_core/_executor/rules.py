@@ -30,3 +30,11 @@ class Rules:
     def most_units(self) -> int:
         """How many units may be under way at one version."""
         return (self.max_staleness + 1) * self.batch
+
+    def pending_for(self, count: int, group_size: int) -> int:
+        """Return how many rollouts are to be kept pending for batches of *count*."""
+        # Nobody feeds between two calls, and a call feeds when half of it or less is left. So after a call
+        # more than a batch is pending, and twice what runs at once: slots run dry only after the next batch.
+        # As many as all units would be pulled far ahead of their use where few may run at once.
+        at_once = self.most_units if self.most_samples is None else -(-self.most_samples // group_size)
+        return max(count, min(self.most_units, 2 * count + 4 * at_once))

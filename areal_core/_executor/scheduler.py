@@ -148,8 +148,8 @@ class Scheduler:
 
     def _end_members(self, rollout: Rollout) -> None:
         self.line_of(rollout).begun.pop(rollout.task_id, None)
-        for episode in (*rollout.episodes, rollout.judge):
-            if episode is not None and not episode.is_over and not episode.told_to_end:
+        for episode in rollout.members():
+            if not episode.is_over and not episode.told_to_end:
                 episode.told_to_end = True
                 self._port.cancel(episode)
 

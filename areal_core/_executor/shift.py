@@ -17,8 +17,8 @@ from areal_core._executor.ids import Ids
 from areal_core._executor.playing import Player
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
-from areal_core._loop_watch import LoopWatch
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
+from areal_core._watch.loop_watch import LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
 from areal_core.staleness_manager import StalenessManager
@@ -41,12 +41,13 @@ class Shift:
     ) -> None:
         self._life = life_of(runner)
         self._rules = rules
+        self._provider = manager.version_provider
         self._log = Log(logger)
         self._warned_of = 0  # the last size of a batch that was said to be odd
         self.ids = Ids(lambda rollout: self.desk.read(lambda _: rollout.is_submitted))
         self.tally: Tally = Tally() if before is None else before.tally
         ledgers = (RolloutLedger(), RolloutLedger()) if before is None else before.ledgers()
-        player = Player(engine, config.check_trajectory_format)
+        player = Player(engine, config.check_trajectory_format, rules.on_stale == "mask")
         self.desk: Desk = Desk(self._life, player, config.episode_timeout)
         self.desk.on_worked = self._log.write
         reporter = Reporter(self._log, manager, config.enable_rollout_tracing)
@@ -57,20 +58,24 @@ class Shift:
                 thread.loop, thread.thread.ident or 0, config.loop_block_warning, reporter.blocked
             )
         self._dump = _open_dump(config)
-        self.handover = Handover(self.desk, rules, manager.version_provider.get_version, self.ids, self._dump)
+        self.handover = Handover(self.desk, rules, self.read_version, self.ids, self._dump)
         dropped = sum(ledger.finished for ledger in ledgers)
         if dropped:
             self._say("uncollected_rollouts_discarded", count=dropped, by="initialize")
 
-    def begin(self, provider: Any) -> None:
-        """Take the version of *provider* from now on."""
+    def read_version(self) -> int:
+        """Ask the version provider; in callers' threads only. Raises TypeError, ValueError."""
+        return _checked(self._provider.get_version())
+
+    def begin(self) -> None:
+        """Take the provider's version from now on. Raises TypeError, ValueError."""
         ensure_descriptors(self._rules.most_samples or self._rules.most_units)
         desk = self.desk
-        subscribe = getattr(provider, "subscribe", None)
+        subscribe = getattr(self._provider, "subscribe", None)
         if callable(subscribe):
-            unsubscribe = subscribe(lambda version: desk.post(desk.core.set_version, version))
+            unsubscribe = subscribe(lambda version: desk.post(desk.core.set_version, _checked(version)))
             desk.on_end = functools.partial(self._leave, unsubscribe)
-        desk.call(desk.core.version_seen, provider.get_version())
+        desk.call(desk.core.version_seen, self.read_version())
 
     def close(self, timeout_s: float | None) -> None:
         """Write what is still to be written. Does nothing in a forked child."""
@@ -84,6 +89,10 @@ class Shift:
     def ledgers(self) -> tuple[RolloutLedger, RolloutLedger]:
         """Return the books of training and of evaluation."""
         return self.desk.ledgers()
+
+    def is_paused(self) -> bool:
+        """Return whether rollouts are kept from starting."""
+        return self.desk.read(lambda core: core.scheduler.is_paused)
 
     def report(self) -> StalenessReport:
         """Return the figures now."""
@@ -128,6 +137,10 @@ class Shift:
     def _say(self, event: str, **fields: Any) -> None:
         # On the loop thread: a Ctrl-C in a log handler would leave the handler's lock held for good.
         self.desk.post(functools.partial(self._log.line, "warning", event, **fields))
+
+
+def _checked(version: object) -> int:
+    return check_integer("the version of the provider", version, least=0)
 
 
 def _open_dump(config: InferenceEngineConfig) -> Any:

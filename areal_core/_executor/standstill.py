@@ -25,6 +25,7 @@ class Standstill:
         self._on_over = on_over
         self._timer: Timer | None = None
         self._next: float | None = None  # when it comes
+        self._said_at: int | None = None  # the last version at which it was said
 
     def see(self, requests: Iterable[Request], is_paused: bool) -> None:
         """Look at the requests that are open."""
@@ -36,7 +37,8 @@ class Standstill:
             if request.gives_up_at is None:
                 request.gives_up_at = self._clock.time() + self._rules.stall_timeout_s
             self._next = min(self._next or request.gives_up_at, request.gives_up_at)
-        if before is None and self._next is not None:
+        if self._next is not None and self._said_at != self._budget.version:
+            self._said_at = self._budget.version
             self._witness.stalled(str(self.error()))
         if before != self._next:
             self._set_timer()

@@ -13,10 +13,11 @@ from typing import Any, cast
 from areal_core._checks import check_flag, check_integer, check_mapping
 from areal_core._executor.rollout import Accept, Work
 from areal_core.config import InferenceEngineConfig
-from areal_core.offload import offloaded
+from areal_core.offload import Names, offloaded_as
 from areal_core.types import RolloutWorkflow
 
 _METHOD = "arun_episode"
+_NAMES = Names("should_accept_fn", "accept_in", "accept_timeout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def make_accept(config: InferenceEngineConfig, accept: Any) -> Accept | None:
         raise TypeError(
             f"should_accept_fn={short(accept)} cannot be called; give a function of a trajectory, or None"
         )
-    return offloaded(accept, to=config.accept_in, time_limit=config.accept_timeout)
+    return offloaded_as(_NAMES, accept, config.accept_in, config.accept_timeout)
 
 
 def find(path: str) -> Any:

@@ -75,7 +75,9 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     value = function(*args, **kwargs)
     if inspect.iscoroutine(value):
         value.close()
-        raise TypeError("a coroutine was returned, which only an event loop can run; use to='loop'")
+        raise TypeError(
+            "a coroutine was returned, which only an event loop can run; have it called on the loop"
+        )
     return value
 
 

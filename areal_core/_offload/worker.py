@@ -175,7 +175,7 @@ def _pickled(name: str, request: tuple[Any, ...]) -> bytes:
     except Exception as error:
         raise TypeError(
             f"a call of {name} cannot be sent to a worker process: {error}; "
-            "give it what can be pickled, or use to='thread'"
+            "give it what can be pickled, or have it called in a thread"
         ) from error
 
 

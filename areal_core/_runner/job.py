@@ -36,6 +36,9 @@ class Job:
         "timer",
     )
 
+    doing = ""
+    """What it did at its deadline, for the error that says so."""
+
     noun = "task"
     """What errors call it."""
 
@@ -94,9 +97,8 @@ class Job:
         """Make the decision the outcome; what the coroutine raised becomes its context."""
         self.data = None
         if self.decision == "timed_out":
-            self._overrule(
-                TimeoutError(f"{self.noun} {self.task_id} exceeded its deadline of {self.timeout} s")
-            )
+            exceeded = f"exceeded its deadline of {self.timeout} s{self.doing}"
+            self._overrule(TimeoutError(f"{self.noun} {self.task_id} {exceeded}"))
         elif not issubclass(type(self.error), asyncio.CancelledError):
             self._overrule(asyncio.CancelledError(f"{self.noun} {self.task_id} was cancelled"))
 

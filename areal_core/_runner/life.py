@@ -27,6 +27,7 @@ from areal_core._runner.loop_thread import LoopFactory, LoopThread
 
 DESTROY_TIMEOUT_S = 30.0
 _RESERVE_S = 1.0  # of destroy's timeout, or a fifth of it, for the loop's own close
+_GIVE_UP_S = 5.0  # it takes no time, unless what blocks the loop holds a lock that it needs
 _JOIN_S = 1.0  # from the thread's last line to its end, which takes microseconds
 
 _STOPPED = Ending("the runner was destroyed; initialize() starts it again")
@@ -188,7 +189,7 @@ class Life:
             _thread.start_new_thread(self._give_up_once, (given_up,))
         except RuntimeError:  # no thread to be had, and worse to come than that
             self._give_up_once(given_up)
-        given_up.wait()
+        given_up.wait(_GIVE_UP_S)
 
     def _give_up_once(self, given_up: Gate) -> None:
         try:

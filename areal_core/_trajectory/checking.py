@@ -19,6 +19,10 @@ _IN_WORDS = {
     "biuf": "numbers or bools",
     "biufc": "numbers or bools",
 }
+_FINITE = {
+    "loss_mask": "0 for tokens that are not trained, and finite numbers for others",
+    "rewards": "finite numbers; return None from the workflow to reject the episode",
+}
 
 
 class TrajectoryShape(NamedTuple):
@@ -37,9 +41,9 @@ def check_trajectory_format(
     to have, no fewer and no more; None: any besides the two that are always there.
 
     Raises TypeError for a value that is not of the right type or dtype, ValueError for wrong keys, shapes and
-    entries: those of attention_mask other than 0 and 1, versions below -1, negative token ids, and in rewards
-    and logprobs NaN, which would be in all weights after the next step. The message names the key. Nothing is
-    changed or copied; tensors on another device are waited for.
+    entries: those of attention_mask other than 0 and 1, versions below -1, negative token ids, and what would
+    be in all weights after the next step: NaN in logprobs, NaN and infinity in rewards and loss_mask. The
+    message names the key. Nothing is changed or copied; tensors on another device are waited for.
     """
     _check_keys(trajectory, expected_keys)
     tokens = trajectory["input_ids"]
@@ -146,9 +150,8 @@ def _check_entries(key: str, array: Any) -> None:
         _refuse(key, array, array < -1, "policy versions, and -1 for tokens that no policy made")
     elif key == "logprobs":
         _refuse(key, array, array != array, "0 for tokens that were not sampled")
-    elif key == "rewards" and letter_of(array) == "f":
-        odd = (array != array) | (abs(array) == math.inf)
-        _refuse(key, array, odd, "finite numbers; return None from the workflow to reject the episode")
+    elif key in _FINITE and letter_of(array) in "fc":
+        _refuse(key, array, (array != array) | (abs(array) == math.inf), _FINITE[key])
 
 
 def _refuse(key: str, array: Any, odd: Any, instead: str) -> None:

@@ -32,8 +32,8 @@ class TrajectoryDump:
 
     A record is a mapping of whatever JSON has words for, and of NumPy arrays and torch tensors, which become
     lists. NaN becomes null; of an object that JSON does not know only the name of its type is written. The
-    executor's have task_id, data_id, status, version (when it was accepted), origin (the oldest version that
-    is trained), and trajectory.
+    executor's have task_id, data_id, version (at which it was delivered), start_version, origin (the oldest
+    version of tokens that are trained), is_eval, seconds, and trajectory.
 
     Writing is left to a thread, in the order of the calls, and holds up nobody. A record is dropped when
     with it more than *max_waiting_bytes* of arrays would wait; alone it may. One that cannot be written is

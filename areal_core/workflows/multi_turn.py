@@ -9,6 +9,7 @@ from uuid import uuid4
 from areal_core._checks import check_integer, check_number
 from areal_core.offload import Place
 from areal_core.types import GenerationHyperparameters, InferenceEngine, ModelRequest, RolloutWorkflow
+from areal_core.workflows._gconfig import check_gconfig
 from areal_core.workflows._rewarding import RewardFn, Rewarding
 from areal_core.workflows.single_turn import input_ids
 from areal_core.workflows.transcript import Transcript
@@ -25,7 +26,8 @@ class MultiTurnWorkflow(RolloutWorkflow):
     each turn before it; with rewards below 0 it would pay to need more turns.
 
     *reward_fn* is called with all tokens before the answer, those of the answer, and the item of data. It,
-    *tokenize*, *reward_in* and *reward_timeout* are as in `SingleTurnWorkflow`; *feedback* runs on the loop.
+    *gconfig*, *tokenize*, *reward_in* and *reward_timeout* are as in `SingleTurnWorkflow`; *feedback* runs on
+    the loop.
     Trained are the replies of all turns. All turns go to one server, where the conversation is in the cache.
     """
 
@@ -43,7 +45,7 @@ class MultiTurnWorkflow(RolloutWorkflow):
         reward_timeout: float | None = 60.0,
     ) -> None:
         self._rewarding = Rewarding(reward_fn, reward_in, reward_timeout)
-        self._gconfig = gconfig
+        self._gconfig = check_gconfig(gconfig)
         self._feedback = feedback
         self._tokenize = tokenize or input_ids
         self._max_turns = check_integer("max_turns", max_turns, least=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 from areal_core.offload import Place
 from areal_core.types import GenerationHyperparameters, InferenceEngine, ModelRequest, RolloutWorkflow
+from areal_core.workflows._gconfig import check_gconfig
 from areal_core.workflows._rewarding import RewardFn, Rewarding
 from areal_core.workflows.transcript import Transcript
 
@@ -24,6 +25,9 @@ class SingleTurnWorkflow(RolloutWorkflow):
 
     The prompt is ``data["input_ids"]``, or ``tokenize(data)`` where *tokenize* is given, which runs on the
     loop. The trajectory is as `Transcript.trajectory` says.
+
+    Raises TypeError and ValueError for what is no reward function, place, limit or *gconfig*; that has
+    ``n_samples=1``.
     """
 
     def __init__(
@@ -36,7 +40,7 @@ class SingleTurnWorkflow(RolloutWorkflow):
         reward_timeout: float | None = 60.0,
     ) -> None:
         self._rewarding = Rewarding(reward_fn, reward_in, reward_timeout)
-        self._gconfig = gconfig
+        self._gconfig = check_gconfig(gconfig)
         self._tokenize = tokenize or input_ids
 
     async def arun_episode(self, engine: InferenceEngine, data: Any) -> dict[str, Any]:

@@ -46,6 +46,13 @@ def main() -> int:
     from comparison import compare
     from training import Plan
 
+    if not arguments.no_plot:
+        from picture import check_path  # matplotlib: only when something is to be drawn
+
+        try:
+            check_path(arguments.plot)
+        except ValueError as error:
+            parser.error(f"argument --plot: {error}")
     plan = Plan(seed=arguments.seed, steps=_QUICK_STEPS) if arguments.quick else Plan(seed=arguments.seed)
     return compare(plan, arguments.max_staleness, None if arguments.no_plot else arguments.plot)
 

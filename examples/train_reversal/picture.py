@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +24,16 @@ _HONESTLY = (
     "The time that an answer takes is simulated: 16 ms a token, times a lognormal (sigma 0.8, at most 8) for "
     "each request, 128 at once. These figures were chosen; others give other curves against time."
 )
+
+
+def check_path(path: str | os.PathLike[str]) -> None:
+    """Raise ValueError where `draw` could not write to *path*: that would come only after the training."""
+    suffix = Path(path).suffix.removeprefix(".").lower()
+    known = Figure().canvas.get_supported_filetypes()
+    if suffix not in known:
+        raise ValueError(f"{path} has none of the suffixes {', '.join(sorted(known))}")
+    if Path(path).is_dir() or not Path(path).parent.is_dir():
+        raise ValueError(f"{path} is a directory, or in none that exists")
 
 
 def draw(asynchronous: Journal, synchronous: Journal, path: str | os.PathLike[str]) -> None:

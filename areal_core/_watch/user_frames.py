@@ -11,7 +11,7 @@ from typing import Literal
 
 Origin = Literal["stdlib", "installed", "ours", "user"]
 
-_OURS = str(Path(__file__).parent) + "/"
+_OURS = str(Path(__file__).parent.parent) + "/"  # all of areal_core
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 _STDLIB = tuple({f"{sysconfig.get_paths()[kind]}/" for kind in ("stdlib", "platstdlib")})
 

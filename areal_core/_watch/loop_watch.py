@@ -33,10 +33,11 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
-from areal_core._looks import Blocked, Looks
-from areal_core._processor_time import ProcessorTime, processor_time
+from areal_core._log import get_logger
 from areal_core._runner.gate import Gate, GateEvent
-from areal_core._user_frames import depth
+from areal_core._watch.looks import Blocked, Looks
+from areal_core._watch.processor_time import ProcessorTime, processor_time
+from areal_core._watch.user_frames import depth
 
 __all__ = ["Blocked", "LoopWatch"]
 
@@ -47,9 +48,9 @@ _STOPPED_S = 5.0  # the thread ends at once, unless *report* blocks
 class LoopWatch:
     """Watches *loop*, which runs in the thread *thread_id*, from `begin` to `rest`.
 
-    *report* is called in the watching thread for what blocks the loop for *threshold_s* seconds or more, and
-    what it raises is dropped. The thread is started by the first `begin` and ends with `stop`, with this
-    object, or with the loop. It keeps neither this object nor the interpreter alive.
+    *report* is called in the watching thread for what blocks the loop for *threshold_s* seconds or more;
+    the first error that it raises is logged. The thread is started by the first `begin` and ends with `stop`,
+    with this object, or with the loop. It keeps neither this object nor the interpreter alive.
     """
 
     def __init__(
@@ -137,6 +138,7 @@ class _Watcher:
         self._number = 0
         self._last: Answer | None = None
         self._held_gil = False
+        self._failed = False
         self._running = threading.Lock()
 
     def begin(self) -> None:
@@ -267,6 +269,16 @@ class _Watcher:
 
     def _report(self, blocked: Blocked) -> None:
         owner = self._owner()
-        if owner is not None:
-            with contextlib.suppress(Exception):
-                owner.report(blocked)
+        if owner is None:
+            return
+        try:
+            owner.report(blocked)
+        except Exception as error:
+            self._note_failed(blocked, error)
+
+    def _note_failed(self, blocked: Blocked, error: Exception) -> None:
+        if self._failed:
+            return
+        self._failed = True
+        with contextlib.suppress(Exception):  # a handler's: the loop is to be watched whatever they do
+            get_logger().error("loop_watch_report_failed", function=blocked.function, exc_info=error)

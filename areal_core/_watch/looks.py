@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from areal_core._frames import frames_of_threads
-from areal_core._user_frames import frames_of_callback, name, users, where
+from areal_core._watch.user_frames import frames_of_callback, name, users, where
 
 REPORTED_EVERY_S = 60.0  # who blocks in each episode gets a line a minute, with a count
 LONG_S = 10.0  # what blocks for longer may do so for ever: it is reported without waiting for its end
