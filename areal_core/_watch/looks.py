@@ -102,9 +102,10 @@ class _Sighting:
         """Note what to say of it: later it may be elsewhere."""
         accused = next(filter(self._lasts, self.calls), self.calls[-1]).frame
         workflow = self.calls[-1].frame
-        stack = callback[callback.index(workflow) :: -1]
-        lines = traceback.StackSummary.extract((frame, frame.f_lineno) for frame in stack)
-        self.said = (name(accused), where(accused), "".join(lines.format()), name(workflow))
+        stack = [(frame, frame.f_lineno) for frame in callback[callback.index(workflow) :: -1]]
+        place = where(accused)  # first: the extraction reads files, and the thread goes on meanwhile
+        lines = traceback.StackSummary.extract(iter(stack))
+        self.said = (name(accused), place, "".join(lines.format()), name(workflow))
 
     def _lasts(self, call: _Call) -> bool:
         """Tell a call that takes the time from one of many that it makes."""
@@ -126,10 +127,11 @@ class Looks:
         self._unreported: dict[str, int] = {}
         self._reported: dict[str, float] = {}
 
-    def look(self, base: int, since: float, held_gil: bool) -> None:
+    def look(self, base: int, since: float, held_gil: bool, at_once: bool) -> None:
         """Look above the outermost *base* frames, which run the loop; it has answered nothing *since*.
 
-        *held_gil*: its thread has kept this look from being made before.
+        *held_gil*: its thread has kept this look from being made before. *at_once*: whether it has is known
+        later, and the thread will be elsewhere then.
         """
         callback = frames_of_callback(frames_of_threads().get(self._thread_id), base)
         now = time.monotonic()
@@ -142,7 +144,16 @@ class Looks:
             begun = since if sighting is None else now
             calls = [_Call(frame, 0, now) for frame in found]
             self._sighting = _Sighting(begun, now, calls, held_gil) if found else None
-        self._note(callback)
+        self._note(callback, at_once)
+
+    def be_sure(self) -> None:
+        """Take the last look as enough: the thread has kept it from being made before."""
+        if self._sighting is not None:
+            self._sighting.sure = True
+
+    def forget(self) -> None:
+        """Accuse nobody of what was seen last."""
+        self._sighting = None
 
     def end(self, at: float, answered: bool) -> None:
         """Conclude: the loop has answered, at *at*; or it has not, and nobody waits for that any more."""
@@ -155,11 +166,11 @@ class Looks:
         held, self._held = self._held, {}
         return held
 
-    def _note(self, callback: list[FrameType]) -> None:
+    def _note(self, callback: list[FrameType], at_once: bool) -> None:
         sighting = self._sighting
         if sighting is None:
             return
-        if sighting.look > 0 or sighting.sure:
+        if sighting.look > 0 or sighting.sure or at_once:
             sighting.describe(callback)
         if sighting.look > 0 and not sighting.told and sighting.seconds > LONG_S:
             sighting.told = True

@@ -138,6 +138,7 @@ class _Watcher:
         self._number = 0
         self._last: Answer | None = None
         self._held_gil = False
+        self._has_looked = False
         self._failed = False
         self._running = threading.Lock()
 
@@ -194,11 +195,12 @@ class _Watcher:
         due = time.monotonic() + pause_s
         answer = None
         while answer is None and not self._stopping:
-            message = self._next_message(due)
+            message = self._next_message(due, begun)
             if isinstance(message, Answer):
                 answer = message if message.number == self._number else None
             elif message is None:
-                self._look(begun)
+                if not self._took_look():
+                    self._look(begun)
                 # Again: a Ctrl-C can lose what a loop in the main thread was about to run.
                 if not self.post(self._owner()):
                     self.stop()
@@ -211,15 +213,27 @@ class _Watcher:
 
     def _pause(self, until: float) -> float:
         """Wait *until* then, and return from when on the next heartbeat is late."""
-        while not self._stopping and self._next_message(until) is not None:
+        while not self._stopping and self._next_message(until, until) is not None:
             pass
+        has_looked = self._took_look()
         if not self._held_gil:
+            self._looks.forget()
             return time.monotonic()
-        self._look(until)
+        if not has_looked:
+            self._look(until)
+        self._held_gil = False
         return until
 
-    def _next_message(self, until: float) -> _Message | None:
-        """Return what comes until then; None when nothing does. Note whether the loop thread held that up."""
+    def _took_look(self) -> bool:
+        """Return whether the last wait ended so late that a look was made at once."""
+        has_looked, self._has_looked = self._has_looked, False
+        return has_looked
+
+    def _next_message(self, until: float, since: float) -> _Message | None:
+        """Return what comes until then; None when nothing does. Note whether the loop thread held that up.
+
+        The loop has answered nothing *since*.
+        """
         begun, before = time.monotonic(), self._times()
         try:
             message = self._received(self._inbox.get(timeout=max(0.0, until - begun)))
@@ -227,7 +241,13 @@ class _Watcher:
             message = None
         expected = message.at if isinstance(message, Answer) else until
         if time.monotonic() - expected >= self._threshold_s:
-            self._held_gil |= self._was_held_up(before, expected - begun)
+            if message is None:
+                self._look(since, True)  # reading the times lets the loop thread go on
+                self._has_looked = True
+            held = self._was_held_up(before, expected - begun)
+            self._held_gil |= held
+            if held and message is None:
+                self._looks.be_sure()
         return message
 
     def _received(self, message: _Message) -> _Message:
@@ -252,12 +272,14 @@ class _Watcher:
         computed_s = loop_now.running - loop_before.running
         return computed_s - max(0.0, expected_s) - (own_now.waiting - own_before.waiting) >= self._half_s
 
-    def _look(self, begun: float) -> None:
-        held_gil, self._held_gil = self._held_gil, False
+    def _look(self, begun: float, at_once: bool = False) -> None:
+        held_gil = self._held_gil and not at_once
+        if not at_once:
+            self._held_gil = False
         owner, last = self._owner(), self._last
         # Before the first answer nobody can tell what runs the loop from what is run by it.
         if owner is not None and last is not None and owner.loop.is_running():
-            self._looks.look(last.base, begun, held_gil)
+            self._looks.look(last.base, begun, held_gil, at_once)
 
     def _let_go(self) -> None:
         """Have the frames dropped in the loop thread: they may be the last to hold what was in them."""
