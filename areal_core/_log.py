@@ -7,14 +7,17 @@ then sees warnings and errors on stderr and nothing on stdout.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import structlog
 
 # Got here once: a Ctrl-C inside getLogger leaves the lock of all logging held for good, up to 3.12.
 _standard = logging.getLogger("areal_core")
+
+_DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
 
 _pairs = structlog.processors.KeyValueRenderer(repr_native_str=False)
 
@@ -36,6 +39,24 @@ def get_logger(logger: Any = None) -> Any:
     if not callable(getattr(logger, "warning", None)):
         raise TypeError(f"logger={logger!r} cannot log; pass a structlog or a standard logger, or None")
     return logger
+
+
+def log(logger: Any, level: str, event: str, fields: Mapping[str, Any]) -> None:
+    """Log one event with *logger*. One that raises costs the line, and is told of by ours; never raises."""
+    try:
+        getattr(logger, level)(event, **fields)
+    except BaseException as error:
+        with contextlib.suppress(BaseException):  # a handler may fail for our own logger too
+            get_logger().error("logger_raised", lost_event=event, error=describe(error))
+
+
+def describe(error: BaseException | None) -> str:
+    """Say what a traceback's last line says. Not its repr: aiohttp's shows every header, keys included."""
+    name = type(error).__qualname__
+    try:
+        return f"{name}: {error}"[:_DESCRIBED_AT_MOST] if str(error) else name
+    except BaseException:
+        return f"{name} (its str raises)"
 
 
 def _drop_below_level(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -100,14 +100,17 @@ LEFT_BEHIND = {
         time.sleep(60)
     executor = started(block)""",
     "daemon threads that wait": """
-    executor = started(park, consumer_batch_size=4)
+    executor, begun = started(park, consumer_batch_size=4), threading.Semaphore(0)
+    async def begin(data):
+        begun.release()
+        await park(data)
     def in_thread(call, *args):
         threading.Thread(target=call, args=args, daemon=True).start()
     in_thread(executor.wait, 1)
-    in_thread(executor.prepare_batch, [[1]], Playing(park))
-    in_thread(executor.rollout_batch, [1], Playing(park))
-    while executor.ledger.running < 5:
-        time.sleep(0.001)""",
+    in_thread(executor.prepare_batch, [[1]], Playing(begin))
+    in_thread(executor.rollout_batch, [1], Playing(begin))
+    for _ in range(4):
+        begun.acquire()""",
 }
 
 

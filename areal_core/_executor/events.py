@@ -9,11 +9,9 @@ from typing import Any
 
 from areal_core._executor.port import Witness
 from areal_core._executor.rollout import Rollout
-from areal_core._log import get_logger
+from areal_core._log import describe, get_logger, log
 from areal_core._watch.looks import Blocked
 from areal_core.staleness_manager import StalenessManager
-
-_DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
 
 
 class Log:
@@ -33,10 +31,9 @@ class Log:
 
     def write(self) -> None:
         """Hand on what was logged since the last time."""
-        while self._lines:
-            with contextlib.suppress(BaseException):  # IndexError, too: another thread was faster
-                level, event, fields = self._lines.popleft()
-                getattr(self._logger, level)(event, **fields)
+        with contextlib.suppress(IndexError):  # none is left, or another thread was faster
+            while True:
+                log(self._logger, *self._lines.popleft())
 
 
 class Reporter(Witness):
@@ -69,7 +66,7 @@ class Reporter(Witness):
         elif outcome.status == "cancelled" and not rollout.is_cancelled:
             self._log.line("warning", "rollout_cancelled_itself", **fields, exc_info=outcome.error)
         elif outcome.status == "timed_out":
-            self._log.line("warning", "rollout_timed_out", **fields, error=_describe(outcome.error))
+            self._log.line("warning", "rollout_timed_out", **fields, error=describe(outcome.error))
         elif self._traces:
             self._log.line("debug", f"rollout_{outcome.status}", **fields, reason=outcome.reason)
 
@@ -103,7 +100,7 @@ class Reporter(Witness):
         try:
             count()
         except BaseException as error:  # a manager of the user's own; the books do not depend on it
-            self._log.line("error", "staleness_manager_raised", error=_describe(error), exc_info=error)
+            self._log.line("error", "staleness_manager_raised", error=describe(error), exc_info=error)
 
 
 def _names(rollout: Rollout) -> dict[str, Any]:
@@ -113,10 +110,3 @@ def _names(rollout: Rollout) -> dict[str, Any]:
     if rollout.work.is_eval:
         names["is_eval"] = True
     return names
-
-
-def _describe(error: BaseException | None) -> str:
-    try:
-        return f"{type(error).__qualname__}: {error}"[:_DESCRIBED_AT_MOST]
-    except BaseException:
-        return f"{type(error).__qualname__} (its str raises)"

@@ -46,7 +46,7 @@ class Shift:
         self._warned_of = 0  # the last size of a batch that was said to be odd
         self.ids = Ids(lambda rollout: self.desk.read(lambda _: rollout.is_submitted))
         self.tally: Tally = Tally() if before is None else before.tally
-        ledgers = (RolloutLedger(), RolloutLedger()) if before is None else before.ledgers()
+        ledgers = (RolloutLedger(), RolloutLedger()) if before is None else before.desk.ledgers()
         player = Player(engine, config.check_trajectory_format, rules.on_stale == "mask")
         self.desk: Desk = Desk(self._life, player, config.episode_timeout)
         self.desk.on_worked = self._log.write
@@ -85,10 +85,6 @@ class Shift:
             self._dump.close(timeout_s)
         if self.desk.watch is not None:
             self.desk.watch.stop()
-
-    def ledgers(self) -> tuple[RolloutLedger, RolloutLedger]:
-        """Return the books of training and of evaluation."""
-        return self.desk.ledgers()
 
     def is_paused(self) -> bool:
         """Return whether rollouts are kept from starting."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
-from areal_core._log import get_logger
+from areal_core._log import describe, get_logger, log
 from areal_core._runner.job import Job
 
 _NAMED_AT_MOST = 10  # a log line stays a line, whatever happened to ten thousand tasks
-_DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
 
 
 class Events:
@@ -34,7 +32,7 @@ class Events:
         status = job.status
         if self.ending and status == "cancelled":
             return
-        fields = {"task": job.label, "seconds": _seconds(job), "error": _describe(job.error)}
+        fields = {"task": job.label, "seconds": _seconds(job), "error": describe(job.error)}
         if status == "failed":
             self._log("error", "task_failed", **fields, exc_info=job.error)
         else:
@@ -44,13 +42,13 @@ class Events:
         self._log("warning", "task_tried_to_stop_the_loop", what=what)
 
     def fell_back_to_asyncio(self, error: BaseException) -> None:
-        self._log("warning", "uvloop_not_used", error=_describe(error), instead="asyncio")
+        self._log("warning", "uvloop_not_used", error=describe(error), instead="asyncio")
 
     def results_discarded(self, count: int) -> None:
         self._log("warning", "uncollected_results_discarded", count=count, by="initialize")
 
     def runner_died(self, fault: BaseException) -> None:
-        self._log("error", "runner_died", error=_describe(fault), exc_info=fault)
+        self._log("error", "runner_died", error=describe(fault), exc_info=fault)
 
     def tasks_cancelled(self, count: int) -> None:
         self._log("info", "tasks_cancelled_by_destroy", count=count)
@@ -63,7 +61,7 @@ class Events:
         self._log("error", "loop_thread_left_behind", reason="it did not stop in time", stack=f"\n{stack}")
 
     def step_failed(self, step: str, error: BaseException) -> None:
-        self._log("error", "shutdown_step_failed", step=step, error=_describe(error), exc_info=error)
+        self._log("error", "shutdown_step_failed", step=step, error=describe(error), exc_info=error)
 
     def step_timed_out(self, step: str) -> None:
         self._log("warning", "shutdown_step_timed_out", step=step)
@@ -71,20 +69,7 @@ class Events:
     def _log(self, level: str, event: str, **fields: Any) -> None:
         if self.silent:
             return
-        try:
-            getattr(self._logger, level)(event, **fields)
-        except BaseException as error:
-            with contextlib.suppress(BaseException):  # a handler may fail for our own logger too
-                get_logger().error("logger_raised", lost_event=event, error=_describe(error))
-
-
-def _describe(error: BaseException | None) -> str:
-    """Say what a traceback's last line says. Not its repr: aiohttp's shows every header, keys included."""
-    name = type(error).__qualname__
-    try:
-        return f"{name}: {error}"[:_DESCRIBED_AT_MOST] if str(error) else name
-    except BaseException:
-        return f"{name} (its str raises)"
+        log(self._logger, level, event, fields)
 
 
 def _seconds(job: Job) -> float:
