@@ -115,6 +115,10 @@ class InferenceEngineConfig:
     api_key: str | Mapping[str, str] | None = field(default=None, repr=False)
     """Sent as a bearer token: one for all servers, or one per address. Never logged."""
 
+    stream_replies: bool = True
+    """Whether tokens are fetched as they come. False asks for whole replies: that costs servers and this
+    process less for each token, but what a server made before it died or hung up is generated again."""
+
     max_reply_bytes: int = 256 * 2**20
     """The most bytes a reply, or one event of a stream, may unpack to. A token with its log-probability
     takes about 45."""
@@ -130,7 +134,7 @@ class InferenceEngineConfig:
                 object.__setattr__(self, name, check_seconds(name, value))
         for name in ("straggler_wait", "cancel_grace"):
             object.__setattr__(self, name, _check_wait(name, getattr(self, name)))
-        for name in ("check_trajectory_format", "enable_rollout_tracing"):
+        for name in ("check_trajectory_format", "enable_rollout_tracing", "stream_replies"):
             check_flag(name, getattr(self, name))
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)

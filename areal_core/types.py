@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from reprlib import repr as short
 from typing import Any, Protocol
@@ -124,6 +124,10 @@ class ModelRequest:
     extra: Mapping[str, Any] | None = None
     """Merged into the request's body, over ``gconfig.extra``; None: nothing."""
 
+    on_tokens: Callable[[Sequence[int]], object] | None = field(default=None, repr=False, compare=False)
+    """Called on the loop with the tokens as they come, each of them once; None: nobody is. It must not block;
+    what it raises ends the generation."""
+
     def __post_init__(self) -> None:
         _set(self, "input_ids", check_tokens("input_ids", self.input_ids))
         if not self.input_ids:
@@ -134,6 +138,8 @@ class ModelRequest:
             check_text("rid", self.rid)
         if self.extra is not None:
             _set(self, "extra", check_mapping("extra", self.extra))
+        if self.on_tokens is not None and not callable(self.on_tokens):
+            raise TypeError(f"on_tokens={short(self.on_tokens)} cannot be called; give a function, or None")
 
 
 @dataclass(frozen=True, kw_only=True)

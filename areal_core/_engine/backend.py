@@ -61,6 +61,8 @@ class Ask:
     """Fields to merge into the body, over ``gconfig.extra`` and all others. A mapping is merged into the
     mapping it meets, so that ``{"sampling_params": {"min_p": 0.1}}`` adds one parameter."""
     model: str | None = None
+    stream: bool = True
+    """Whether tokens are wanted as they come, where the dialect can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,7 @@ class Backend(Protocol):
     name: str
 
     def generate(self, ask: Ask) -> HttpCall:
-        """Return the call that asks for tokens, streamed where the dialect can."""
+        """Return the call that asks for tokens, streamed where that is wanted and the dialect can."""
 
     def reader(self, ask: Ask) -> Reader:
         """Return what reads the answer to *ask*."""

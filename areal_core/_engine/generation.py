@@ -175,6 +175,7 @@ class Generation:
             wanted,
             self._request.extra or {},
             self._config.model,
+            self._config.stream_replies or self._request.on_tokens is not None,
         )
         self._sent = self._policy.moment()
         if self._record is not None:
@@ -211,6 +212,8 @@ class Generation:
         self._versions += versions
         self._exact = self._exact and (exact or not piece.tokens)
         self._finish = piece.finish
+        if self._request.on_tokens is not None and piece.tokens:
+            self._request.on_tokens(piece.tokens)
 
     def _versions_of(self, piece: Piece) -> tuple[Sequence[int], bool]:
         """Return the oldest version that can have made each token of *piece*, and whether it did."""

@@ -43,6 +43,7 @@ class ServerOptions:
     incremental_streaming_output: bool = _option(False, "stream what is new, not all there is, in each chunk")
     weight_version_spans: bool = _option(False, "tell which weights made which tokens, as new SGLangs do")
     tokens_in_tokens_out: bool = _option(True, "have vLLM's /inference/v1/generate, which not all vLLMs have")
+    log_tokens: bool = _option(False, "have the tokens of prompts and replies in the log, not only how many")
     fault: Sequence[str] = _option(
         (), "KEY=VALUE,... is a fault to begin with, see below; repeat it for more"
     )

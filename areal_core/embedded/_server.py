@@ -38,8 +38,8 @@ class EmbeddedServer:
     "test" or "policy", what makes the tokens; *weights*, the file to start with, None for those of version
     0; *incremental_streaming_output*, to stream only what is new in each chunk; *weight_version_spans*, to
     tell which weights made which tokens, as new versions of SGLang do; *tokens_in_tokens_out*, to have
-    vLLM's ``/inference/v1/generate``; *fault*, the faults to begin with (see `faults`). *start_timeout*
-    bounds the start, in seconds.
+    vLLM's ``/inference/v1/generate``; *log_tokens*, to have tokens in the `log`; *fault*, the faults to begin
+    with (see `faults`). *start_timeout* bounds the start, in seconds.
 
     The server is stopped at the end of the block, by `stop`, when the interpreter exits, and with this
     process, even one that is killed. Ctrl-C does not reach it. Constructing starts nothing. Any thread
@@ -63,6 +63,7 @@ class EmbeddedServer:
         incremental_streaming_output: bool = ServerOptions.incremental_streaming_output,
         weight_version_spans: bool = ServerOptions.weight_version_spans,
         tokens_in_tokens_out: bool = ServerOptions.tokens_in_tokens_out,
+        log_tokens: bool = ServerOptions.log_tokens,
         fault: Sequence[str] = ServerOptions.fault,
         *,
         start_timeout: float = 30.0,
@@ -86,6 +87,7 @@ class EmbeddedServer:
             incremental_streaming_output,
             weight_version_spans,
             tokens_in_tokens_out,
+            log_tokens,
             fault,
         )
         _servers.add(self)
@@ -192,7 +194,8 @@ class EmbeddedServer:
         ``prompt_tokens``; an "end" also ``tokens``, how many there were, ``versions``, a list of
         ``[version, tokens]`` in their order, and ``how``: "stop", "length", "abort" or "disconnect". A
         generation starts when it need no more wait for the end of a pause. A "weights" has the ``version``
-        and the ``label`` of the weights from then on.
+        and the ``label`` of the weights from then on. With *log_tokens*, a "start" has ``input_ids`` and an
+        "end" ``output_ids``, the tokens themselves.
 
         Raises TimeoutError after *timeout* seconds, and RuntimeError when the server does not run.
         """

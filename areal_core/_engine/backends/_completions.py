@@ -88,12 +88,12 @@ def model(ask: Ask) -> dict[str, str]:
 
 
 def completion(ask: Ask) -> dict[str, Any]:
-    """Return the body of a completion with token ids in and out, as a stream."""
+    """Return the body of a completion with token ids in and out."""
     return {
         **model(ask),
         "prompt": ask.input_ids,
         **sampling(ask),
-        "stream": True,
+        "stream": ask.stream,
         "return_token_ids": True,
         # For servers that do not know the above: ids in place of the texts beside the log-probabilities.
         "return_tokens_as_token_ids": True,

@@ -18,7 +18,7 @@ class OpenAI:
     name = "openai"
 
     def generate(self, ask: Ask) -> HttpCall:
-        """Return the call that asks for tokens, as a stream."""
+        """Return the call that asks for tokens."""
         # Not 0, for which the sampled token alone would do: some servers take that for none.
         body = {**completion(ask), "logprobs": 1}
         return HttpCall("POST", "/v1/completions", encode(merge(body, ask.gconfig.extra, ask.extra)))

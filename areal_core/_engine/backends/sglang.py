@@ -1,4 +1,4 @@
-"""SGLang: ``POST /generate``, streamed."""
+"""SGLang: ``POST /generate``."""
 
 from __future__ import annotations
 
@@ -85,13 +85,13 @@ class SGLang:
     name = "sglang"
 
     def generate(self, ask: Ask) -> HttpCall:
-        """Return the call that asks for tokens, as a stream."""
+        """Return the call that asks for tokens."""
         body = {
             "rid": ask.wire_id,
             "input_ids": ask.input_ids,
             "sampling_params": _sampling(ask),
             "return_logprob": True,
-            "stream": True,
+            "stream": ask.stream,
         }
         if ask.gconfig.lora_name is not None:
             body["lora_path"] = ask.gconfig.lora_name

@@ -35,7 +35,7 @@ class VLLM:
     name = "vllm"
 
     def generate(self, ask: Ask) -> HttpCall:
-        """Return the call that asks for tokens, as a stream."""
+        """Return the call that asks for tokens."""
         body = {
             **completion(ask),
             "request_id": ask.wire_id,
@@ -108,13 +108,13 @@ class VLLMTokens(VLLM):
     """The same servers, with their tokens-in-tokens-out path, which tells the version of each token."""
 
     def generate(self, ask: Ask) -> HttpCall:
-        """Return the call that asks for tokens, as a stream."""
+        """Return the call that asks for tokens."""
         body: dict[str, Any] = {
             **model(ask),
             "token_ids": ask.input_ids,
             "sampling_params": {**sampling(ask), "logprobs": 0},
             "request_id": ask.wire_id,
-            "stream": True,
+            "stream": ask.stream,
         }
         return HttpCall("POST", _TOKENS_PATH, encode(merge(body, ask.gconfig.extra, ask.extra)))
 

@@ -243,7 +243,8 @@ class Generations:
         """Let as many run as may: every decision about who runs is made here."""
         if not self.paused and not self._draining and self._gated:
             for generation in self._gated.values():
-                self.log.write("start", id=generation.id, prompt_tokens=len(generation.prompt))
+                more = {"input_ids": list(generation.prompt)} if self._options.log_tokens else {}
+                self.log.write("start", id=generation.id, prompt_tokens=len(generation.prompt), **more)
             self._queued |= self._gated
             self._gated = {}
         slots = self._options.slots
@@ -289,6 +290,7 @@ class Generations:
 
     def _end(self, generation: Generation, finish: Finish, how: str) -> None:
         if self.live(generation):
+            more = {"output_ids": generation.tokens()} if self._options.log_tokens else {}
             self.log.write(
                 "end",
                 id=generation.id,
@@ -296,6 +298,7 @@ class Generations:
                 tokens=len(generation),
                 versions=[[one.weights.version, one.end - one.start] for one in generation.spans()],
                 how=how,
+                **more,
             )
         for place in (self._gated, self._queued, self._running):
             place.pop(generation.id, None)
