@@ -29,7 +29,10 @@ def check_number(name: str, value: object, *, least: float = -math.inf, most: fl
     """Return *value* as a float. Raises TypeError or ValueError unless it is finite, in *least*..*most*."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name}={short(value)} is not a number; give one")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
     if not (least <= number <= most and math.isfinite(number)):
         raise ValueError(f"{name}={number} is out of range; give a finite number in {least:g}..{most:g}")
     return number

@@ -56,8 +56,8 @@ class Ageing:
                 f"started at version {rollout.start_version}, behind which the trainer went back to {version}"
             )
         return (
-            f"started at version {rollout.start_version}, and nothing of it is of version {self._least} or "
-            f"later, which version {version} may be trained on"
+            f"started at version {rollout.start_version}; too much of it is older than version "
+            f"{self._least}, the oldest that version {version} may be trained on"
         )
 
     @property
