@@ -30,6 +30,7 @@ from areal_core.errors import EngineStoppedError
 from areal_core.types import ModelRequest, ModelResponse
 
 if TYPE_CHECKING:
+    from areal_core._agents.chat_format import ChatFormat
     from areal_core._engine.running import Running
 
 __all__ = ["Ask", "Backend", "HttpCall", "Piece", "Reader", "RemoteInfEngine", "ReplyError"]
@@ -39,20 +40,31 @@ class RemoteInfEngine:
     """Asks inference servers for tokens.
 
     *backend* is their dialect: ``"sglang"``, ``"vllm"``, ``"openai"``, or a `Backend` object of your own.
+    *chat* is how the model's chats are written as tokens, for agents that speak in messages; None: none do.
     Coroutines of several loops may use one engine at once, and any thread its plain methods.
 
     Raises ValueError for a backend nobody knows, TypeError for what is none.
     """
 
-    def __init__(self, config: InferenceEngineConfig, backend: str | Backend = "sglang") -> None:
+    def __init__(
+        self,
+        config: InferenceEngineConfig,
+        backend: str | Backend = "sglang",
+        *,
+        chat: ChatFormat | None = None,
+    ) -> None:
         if not isinstance(config, InferenceEngineConfig):
             raise TypeError(f"config is a {type(config).__name__}; pass an InferenceEngineConfig")
         if isinstance(backend, str):
             backend = backend_named(backend)
         elif not isinstance(backend, Backend):
             raise TypeError(f"backend={backend!r} is not a Backend; pass one, or the name of a dialect")
+        if chat is not None and not hasattr(chat, "gconfig"):
+            raise TypeError(f"chat={chat!r} is not a ChatFormat; give ChatFormat(tokenizer), or None")
         self._config = config
         self._backend = backend
+        self.chat = chat
+        """How chats are written as tokens; None: not known here."""
         self._policy = Policy(Events())
         self._lock = threading.RLock()
         self._state: Running | None = None

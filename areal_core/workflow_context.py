@@ -7,15 +7,19 @@
             ...
 
 The clients are made on first use, one of each per event loop, shared by everybody on it, and closed when
-the loop is closed. Do not close them, nor keep them for another loop.
+the loop is closed. Do not close them, nor keep them for another loop. What an episode asks through the OpenAI
+client is recorded: `recorded`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from areal_core._agents import scope
 from areal_core._http import clients
 from areal_core._http.clients import HttpClientManager, configure_http
 from areal_core._http.config import HttpConfig
@@ -25,6 +29,10 @@ from areal_core._http.first_import import import_off_loop
 if TYPE_CHECKING:
     import aiohttp
     import httpx
+    from openai import AsyncOpenAI
+
+    from areal_core._agents.recording import Recording
+    from areal_core.types import InferenceEngine
 
 __all__ = [
     "HttpClientManager",
@@ -36,6 +44,9 @@ __all__ = [
     "get_aiohttp_session",
     "get_control_session",
     "get_httpx_client",
+    "get_openai_client",
+    "record",
+    "recorded",
     "set",
     "stat_scope",
 ]
@@ -104,3 +115,55 @@ async def get_httpx_client() -> httpx.AsyncClient:
     await import_off_loop("areal_core._http.pool")
     await import_off_loop("areal_core._http.transport")
     return clients.httpx_client()
+
+
+async def get_openai_client(
+    base_url: str | None = None, *, api_key: str | None = None, record: bool = True
+) -> AsyncOpenAI:
+    """Return a client of OpenAI's SDK for the running loop, whose chat completions are recorded.
+
+    It asks the engine of the episode it is used in: without a socket, with the engine's routing, retries,
+    interruption and versions. With a *base_url* it asks the server there, through the loop's pool, with
+    *api_key*, None for none; inside an episode what that answers is recorded too, for which it has to say its
+    token ids (``return_token_ids``), unless *record* is False, as for a judge.
+
+    Its own retries are off. Closing it does nothing; it is closed with the loop. Needs the extra ``openai``.
+    Raises ModuleNotFoundError without that, RuntimeError without a *base_url* where the engine has no chat
+    format, ValueError for an *api_key* without a *base_url*, and like `get_aiohttp_session`.
+    """
+    if base_url is None and (api_key is not None or not record):
+        raise ValueError("api_key and record are for another server; give its base_url, or neither of them")
+    try:
+        await import_off_loop("openai")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"{error}; install the extra: pip install 'areal-core[openai]'") from None
+    await import_off_loop("areal_core._agents.clients")
+    await import_off_loop("areal_core._agents.completer")
+    here = scope.current.get()
+    if base_url is None and here is not None:
+        here.check_chat()
+    from areal_core._agents.clients import Wanted, agent_clients
+
+    return (await agent_clients()).sdk(Wanted(base_url, api_key, record))
+
+
+def recorded() -> Recording:
+    """Return the chat completions of the current episode so far.
+
+    Raises RuntimeError outside of episodes, and of `record`.
+    """
+    here = scope.current.get()
+    if here is None:
+        raise RuntimeError("no episode runs here; call it in arun_episode, or in a block of record(engine)")
+    return here.recording
+
+
+@contextmanager
+def record(engine: InferenceEngine) -> Iterator[Recording]:
+    """Record the chat completions of the block, as in an episode with *engine*; what it starts included."""
+    here = scope.Scope(engine)
+    token = scope.current.set(here)
+    try:
+        yield here.recording
+    finally:
+        scope.current.reset(token)

@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+from areal_core._agents.workflow import Agent
 from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
 from areal_core._executor.books import RolloutLedger
@@ -52,8 +53,8 @@ __all__ = ["RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecut
 
 R = TypeVar("R")
 
-Workflow = RolloutWorkflow | type[RolloutWorkflow] | str
-"""A workflow, its class, or an import path of either, ``"package.module:Class"``."""
+Workflow = RolloutWorkflow | Agent | type[RolloutWorkflow] | type[Agent] | str
+"""A workflow or an agent, the class of one, or an import path of either, ``"package.module:Class"``."""
 
 
 class WorkflowExecutor:
@@ -158,7 +159,8 @@ class WorkflowExecutor:
     ) -> int:
         """Have *workflow* play *data* when there is capacity, and return the rollout's id. Never blocks.
 
-        *workflow* is an instance, a class to be made with *workflow_kwargs*, or an import path of either.
+        *workflow* is an instance, a class to be made with *workflow_kwargs*, or an import path of either; or
+        an agent, whose ``run(data, *, base_url, api_key, http_client)`` is played as `AgentWorkflow` does.
         *should_accept_fn* is given the trajectory and returns, or is awaited for, whether to keep it; None
         keeps all. Of a group of *group_size* episodes one trajectory comes, whose batch they are. *task_id*
         is an int in 0..2**48-1 that is not in use; None makes one up. *is_eval* rollouts have slots of their

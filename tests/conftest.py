@@ -212,6 +212,22 @@ def servers(_three_servers: list[ReusedServer], tmp_path: Path) -> list[ReusedSe
     return renewed(_three_servers, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def _chatting_servers() -> Iterator[list[ReusedServer]]:
+    from reused_servers import reused_servers
+
+    with reused_servers(1, ms_per_token=1.0, log_tokens=True) as servers:
+        yield servers
+
+
+@pytest.fixture
+def chatting_server(_chatting_servers: list[ReusedServer], tmp_path: Path) -> ReusedServer:
+    """Give a server as if it had just started, in whose log are the tokens it read and sampled."""
+    from reused_servers import renewed
+
+    return renewed(_chatting_servers, tmp_path)[0]
+
+
 @pytest.fixture
 def weights_of(tmp_path: Path) -> Callable[[int], str]:
     """Give the path of the weights of a version."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from areal_core import _record, workflow_context
+from areal_core._agents import scope
 from areal_core._executor.freshness import ages_of, with_mask
 from areal_core._executor.rollout import Episode, Verdict, Work
 from areal_core.types import InferenceEngine
@@ -29,6 +30,7 @@ class Player:
         workflow_context.set(workflow_context.WorkflowContext(work.is_eval, rollout.task_id, sample_idx))
         if episode.is_judge:
             return await self._judge_group(episode)
+        scope.current.set(scope.Scope(self.engine))
         episode.record.enter(_record.PLAYING)
         trajectory = await work.workflow.arun_episode(self.engine, work.data)
         if trajectory is None:

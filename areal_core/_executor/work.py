@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextvars
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from reprlib import repr as short
-from typing import Any, cast
+from typing import Any
 
+from areal_core._agents.workflow import AgentWorkflow, is_agent
 from areal_core._checks import check_flag, check_integer, check_mapping
 from areal_core._executor.rollout import Accept, Work
 from areal_core.config import InferenceEngineConfig
@@ -17,6 +18,7 @@ from areal_core.offload import Names, offloaded_as
 from areal_core.types import RolloutWorkflow
 
 _METHOD = "arun_episode"
+_AGENTS_METHOD = "run"
 _NAMES = Names("should_accept_fn", "accept_in", "accept_timeout")
 
 
@@ -63,7 +65,7 @@ def data_id_of(data: Any) -> Any:
 
 
 def make_workflow(workflow: Any, kwargs: Any) -> RolloutWorkflow:
-    """Return the workflow that *workflow* is, makes with *kwargs*, or names.
+    """Return the workflow that *workflow* is, makes with *kwargs*, or names; for an agent, what plays it.
 
     Raises ImportError, TypeError, ValueError.
     """
@@ -71,22 +73,30 @@ def make_workflow(workflow: Any, kwargs: Any) -> RolloutWorkflow:
     if isinstance(workflow, str):
         workflow = find(workflow)
     if inspect.isclass(workflow):
-        if not callable(getattr(workflow, _METHOD, None)):
+        if not any(callable(getattr(workflow, method, None)) for method in (_METHOD, _AGENTS_METHOD)):
             raise TypeError(f"workflow={short(named)} has no {_METHOD}(engine, data); give a RolloutWorkflow")
-        make = cast(Callable[..., RolloutWorkflow], workflow)
-        return make(**check_mapping("workflow_kwargs", kwargs or {}))
-    if not callable(getattr(workflow, _METHOD, None)):
-        raise TypeError(
-            f"workflow={short(named)} has no {_METHOD}(engine, data); give a RolloutWorkflow, its class with "
-            "workflow_kwargs, or an import path such as 'package.module:Class'"
-        )
+        return _as_workflow(workflow(**check_mapping("workflow_kwargs", kwargs or {})), named)
+    made = _as_workflow(workflow, named)
     if kwargs:
         raise ValueError(
             f"workflow_kwargs={short(kwargs)} are for a class, and workflow={short(named)} is made already; "
             "give its class, or no workflow_kwargs"
         )
-    instance: RolloutWorkflow = workflow
-    return instance
+    return made
+
+
+def _as_workflow(made: Any, named: Any) -> RolloutWorkflow:
+    """Return *made*, or what plays it if it is an agent. Raises TypeError."""
+    if callable(getattr(made, _METHOD, None)):
+        workflow: RolloutWorkflow = made
+        return workflow
+    if is_agent(made):
+        return AgentWorkflow(made)
+    raise TypeError(
+        f"workflow={short(named)} has no {_METHOD}(engine, data); give a RolloutWorkflow, its class with "
+        "workflow_kwargs, an import path such as 'package.module:Class', or an agent, which has "
+        f"{_AGENTS_METHOD}(data, *, base_url, api_key, http_client)"
+    )
 
 
 def make_accept(config: InferenceEngineConfig, accept: Any) -> Accept | None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from http.cookiejar import CookieJar
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, TypeVar
 
 import aiohttp
 import httpx
@@ -44,16 +44,23 @@ _ERRORS: tuple[tuple[type[Exception], type[httpx.TransportError]], ...] = (
 _WHILE_WRITING = (None, errno.EPIPE)
 
 
+ClientT = TypeVar("ClientT", bound=httpx.AsyncClient)
+
+
 def open_client(config: HttpConfig, session: Callable[[], aiohttp.ClientSession]) -> httpx.AsyncClient:
     """Make the client that sends its requests through whatever *session* returns."""
-    return httpx.AsyncClient(
-        transport=SessionTransport(session),
-        timeout=httpx.Timeout(
-            connect=config.connect, read=config.sock_read, write=config.sock_read, pool=None
-        ),
-        cookies=_NoCookies(),
-        trust_env=False,  # the session sees to proxies
-    )
+    timeout = httpx.Timeout(connect=config.connect, read=config.sock_read, write=config.sock_read, pool=None)
+    return client_on(SessionTransport(session), timeout)
+
+
+def client_on(
+    transport: httpx.AsyncBaseTransport,
+    timeout: httpx.Timeout,
+    kind: type[ClientT] = httpx.AsyncClient,  # type: ignore[assignment]
+) -> ClientT:
+    """Make a client, of a certain *kind*, that sends its requests through *transport*."""
+    # The session sees to proxies.
+    return kind(transport=transport, timeout=timeout, cookies=_NoCookies(), trust_env=False)
 
 
 class SessionTransport(httpx.AsyncBaseTransport):

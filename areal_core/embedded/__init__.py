@@ -32,7 +32,15 @@ from typing import TYPE_CHECKING
 
 from areal_core._lazy import lazy
 
-__all__ = ["EmbeddedServer", "ServerOptions", "ServerStats", "logprob_of", "token_of", "write_weights"]
+__all__ = [
+    "ChatTokenizer",
+    "EmbeddedServer",
+    "ServerOptions",
+    "ServerStats",
+    "logprob_of",
+    "token_of",
+    "write_weights",
+]
 
 # On first use: every pytest of an environment with this library in it imports this package, for its plugin.
 if TYPE_CHECKING:
@@ -41,11 +49,13 @@ if TYPE_CHECKING:
     from areal_core.embedded._options import ServerOptions
     from areal_core.embedded._server import EmbeddedServer
     from areal_core.embedded._stats import ServerStats
+    from areal_core.embedded.chat_tokenizer import ChatTokenizer
 else:  # a type checker that saw __getattr__ would let every misspelt name pass
     __getattr__, __dir__ = lazy(
         __name__,
         globals(),
         {
+            "ChatTokenizer": "chat_tokenizer",
             "EmbeddedServer": "_server",
             "ServerOptions": "_options",
             "ServerStats": "_stats",

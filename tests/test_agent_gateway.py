@@ -1,0 +1,510 @@
+"""Agents elsewhere: an endpoint and a key for each episode, over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import httpx2
+import openai
+import pytest
+from openai import AsyncOpenAI
+
+from agent_tools import (
+    a_chatting_engine,
+    ask,
+    ask_streamed,
+    check_trajectory,
+    converse,
+    text_of,
+    until_idle,
+    user,
+)
+from areal_core import workflow_context
+from areal_core._agents.gateway import Gateway, Listening, gateway_of
+from areal_core._agents.scope import Scope
+from areal_core.agents import AgentWorkflow
+from areal_core.remote_inf_engine import RemoteInfEngine
+from children import StartScript
+from conftest import MakeExecutor, MakeRunner
+from logged import LogLines
+from reused_servers import ReusedServer
+
+FOR_EVER: dict[str, Any] = {"max_tokens": 100_000, "extra_body": {"ignore_eos": True}}
+
+
+@pytest.fixture
+def engine(chatting_server: ReusedServer) -> Iterator[RemoteInfEngine]:
+    with a_chatting_engine(chatting_server) as engine:
+        yield engine
+
+
+class Agent:
+    """An agent that is an async function of an OpenAI client and the data."""
+
+    def __init__(self, play: Callable[[AsyncOpenAI, Any], Awaitable[Any]]) -> None:
+        self._play = play
+
+    async def run(self, data: Any, *, base_url: str, api_key: str, http_client: httpx.AsyncClient) -> Any:
+        async with a_client(base_url, api_key, http_client) as client:
+            return await self._play(client, data)
+
+
+def a_client(base_url: str, api_key: str, http_client: Any = None) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url=base_url, api_key=api_key, http_client=http_client, max_retries=0)
+
+
+async def play_on(
+    engine: RemoteInfEngine,
+    act: Callable[[str, str], Awaitable[Any]],
+    listening: Listening = Listening(),  # noqa: B008 - it is frozen
+) -> tuple[Any, Any]:
+    """Play *act* with base URL and key of a session; return what it does, and what is recorded."""
+    gateway = await gateway_of(listening)
+    scope = Scope(engine)
+    async with gateway.session(scope) as (base_url, api_key):
+        return await act(base_url, api_key), scope.recording
+
+
+def test_an_agents_episode_is_a_trajectory_of_what_the_server_sampled(
+    make_executor: MakeExecutor, chatting_server: ReusedServer, engine: RemoteInfEngine
+) -> None:
+    async def play(client: AsyncOpenAI, data: Any) -> float:
+        await converse(client, 3, begin=data)
+        return 0.5
+
+    executor = make_executor(engine)
+    (trajectory,) = executor.rollout_batch(["hello"], Agent(play))
+    assert trajectory is not None
+    assert trajectory["rewards"].tolist() == [0.5]
+    check_trajectory(trajectory, chatting_server.log())
+
+
+def test_rewards_may_be_given_to_calls_with_a_discount(
+    make_executor: MakeExecutor, engine: RemoteInfEngine
+) -> None:
+    ids = []
+
+    async def play(client: AsyncOpenAI, data: Any) -> dict[str, float]:
+        ids.extend([(await ask(client, [user(question)])).id for question in ("one", "two")])
+        return {ids[0]: 1.0, ids[1]: 4.0}
+
+    executor = make_executor(engine)
+    (trajectory,) = executor.rollout_batch(["hello"], AgentWorkflow(Agent(play), discount=0.5))
+    assert trajectory is not None
+    assert trajectory["rewards"].tolist() == [3.0, 4.0]
+
+
+def test_none_rejects(make_executor: MakeExecutor, engine: RemoteInfEngine) -> None:
+    async def play(client: AsyncOpenAI, data: Any) -> None:
+        await ask(client, [user("hello")])
+
+    executor = make_executor(engine)
+    executor.submit("hello", Agent(play))
+    (outcome,) = executor.wait_outcomes(1, 20)
+    assert outcome.status == "rejected"
+
+
+@pytest.mark.parametrize(
+    ("reward", "words"),
+    [("good", "reward='good' is not a number"), ({"chatcmpl-1": 1.0}, "chatcmpl-1")],
+    ids=["a text", "an unknown call"],
+)
+def test_what_is_no_reward_fails_the_episode_with_the_reason(
+    make_executor: MakeExecutor, engine: RemoteInfEngine, reward: Any, words: str
+) -> None:
+    async def play(client: AsyncOpenAI, data: Any) -> Any:
+        await ask(client, [user("hello")])
+        return reward
+
+    executor = make_executor(engine)
+    executor.submit("hello", Agent(play))
+    (outcome,) = executor.wait_outcomes(1, 20)
+    assert outcome.status == "failed"
+    assert words in str(outcome.error)
+
+
+def test_an_agent_that_made_no_call_fails_with_the_reason(
+    make_executor: MakeExecutor, engine: RemoteInfEngine
+) -> None:
+    async def play(client: AsyncOpenAI, data: Any) -> float:
+        return 1.0
+
+    executor = make_executor(engine)
+    executor.submit("hello", Agent(play))
+    (outcome,) = executor.wait_outcomes(1, 20)
+    assert "return None to reject" in str(outcome.error)
+
+
+def test_an_agent_may_be_given_as_a_class_or_by_name(
+    make_executor: MakeExecutor, engine: RemoteInfEngine
+) -> None:
+    executor = make_executor(engine)
+    for agent in (Greeting, "test_agent_gateway:Greeting", Greeting()):
+        (trajectory,) = executor.rollout_batch(["hello"], agent)
+        assert trajectory is not None
+        assert trajectory["rewards"].tolist() == [1.0]
+
+
+class Greeting:
+    """An agent of one call."""
+
+    async def run(self, data: Any, *, base_url: str, api_key: str, http_client: httpx.AsyncClient) -> float:
+        await ask(a_client(base_url, api_key, http_client), [user(data)])
+        return 1.0
+
+
+class Odd:
+    """No agent: its run takes other arguments."""
+
+    def run(self) -> None: ...
+
+
+@pytest.mark.parametrize("agent", [Odd(), Odd, object()], ids=["other arguments", "a class", "no run"])
+def test_what_is_no_agent_is_refused_at_submit(
+    make_executor: MakeExecutor, engine: RemoteInfEngine, agent: Any
+) -> None:
+    with pytest.raises(TypeError, match="arun_episode"):
+        make_executor(engine).submit("hello", agent)
+
+
+def test_what_is_no_agent_makes_no_workflow() -> None:
+    with pytest.raises(TypeError, match=r"has no run\(data"):
+        AgentWorkflow(Odd())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="discount=2"):
+        AgentWorkflow(Greeting(), discount=2.0)
+    with pytest.raises(ValueError, match="port=-1"):
+        AgentWorkflow(Greeting(), port=-1)
+
+
+# -- the door
+
+
+def test_a_stream_says_what_a_whole_reply_does(make_runner: MakeRunner, engine: RemoteInfEngine) -> None:
+    async def act(base_url: str, api_key: str) -> Any:
+        async with a_client(base_url, api_key) as client:
+            whole = await ask(client, [user("twice")])
+            chunks = await ask_streamed(client, [user("twice")], stream_options={"include_usage": True})
+        assert text_of(chunks) == whole.choices[0].message.content
+        assert chunks[-1].usage == whole.usage
+        return len([chunk for chunk in chunks if chunk.choices and chunk.choices[0].delta.content])
+
+    pieces, recording = make_runner().run(play_on, engine, act)
+    assert pieces > 1
+    assert recording.calls[0].output_tokens == recording.calls[1].output_tokens
+
+
+def test_a_key_opens_only_its_own_session_and_only_while_it_lasts(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def refused(base_url: str, api_key: str) -> None:
+        async with a_client(base_url, api_key) as client:
+            with pytest.raises(openai.AuthenticationError, match="no session with this key"):
+                await ask(client, [user("let me in")])
+            with pytest.raises(openai.AuthenticationError):
+                await client.models.list()
+
+    async def main() -> None:
+        gateway = await gateway_of(Listening())
+        async with gateway.session(Scope(engine)) as (base_url, api_key):
+            async with gateway.session(Scope(engine)) as (other_url, other_key):
+                for url, key in (
+                    (base_url, other_key),
+                    (other_url, api_key),
+                    (base_url, "x"),
+                ):
+                    await refused(url, key)
+            await refused(other_url, other_key)
+            async with a_client(base_url, api_key) as client:
+                assert [model.id async for model in client.models.list()] == ["policy"]
+        await refused(base_url, api_key)
+        assert not gateway._sessions
+
+    make_runner().run(main)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("POST", "/chat/completions", b"{", 400),
+        ("POST", "/chat/completions", b'{"messages": []}', 400),
+        ("POST", "/chat/completions", b'{"messages": [{"role": "user", "content": "hello"}], "n": 3}', 400),
+        ("GET", "/chat/completions", b"", 405),
+        ("POST", "/embeddings", b"{}", 404),
+    ],
+    ids=["no JSON", "no messages", "three choices", "GET", "embeddings"],
+)
+def test_what_is_no_call_is_refused(
+    make_runner: MakeRunner, engine: RemoteInfEngine, method: str, path: str, body: bytes, status: int
+) -> None:
+    async def act(base_url: str, api_key: str) -> int:
+        session = await workflow_context.get_aiohttp_session()
+        headers = {"Authorization": f"Bearer {api_key}"}
+        async with session.request(method, f"{base_url}{path}", data=body, headers=headers) as reply:
+            return reply.status
+
+    told, recording = make_runner().run(play_on, engine, act)
+    assert told == status
+    assert recording.calls == ()
+
+
+def test_it_listens_on_loopback_unless_told_otherwise(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def where(listening: Listening) -> tuple[Any, str]:
+        gateway = await gateway_of(listening)
+        async with gateway.session(Scope(engine)) as (base_url, _):
+            return addresses(gateway), base_url
+
+    runner = make_runner()
+    bound, base_url = runner.run(where, Listening())
+    assert [host for host, _ in bound] == ["127.0.0.1"]
+    assert base_url.startswith(f"http://127.0.0.1:{bound[0][1]}/sessions/")
+    bound, base_url = runner.run(where, Listening("0.0.0.0", url="http://trainer:1234/"))
+    assert [host for host, _ in bound] == ["0.0.0.0"]
+    assert base_url.startswith("http://trainer:1234/sessions/")
+
+
+def addresses(gateway: Gateway) -> Any:
+    assert gateway._runner is not None
+    return gateway._runner.addresses
+
+
+def test_all_episodes_of_a_loop_share_a_gateway_that_ends_with_it(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def several() -> Gateway:
+        gateways = await asyncio.gather(*(gateway_of(Listening()) for _ in range(5)))
+        assert len(set(gateways)) == 1
+        return gateways[0]
+
+    runner = make_runner()
+    gateway = runner.run(several)
+    (_, port), *_ = addresses(gateway)
+    runner.destroy()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/")
+
+
+def test_a_port_that_is_taken_fails_the_episode_and_the_next_one_tries_again(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def main() -> None:
+        first = await gateway_of(Listening())
+        (_, port), *_ = addresses(first)
+        for _ in range(2):
+            with pytest.raises(OSError, match="address already in use"):
+                await gateway_of(Listening(port=port))
+        await first.close()
+        await gateway_of(Listening(port=port))
+
+    make_runner().run(main)
+
+
+# -- the end of a session
+
+
+def test_what_an_agent_leaves_running_ends_with_its_session(
+    make_runner: MakeRunner, chatting_server: ReusedServer, engine: RemoteInfEngine
+) -> None:
+    async def act(base_url: str, api_key: str) -> Any:
+        client = a_client(base_url, api_key)
+        whole = asyncio.create_task(ask(client, [user("whole")], **FOR_EVER))
+        stream = asyncio.create_task(ask_streamed(client, [user("stream")], **FOR_EVER))
+        await asyncio.to_thread(chatting_server.stats, in_flight=2)
+        return client, whole, stream
+
+    async def main() -> None:
+        (client, whole, stream), recording = await play_on(engine, act)
+        await until_idle(chatting_server)
+        with pytest.raises(openai.APIStatusError, match="the session has ended"):
+            await whole
+        with pytest.raises((openai.APIError, httpx2.HTTPError)):  # and no end that looks like one
+            await stream
+        await client.close()
+        assert recording.calls == ()
+
+    make_runner().run(main)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed_out"])
+def test_an_episode_that_is_ended_ends_its_generations(
+    make_executor: MakeExecutor, chatting_server: ReusedServer, engine: RemoteInfEngine, how: str
+) -> None:
+    async def play(client: AsyncOpenAI, data: Any) -> float:
+        await asyncio.gather(*(ask(client, [user(f"call {number}")], **FOR_EVER) for number in range(3)))
+        return 1.0
+
+    timeout = 1.0 if how == "timed_out" else None
+    executor = make_executor(engine, episode_timeout=timeout)
+    task_id = executor.submit("hello", Agent(play))
+    chatting_server.stats(in_flight=3)
+    if how == "cancelled":
+        assert executor.cancel(task_id)
+    (outcome,) = executor.wait_outcomes(1, 20)
+    assert outcome.status == how
+    executor.runner.run(until_idle, chatting_server)
+
+
+def test_an_agent_that_hangs_up_ends_its_call(
+    make_runner: MakeRunner, chatting_server: ReusedServer, engine: RemoteInfEngine
+) -> None:
+    async def act(base_url: str, api_key: str) -> None:
+        for begin in (ask, ask_streamed):
+            async with a_client(base_url, api_key) as client:
+                call = asyncio.create_task(begin(client, [user("for ever")], **FOR_EVER))
+                await asyncio.to_thread(chatting_server.stats, in_flight=1)
+                call.cancel()
+                await asyncio.wait((call,))
+            await until_idle(chatting_server)
+
+    _, recording = make_runner().run(play_on, engine, act)
+    assert recording.calls == ()
+
+
+AGENTS = """
+import asyncio, json, sys
+from openai import AsyncOpenAI
+
+async def play(client, number):
+    messages = [{"role": "user", "content": f"agent {number}"}]
+    while True:
+        completion = await client.chat.completions.create(model="policy", messages=messages, max_tokens=40)
+        messages += [completion.choices[0].message, {"role": "user", "content": "more"}]
+        if number % 3 == 0:
+            stream = await client.chat.completions.create(
+                model="policy", messages=messages, max_tokens=40, stream=True
+            )
+            async for chunk in stream:
+                pass
+
+async def main():
+    endpoints = json.loads(sys.stdin.readline())
+    clients = [AsyncOpenAI(base_url=url, api_key=key, max_retries=0) for url, key in endpoints]
+    await asyncio.gather(*(play(client, number) for number, client in enumerate(clients)))
+
+asyncio.run(main())
+"""
+
+
+def test_agents_that_are_killed_leave_no_session_generation_or_descriptor(
+    make_executor: MakeExecutor,
+    start_script: StartScript,
+    chatting_server: ReusedServer,
+    engine: RemoteInfEngine,
+) -> None:
+    endpoints: asyncio.Queue[tuple[str, str]] = asyncio.Queue()
+    over = asyncio.Event()
+
+    class Elsewhere:
+        async def run(self, data: Any, *, base_url: str, api_key: str, http_client: Any) -> None:
+            endpoints.put_nowait((base_url, api_key))
+            await over.wait()
+
+    async def some(count: int) -> list[tuple[str, str]]:
+        return [await endpoints.get() for _ in range(count)]
+
+    async def sessions_when_quiet() -> int:
+        gateway = await gateway_of(Listening())
+        await until_idle(chatting_server)
+        assert gateway._runner is not None
+        assert gateway._runner.server is not None
+        server = gateway._runner.server
+        async with asyncio.timeout(20):
+            while server.connections:
+                await asyncio.to_thread(chatting_server.stats)
+        return len(gateway._sessions)
+
+    executor = make_executor(engine, consumer_batch_size=24)
+    for _ in range(24):
+        executor.submit("hello", Elsewhere())
+    given = executor.runner.run(some, 24)
+    port = int(chatting_server.addr.rpartition(":")[2])
+    before = descriptors(but_to=port)
+    for times in range(2):
+        child = start_script(AGENTS, flags=())
+        assert child.stdin is not None
+        child.stdin.write(json.dumps(given) + "\n")
+        child.stdin.flush()
+        chatting_server.stats(generations=60 * (times + 1))
+        child.kill()
+        child.communicate()
+        assert executor.runner.run(sessions_when_quiet) == 24
+    assert descriptors(but_to=port) <= before
+    executor.runner.run(set_event, over)
+    assert {one.status for one in executor.wait_outcomes(24, 20)} == {"rejected"}
+    assert executor.runner.run(sessions_when_quiet) == 0
+
+
+async def set_event(event: asyncio.Event) -> None:
+    event.set()
+
+
+def descriptors(but_to: int) -> int:
+    """Count this process's descriptors, but for connections to a port: the pool keeps those."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    pooled = {f"socket:[{one[9]}]" for one in sockets if int(one[2].partition(":")[2], 16) == but_to}
+    return len([fd for fd in Path("/proc/self/fd").iterdir() if _target(fd) not in pooled])
+
+
+def _target(fd: Path) -> str:
+    try:
+        return str(fd.readlink())
+    except FileNotFoundError:  # the one that lists them
+        return ""
+
+
+def test_no_key_is_told_to_anybody(
+    make_executor: MakeExecutor, engine: RemoteInfEngine, log_lines: LogLines
+) -> None:
+    keys = []
+
+    class Failing:
+        async def run(self, data: Any, *, base_url: str, api_key: str, http_client: Any) -> float:
+            keys.append(api_key)
+            async with a_client(base_url, api_key, http_client) as client:
+                await ask(client, [user("hello")], n=2)
+            return 1.0
+
+    executor = make_executor(engine)
+    executor.submit("hello", Failing())
+    (outcome,) = executor.wait_outcomes(1, 20)
+    assert outcome.error is not None
+    said = f"{outcome.error!r} {outcome!r} {log_lines}"
+    assert keys[0] not in said
+    assert not re.search(r"sk-[\w-]{20}", said)
+
+
+def test_an_agent_of_a_framework_runs_as_it_is(
+    make_executor: MakeExecutor, chatting_server: ReusedServer, engine: RemoteInfEngine
+) -> None:
+    from pydantic_ai import Agent as FrameworkAgent
+    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.providers.openai import OpenAIProvider
+
+    class Assistant:
+        async def run(self, data: Any, *, base_url: str, api_key: str, http_client: Any) -> float:
+            async with a_client(base_url, api_key) as client:
+                model = OpenAIChatModel("policy", provider=OpenAIProvider(openai_client=client))
+                agent = FrameworkAgent(model, system_prompt="Be brief.")
+
+                @agent.tool_plain
+                def note(text: str = "") -> str:
+                    """Note something."""
+                    return "noted"
+
+                first = await agent.run(data)
+                second = await agent.run("and then?", message_history=first.all_messages())
+                assert second.output
+            return 1.0
+
+    executor = make_executor(engine)
+    (trajectory,) = executor.rollout_batch(["hello"], Assistant())
+    assert trajectory is not None
+    assert len(trajectory["input_ids"]) == 1
+    check_trajectory(trajectory, chatting_server.log())
