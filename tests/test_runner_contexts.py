@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import logging
+import weakref
 from typing import Any
 
 import pytest
@@ -134,3 +136,26 @@ def test_what_the_library_does_for_a_task_runs_in_no_tasks_context(make_runner: 
     finally:
         logger.removeHandler(handler)
     assert handler.seen == ["none", "none"]
+
+
+class Thing:
+    """What a context may hold."""
+
+
+thing = contextvars.ContextVar[Thing]("thing")
+
+
+def test_a_deadline_far_off_keeps_no_ended_tasks_context(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+    # A loop drops timers that were cancelled when nothing is due before them.
+    runner.with_options(task_timeout=1800.0).submit(asyncio.sleep, 60)
+    held = Thing()
+    gone = weakref.ref(held)
+    context = contextvars.copy_context()
+    context.run(thing.set, held)
+    context.run(runner.with_options(task_timeout=3600.0).submit, give, 1)
+    assert runner.wait(1, timeout=10) == [1]
+    turn_loop(runner)
+    del context, held
+    gc.collect()
+    assert gone() is None
