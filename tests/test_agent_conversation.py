@@ -366,10 +366,20 @@ class Odd(SmallTokenizer):
     [{"end": "\n"}, {"prompt": ASSISTANT + "<think>\n"}, {"wants_user_last": True}],
     ids=["no-eos", "other-prompt", "user-last"],
 )
-def test_where_the_end_of_a_reply_cannot_be_found_all_is_tokenized(odd: dict[str, Any]) -> None:
+@pytest.mark.parametrize("told", [said("hi you"), calling()], ids=["text", "call"])
+def test_where_the_end_of_a_reply_cannot_be_found_all_is_tokenized(
+    odd: dict[str, Any], told: dict[str, Any]
+) -> None:
     talk = Talk(Odd(**odd))
-    talk.reply(HELLO, told=said("hi you"), tokens=sampled("hi you"))
-    assert talk.prompt(HELLO, said("hi you"), MORE) == talk.whole(HELLO, said("hi you"), MORE)
+    talk.reply(HELLO, told=told, tokens=sampled("hi you"))
+    assert talk.prompt(HELLO, told, MORE) == talk.whole(HELLO, told, MORE)
+
+
+def test_a_reply_may_write_out_the_end_token() -> None:
+    talk = Talk()
+    text = "it ends with <|im_end|>, you know"
+    first = talk.reply(HELLO, told=said(text), tokens=sampled(text))
+    assert talk.prompt(HELLO, said(text), MORE) == first + talk.after("\n" + turn("user", "and more"))
 
 
 def test_a_template_may_put_blanks_where_the_model_did_not() -> None:

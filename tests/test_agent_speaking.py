@@ -57,6 +57,7 @@ def test_what_stands_before_an_unfinished_character_is_said() -> None:
 
 def test_what_may_become_a_stop_string_waits() -> None:
     assert heard(sampled("aSTSTOPb"), ["STOP"]) == ["a", "", "", "ST", "", "", "", "", "", ""]
+    assert heard(sampled("aaaab"), ["aab"]) == ["", "", "a", "a", "", "", ""]
     assert heard(sampled("STx"), ["STOP"])[:3] == ["", "", "STx"]
     assert heard(sampled("ST"), ["STOP"])[-1] == "ST"
 
@@ -209,7 +210,23 @@ FRAGMENTS = [
 ]
 TEXTS = some.lists(some.sampled_from(FRAGMENTS).map(str.encode) | some.binary(max_size=3)).map(b"".join)
 STOPS = some.lists(
-    some.sampled_from(["STOP", "ST", "TOP", "b", "é", "好", "a ", "\n\n", "tool", "p<", "S<tool_call>{"])
+    some.sampled_from(
+        [
+            "STOP",
+            "ST",
+            "aab",
+            "ST\n\ufffd",
+            "TOP",
+            "b",
+            "é",
+            "好",
+            "a ",
+            "\n\n",
+            "tool",
+            "p<",
+            "S<tool_call>{",
+        ]
+    )
 )
 CUTS = some.lists(some.integers(0, 300), max_size=40)
 

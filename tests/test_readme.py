@@ -18,10 +18,10 @@ MAKEFILE = (ROOT / "Makefile").read_text()
 # Code, and what it prints.
 BLOCKS = re.findall(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
-# The README says that tasks without a value are logged; the second program has two.
+# The README says that tasks without a value are logged; the last program has two.
 FAILED = r"task_failed task=2 nap .*\nTraceback \(most recent call last\):\n(?:  .*\n)+ValueError: .*\n"
 TIMED_OUT = r"task_timed_out task=3 nap .*\n"
-LOGGED = ["", FAILED + TIMED_OUT]
+LOGGED = ["", "", FAILED + TIMED_OUT]
 
 
 def test_all_code_in_the_readme_says_what_it_prints() -> None:
