@@ -29,9 +29,10 @@ check: lint examples
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
-	$(PY) -m mypy areal_core tests $(wildcard examples benchmarks)
+	$(PY) -m mypy --exclude examples/train_agent/ areal_core tests $(wildcard examples benchmarks)
+	MYPYPATH=examples/train_reversal $(PY) -m mypy examples/train_agent  # apart: of __main__ there is but one
 
-# Not train_reversal, which has a make target of its own, demo, and is run by tests/test_examples.py.
+# Not those that train, train_reversal and train_agent, which tests/test_examples.py runs.
 examples: $(VENV)/.installed-dev
 	set -e; for example in $(EXAMPLES); do echo "# $$example"; $(PY) -X dev -W error $$example; done
 

@@ -47,10 +47,21 @@ def frequencies(tokens: list[int], count: int, **sampling: Any) -> dict[int, flo
 # The transformer
 
 
-def test_it_has_31_360_parameters_and_computes_in_32_bits() -> None:
-    assert sum(array.size for array in PARAMETERS.values()) == 31_360
+def test_it_has_32_384_parameters_and_computes_in_32_bits() -> None:
+    assert sum(array.size for array in PARAMETERS.values()) == 32_384
     activations = policy.run(PARAMETERS, np.zeros((2, 5), np.int64))
     assert {one.dtype for one in (*activations, *PARAMETERS.values())} == {np.dtype(np.float32)}
+
+
+def test_a_seed_draws_what_it_drew_when_there_were_16_places() -> None:
+    draw = np.random.default_rng(7)
+    shapes = {**policy.SHAPES, "position": (16, 64)}
+    drawn = {name: draw.standard_normal(shape) for name, shape in shapes.items()}
+    others = draw.standard_normal((policy.PLACES - 16, 64))
+    drawn["position"] = np.concatenate([drawn["position"], others])
+    for name, array in policy.initial(7).items():
+        assert array.shape == policy.SHAPES[name]
+        assert np.corrcoef(array.ravel(), drawn[name].ravel())[0, 1] == pytest.approx(1, abs=1e-6)
 
 
 @given(st.lists(st.integers(0, policy.END), min_size=1, max_size=9), st.integers(0, policy.END))
@@ -137,7 +148,7 @@ def test_the_end_is_not_drawn_where_it_may_not_be() -> None:
 def test_a_generation_resumed_from_its_first_tokens_goes_on_as_it_would_have(server: EmbeddedServer) -> None:
     digits = "0123456789abcdef" * 2
     for temperature in (0, 1):
-        params = {"temperature": temperature, "max_new_tokens": 9}
+        params = {"temperature": temperature}  # as many tokens as there is room for
         body = {"return_logprob": True, "sampling_params": params}
         for request in range(10):
             rid = f"r-{request}"
@@ -162,7 +173,7 @@ def test_a_reply_has_the_log_probabilities_of_the_policy_itself(server: Embedded
         prefix.append(token)
     # It ends where there is no more room, though 128 tokens were asked for.
     assert len(policy.place(prefix)) == policy.PLACES
-    assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 9}
+    assert reply["meta_info"]["finish_reason"] == {"type": "length", "length": 25}
     full = generate(server, input_ids=prefix)
     assert (full["output_ids"], full["meta_info"]["finish_reason"]["type"]) == ([], "length")
 
@@ -213,7 +224,7 @@ def test_weights_too_large_to_compute_with_fail_each_request_in_the_words_of_its
             f"sampling_params.temperature=1{'0' * 17}...{'0' * 19} is not in 0..1e+09",
         ),
         ({"input_ids": [13]}, "the policy has tokens 0..12; the prompt has 13"),
-        ({"input_ids": [1] * 17}, "the policy has room for 16 tokens; the prompt has 17"),
+        ({"input_ids": [1] * 33}, "the policy has room for 32 tokens; the prompt has 33"),
     ],
 )
 def test_what_it_cannot_read_is_refused(server: EmbeddedServer, body: Any, problem: str) -> None:

@@ -177,9 +177,23 @@ def test_the_demo_refuses_a_picture_it_could_not_write_before_it_trains(
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize("where", ["here", "in a program"])
+def test_an_agent_is_trained_on_what_the_server_sampled_and_on_nothing_else(
+    run_script: RunScript, where: str
+) -> None:
+    agent = [str(EXAMPLES / "train_agent"), "--quick", *(["--program"] if where == "in a program" else [])]
+    done = run_script(ON_THE_LOOP, *agent, timeout=180.0, flags=("-W", "error"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "384 episodes in " in done.stdout
+    assert done.stdout.endswith("384 rows compared with the server's log, 0 of them wrong\n")
+
+
+@pytest.mark.any_loop
 def test_every_example_is_tested_here() -> None:
     tested = re.findall(r'"(\w+\.py)"', Path(__file__).read_text())
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(tested)
+    trained = re.findall(r'EXAMPLES / "(\w+)"', Path(__file__).read_text())
+    assert {path.parent.name for path in EXAMPLES.glob("*/__main__.py")} == set(trained)
 
 
 def _table(output: str) -> dict[str, int]:

@@ -56,7 +56,6 @@ class HermesParser:
     """
 
     opening = "<tool_call>"
-    _blank = re.compile(r"\s*")
     _closing = re.compile(r"\s*</tool_call>")
     _json = JSONDecoder()
 
@@ -73,8 +72,8 @@ class HermesParser:
 
     def _all(self, text: str) -> list[_Found]:
         found: list[_Found] = []
-        at = text.find(self.opening)
-        while at >= 0:
+        at, last = text.find(self.opening), text.rfind("</tool_call>")
+        while 0 <= at < last:
             one = self._at(text, at)
             if one is not None:
                 found.append(one)
@@ -83,16 +82,16 @@ class HermesParser:
 
     def _at(self, text: str, begin: int) -> _Found | None:
         """Return the call whose opening is at *begin*; None: it is none."""
-        blank = self._blank.match(text, begin + len(self.opening))
-        assert blank is not None
+        # A copy, as errors of json count all lines before them: of many openings that is quadratic.
+        rest = text[begin + len(self.opening) :].lstrip()
         try:
             # The end of the JSON, and no search: the closing may be written in an argument too.
-            _, end = self._json.raw_decode(text, blank.end())
+            _, end = self._json.raw_decode(rest)
         except (ValueError, RecursionError):
             return None
-        closing = self._closing.match(text, end)
-        call = closing and _call(text[blank.end() : end])
-        return _Found(begin, closing.end(), call) if closing and call else None
+        closing = self._closing.match(rest, end)
+        call = closing and _call(rest[:end])
+        return _Found(begin, len(text) - len(rest) + closing.end(), call) if closing and call else None
 
 
 def _call(document: str) -> NameAndArguments | None:

@@ -12,15 +12,19 @@ from areal_core.embedded._options import MODES
 
 __all__ = ["ChatTokenizer"]
 
-_END = "\x04"  # ASCII's "end of transmission"
+_UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 
 
 class ChatTokenizer:
-    """Writes chats for a server in the *mode* "text", "test" or "policy", as that writes them itself.
+    """Writes chats for a server in the *mode* "text", "test" or "policy".
 
-    In "text" and "test" a token is a byte; roles are written out, and tool calls as Hermes' models do. In
-    "policy" there are digits, "=", "_", and "." for the end; what is said stands there bare, and a tool call
-    is "_" and its arguments. Raises ValueError for another mode.
+    In "text" and "test" a token is a byte, and the end is the character 4. Messages are written as the
+    server itself writes chats, tools and tool calls as Hermes' models have them. In "policy" there are
+    digits, "=", "_" and, for the end, ".". What is said stands there bare; a reply ends with "."; a tool call
+    is "_" and the values of its arguments; and of tools nothing is written: the policy knows them by its
+    training.
+
+    Raises ValueError for another mode.
     """
 
     def __init__(self, mode: str = "text") -> None:
@@ -35,7 +39,7 @@ class ChatTokenizer:
     @property
     def eos_token_id(self) -> int:
         """Its token."""
-        return self.encode(self._words.end, add_special_tokens=False)[0]
+        return self._words.end_token
 
     def apply_chat_template(
         self,
@@ -46,7 +50,11 @@ class ChatTokenizer:
         add_generation_prompt: bool = False,
         **_: Any,
     ) -> str | list[int]:
-        """Return the text of *conversation*, or its tokens with *tokenize*."""
+        """Return the text of *conversation*, or its tokens with *tokenize*.
+
+        *conversation* and *tools* are in OpenAI's words; a call's arguments are a dict, or text where they
+        are no JSON object. Raises ValueError with *tokenize*, as `encode` does.
+        """
         text = self._words.chat(conversation, tools, reply_follows=add_generation_prompt)
         return self.encode(text, add_special_tokens=False) if tokenize else text
 
@@ -55,8 +63,8 @@ class ChatTokenizer:
         return self._words.encode(text)
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = False) -> str:
-        """Return the text of *token_ids*, without the end if special tokens are left out."""
-        end = self.eos_token_id
+        """Return the text of *token_ids*, without ends if *skip_special_tokens*; any ids have one."""
+        end = self._words.end_token
         return self._words.decode([one for one in token_ids if one != end or not skip_special_tokens])
 
 
@@ -64,6 +72,7 @@ class _Words(Protocol):
     """How one kind of model writes."""
 
     end: str
+    end_token: int
 
     def chat(
         self,
@@ -79,7 +88,8 @@ class _Words(Protocol):
 
 
 class _Letters:
-    end = _END
+    end_token = END_TOKEN
+    end = chr(END_TOKEN)
 
     def chat(
         self,
@@ -96,22 +106,30 @@ class _Letters:
         return list(text.encode("utf-8", "replace"))
 
     def decode(self, tokens: Sequence[int]) -> str:
-        return bytes(one if one < 256 else 0xFF for one in tokens).decode("utf-8", "replace")
+        # No UTF-8 has the byte FF: wherever it stands it becomes a replacement character, and nothing else.
+        return bytes(one if 0 <= one < 256 else 0xFF for one in tokens).decode("utf-8", "replace")
 
     def _turn(self, role: str, text: str) -> str:
         return f"<|{role}|>\n{text}{self.end}\n"
 
     def _said(self, message: Mapping[str, Any]) -> str:
-        calls = [json.dumps(dict(call["function"])) for call in message.get("tool_calls") or ()]
         said = [message["content"]] if message.get("content") else []
+        calls = [json.dumps(_call(one["function"])) for one in message.get("tool_calls") or ()]
         return "\n".join([*said, *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)])
 
 
-assert ord(_END) == END_TOKEN
+def _call(function: Mapping[str, Any]) -> dict[str, Any]:
+    return {"name": function["name"], "arguments": function["arguments"]}
 
 
 class _Digits:
     end = "."
+
+    def __init__(self) -> None:
+        from areal_core.embedded import policy  # NumPy: the other modes do without
+
+        self._policy = policy
+        self.end_token = policy.END
 
     def chat(
         self,
@@ -123,15 +141,21 @@ class _Digits:
         return "".join(map(self._turn, conversation))
 
     def encode(self, text: str) -> list[int]:
-        from areal_core.embedded import policy  # NumPy: the other modes do without
-
-        pieces = [policy.encode(piece) for piece in text.split(self.end)]
-        return [token for piece in pieces for token in (*piece, policy.END)][:-1]
+        try:
+            pieces = [self._policy.encode(piece) for piece in text.split(self.end)]
+        except ValueError:
+            raise ValueError(
+                f'the policy reads digits, "=" and "_", and "." for the end; {text[:60]!r} has others'
+            ) from None
+        return [token for piece in pieces for token in (*piece, self.end_token)][:-1]
 
     def decode(self, tokens: Sequence[int]) -> str:
-        from areal_core.embedded import policy
+        return "".join(map(self._letter, tokens))
 
-        return "".join(self.end if one == policy.END else policy.decode([one]) for one in tokens)
+    def _letter(self, token: int) -> str:
+        if token == self.end_token:
+            return self.end
+        return self._policy.decode([token]) if 0 <= token < self.end_token else _UNKNOWN
 
     def _turn(self, message: Mapping[str, Any]) -> str:
         said = message.get("content") or ""

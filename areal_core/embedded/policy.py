@@ -7,7 +7,7 @@ forward pass, and the file of weights. A trainer adds the backward pass, from th
 x = embedding[token] + position[place]
 x = x + softmax(causal(x Wq (x Wk)' / sqrt(64))) x Wv         one head, no output projection
 x = x + relu(x W1) W2                                         128 wide
-logits = x U                                                  no biases, no normalization: 31 360 numbers
+logits = x U                                                  no biases, no normalization: 32 384 numbers
 ```
 
 A prompt is digits and a separator, ``31415=``. Tokens are placed so that the first separator is at place
@@ -34,11 +34,13 @@ Tokens: TypeAlias = NDArray[np.int64]
 Parameters: TypeAlias = Mapping[str, Floats]
 
 PAD, SEPARATOR, END = 10, 11, 12
-PLACES = 16
+PLACES = 32
 """The most tokens, padding included."""
 _SEPARATOR_PLACE = 6
 _TEXT = "0123456789_="
 _WIDTH, _HIDDEN = 64, 128
+# Places that were added later are drawn last: the other numbers of a seed stay what they were.
+_FIRST_PLACES = 16
 
 SHAPES: Mapping[str, tuple[int, int]] = {
     "embedding": (END + 1, _WIDTH),
@@ -82,10 +84,16 @@ class Activations(NamedTuple):
 def initial(seed: int = 0) -> dict[str, Floats]:
     """Return parameters that know nothing yet."""
     draw = np.random.default_rng(seed)
-    return {
-        name: (draw.standard_normal(shape) * _SCALES.get(name, shape[0] ** -0.5)).astype(np.float32)
-        for name, shape in SHAPES.items()
+    shapes = {**SHAPES, "position": (_FIRST_PLACES, _WIDTH)}
+    parameters = {
+        name: _drawn(draw, shape, _SCALES.get(name, shape[0] ** -0.5)) for name, shape in shapes.items()
     }
+    others = _drawn(draw, (PLACES - _FIRST_PLACES, _WIDTH), _SCALES["position"])
+    return {**parameters, "position": np.concatenate([parameters["position"], others])}
+
+
+def _drawn(draw: np.random.Generator, shape: tuple[int, int], scale: float) -> Floats:
+    return (draw.standard_normal(shape) * scale).astype(np.float32)
 
 
 def encode(text: str) -> list[int]:
