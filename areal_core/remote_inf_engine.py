@@ -59,8 +59,8 @@ class RemoteInfEngine:
             backend = backend_named(backend)
         elif not isinstance(backend, Backend):
             raise TypeError(f"backend={backend!r} is not a Backend; pass one, or the name of a dialect")
-        if chat is not None and not hasattr(chat, "gconfig"):
-            raise TypeError(f"chat={chat!r} is not a ChatFormat; give ChatFormat(tokenizer), or None")
+        if chat is not None:
+            _check_chat(chat)
         self._config = config
         self._backend = backend
         self.chat = chat
@@ -285,6 +285,13 @@ class RemoteInfEngine:
         if state is None or not state.is_set_up:
             raise EngineStoppedError("the engine does not run; initialize() starts it")
         return state
+
+
+def _check_chat(chat: object) -> None:
+    from areal_core._agents.chat_format import ChatFormat  # not before somebody has one
+
+    if not isinstance(chat, ChatFormat):
+        raise TypeError(f"chat={chat!r} is not a ChatFormat; give ChatFormat(tokenizer), or None")
 
 
 def _refuse_on_loop(method: str) -> None:

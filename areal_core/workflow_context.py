@@ -13,13 +13,14 @@ client is recorded: `recorded`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from areal_core._agents import scope
+from areal_core._checks import check_text
 from areal_core._http import clients
 from areal_core._http.clients import HttpClientManager, configure_http
 from areal_core._http.config import HttpConfig
@@ -124,15 +125,18 @@ async def get_openai_client(
 
     It asks the engine of the episode it is used in: without a socket, with the engine's routing, retries,
     interruption and versions. With a *base_url* it asks the server there, through the loop's pool, with
-    *api_key*, None for none; inside an episode what that answers is recorded too, for which it has to say its
-    token ids (``return_token_ids``), unless *record* is False, as for a judge.
+    *api_key*; inside an episode what that answers is recorded too, for which it has to say its token ids
+    (``return_token_ids``). With *record* False nothing is recorded, nor asked for: for a judge, be it the
+    model itself. A stream that is left before its end is not recorded.
 
     Its own retries are off. Closing it does nothing; it is closed with the loop. Needs the extra ``openai``.
     Raises ModuleNotFoundError without that, RuntimeError without a *base_url* where the engine has no chat
     format, ValueError for an *api_key* without a *base_url*, and like `get_aiohttp_session`.
     """
-    if base_url is None and (api_key is not None or not record):
-        raise ValueError("api_key and record are for another server; give its base_url, or neither of them")
+    if base_url is not None:
+        check_text("base_url", base_url)
+    elif api_key is not None:
+        raise ValueError("api_key is for another server; give its base_url, or no api_key")
     try:
         await import_off_loop("openai")
     except ModuleNotFoundError as error:
@@ -142,9 +146,9 @@ async def get_openai_client(
     here = scope.current.get()
     if base_url is None and here is not None:
         here.check_chat()
-    from areal_core._agents.clients import Wanted, agent_clients
+    from areal_core._agents.clients import agent_clients
 
-    return (await agent_clients()).sdk(Wanted(base_url, api_key, record))
+    return (await agent_clients()).sdk(base_url, api_key, record)
 
 
 def recorded() -> Recording:
@@ -158,12 +162,17 @@ def recorded() -> Recording:
     return here.recording
 
 
-@contextmanager
-def record(engine: InferenceEngine) -> Iterator[Recording]:
-    """Record the chat completions of the block, as in an episode with *engine*; what it starts included."""
+@asynccontextmanager
+async def record(engine: InferenceEngine) -> AsyncIterator[Recording]:
+    """Record the chat completions of the block, as in an episode with *engine*; what it starts included.
+
+    In an episode it takes them out of that: for an opponent, or another part that is trained apart. Calls
+    that are under way at its end are ended.
+    """
     here = scope.Scope(engine)
     token = scope.current.set(here)
     try:
         yield here.recording
     finally:
         scope.current.reset(token)
+        await here.end()

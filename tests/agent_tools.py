@@ -90,7 +90,7 @@ def in_an_episode(engine: Any, act: Act) -> Callable[[], Awaitable[tuple[Any, Re
     """Return a coroutine function that plays *act* as if in an episode, and returns what is recorded."""
 
     async def play() -> tuple[Any, Recording]:
-        with workflow_context.record(engine) as recording:
+        async with workflow_context.record(engine) as recording:
             client = await workflow_context.get_openai_client()
             return await act(client), recording
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -13,6 +14,7 @@ from openai import AsyncOpenAI
 
 from agent_tools import (
     NOTE,
+    SHORT,
     TOKENIZER,
     Act,
     SpacesCall,
@@ -29,7 +31,9 @@ from agent_tools import (
     user,
 )
 from areal_core import workflow_context
-from areal_core.embedded import logprob_of, token_of
+from areal_core._agents.request import read_order
+from areal_core.agents import ChatFormat
+from areal_core.embedded import ChatTokenizer, logprob_of, token_of
 from areal_core.remote_inf_engine import RemoteInfEngine
 from areal_core.types import GenerationHyperparameters, InferenceEngine, RolloutWorkflow
 from conftest import MakeExecutor, MakeRunner
@@ -278,17 +282,22 @@ class Batches:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"n": 2}, "`n`|n"),
-        ({"presence_penalty": 0.5}, "presence_penalty .* cannot be honoured"),
-        ({"logit_bias": {"5": 1}}, "logit_bias .* cannot be honoured"),
-        ({"response_format": {"type": "json_object"}}, "response_format .* cannot be honoured"),
-        ({"tools": [NOTE], "tool_choice": "required"}, "tool_choice .* cannot be honoured"),
+        ({"n": 2}, "Invalid enum value 2"),
+        ({"presence_penalty": 0.5}, "presence_penalty=0.5 cannot be honoured"),
+        ({"logit_bias": {"5": 1}}, "logit_bias=.* cannot be honoured"),
+        ({"response_format": {"type": "json_object"}}, "response_format=.* cannot be honoured"),
+        ({"tools": [NOTE], "tool_choice": "required"}, "tool_choice=.*advisory=True"),
+        ({"extra_body": {"min_p": 0.1}}, "min_p=0.1 cannot be honoured"),
+        ({"extra_body": {"repetition_penalty": 1.1}}, "repetition_penalty=1.1 cannot"),
+        ({"extra_body": {"guided_json": {"a": 1}}}, "guided_json=.* cannot be honoured"),
+        ({"extra_body": {"continue_final_message": True}}, "continue_final_message"),
+        ({"extra_body": {"chat_template_kwargs": {"chat_template": "{{ 1 }}"}}}, "chat_template_kwargs="),
         ({"temperature": -1}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"top_p": 0}, "top_p"),
         ({"extra_body": {"min_tokens": 50}, "max_tokens": 5}, "min_new_tokens=50 is more than"),
     ],
-    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+    ids=lambda value: next(iter(value.get("extra_body") or value)) if isinstance(value, dict) else "",
 )
 def test_what_cannot_be_done_is_refused_and_not_ignored(
     make_runner: MakeRunner, engine: RemoteInfEngine, options: dict[str, Any], words: str
@@ -302,15 +311,19 @@ def test_what_cannot_be_done_is_refused_and_not_ignored(
 
 
 @pytest.mark.parametrize(
-    "messages",
-    [[], [{"content": "no role"}], [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]],
+    ("messages", "words"),
+    [
+        ([], "length >= 1"),
+        ([{"content": "no role"}], "has no role"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "only text"),
+    ],
     ids=["none", "no role", "a picture"],
 )
 def test_messages_that_cannot_be_written_are_refused(
-    make_runner: MakeRunner, engine: RemoteInfEngine, messages: Any
+    make_runner: MakeRunner, engine: RemoteInfEngine, messages: Any, words: str
 ) -> None:
     async def act(client: AsyncOpenAI) -> Any:
-        with pytest.raises(openai.BadRequestError):
+        with pytest.raises(openai.BadRequestError, match=words):
             await ask(client, messages)
 
     make_runner().run(in_an_episode(engine, act))
@@ -363,7 +376,7 @@ def test_what_the_servers_refuse_is_what_the_agent_hears(
     async def act(client: AsyncOpenAI) -> Any:
         with pytest.raises(openai.BadRequestError, match="answered POST /generate with 400"):
             await ask(client, [user("x" * 140_000)])
-        with pytest.raises(openai.APIError, match="answered POST /generate with 400"):
+        with pytest.raises(openai.BadRequestError, match="answered POST /generate with 400"):
             await ask_streamed(client, [user("x" * 140_000)])
 
     make_runner().run(in_an_episode(engine, act))
@@ -418,11 +431,9 @@ def test_an_engine_without_a_chat_format_is_named_at_once(
     make_runner: MakeRunner, chatting_server: ReusedServer
 ) -> None:
     async def main(engine: Any) -> None:
-        with (
-            workflow_context.record(engine),
-            pytest.raises(RuntimeError, match=r"chat=ChatFormat\(tokenizer"),
-        ):
-            await workflow_context.get_openai_client()
+        async with workflow_context.record(engine):
+            with pytest.raises(RuntimeError, match=r"chat=ChatFormat\(tokenizer"):
+                await workflow_context.get_openai_client()
 
     runner = make_runner()
     runner.run(main, Engine())
@@ -441,10 +452,10 @@ def engine_config() -> Any:
     return InferenceEngineConfig()
 
 
-@pytest.mark.parametrize("options", [{"api_key": "x"}, {"record": False}], ids=["api_key", "record"])
+@pytest.mark.parametrize("options", [{"api_key": "x"}, {"base_url": ""}], ids=["api_key", "no url"])
 def test_what_is_for_another_server_needs_its_url(make_runner: MakeRunner, options: Any) -> None:
     async def main() -> None:
-        with pytest.raises(ValueError, match="give its base_url"):
+        with pytest.raises(ValueError, match="base_url"):
             await workflow_context.get_openai_client(**options)
 
     make_runner().run(main)
@@ -460,3 +471,158 @@ def test_other_paths_are_told_so_and_models_are_listed(
 
     models, _ = make_runner().run(in_an_episode(engine, act))
     assert models == ["policy"]
+
+
+def test_what_the_model_cannot_be_held_to_may_be_advice(
+    make_runner: MakeRunner, chatting_server: ReusedServer
+) -> None:
+    async def act(client: AsyncOpenAI) -> Any:
+        options: dict[str, Any] = {"tool_choice": "required", "response_format": {"type": "json_object"}}
+        return await ask(client, [user("please")], tools=[NOTE], **options)
+
+    chat = ChatFormat(TOKENIZER, "none", SHORT, advisory=True)
+    with a_chatting_engine(chatting_server, chat=chat) as engine:
+        completion, _ = make_runner().run(in_an_episode(engine, act))
+    assert completion.choices
+
+
+def test_a_temperature_that_is_asked_for_counts_where_the_format_is_greedy(make_runner: MakeRunner) -> None:
+    order = read_order(b'{"messages": [{"role": "user", "content": "x"}], "temperature": 0.7}')
+    wanted = order.gconfig(GenerationHyperparameters(greedy=True))
+    assert (wanted.greedy, wanted.temperature) == (False, 0.7)
+
+
+class HalfAPair:
+    """A parser for which the model always writes half of a surrogate pair."""
+
+    opening = ""
+
+    def parse(self, text: str) -> tuple[str | None, list[tuple[str, str]]]:
+        return "\ud800", [("note", '{"a": "\ud800"}')]
+
+
+@pytest.mark.parametrize("begin", [ask, ask_streamed])
+def test_a_call_is_recorded_once_whatever_the_model_wrote(
+    make_runner: MakeRunner, chatting_server: ReusedServer, begin: Any
+) -> None:
+    async def act(client: AsyncOpenAI) -> Any:
+        return await begin(client, [user("write half of a character")], tools=[NOTE])
+
+    with a_chatting_engine(chatting_server, chat=a_chat(HalfAPair())) as engine:
+        _, recording = make_runner().run(in_an_episode(engine, act))
+    (call,) = recording.calls
+    assert call.content == "?"
+    assert call.tool_calls[0].arguments == '{"a": "?"}'
+
+
+def test_a_limit_of_time_is_kept_without_a_socket_too(
+    make_runner: MakeRunner, chatting_server: ReusedServer, engine: RemoteInfEngine
+) -> None:
+    async def act(client: AsyncOpenAI) -> Any:
+        options: dict[str, Any] = {"max_tokens": 100_000, "extra_body": {"ignore_eos": True}}
+        with pytest.raises(openai.APITimeoutError):
+            await ask(client.with_options(timeout=0.1), [user("for ever")], **options)
+        await until_idle(chatting_server)
+
+    _, recording = make_runner().run(in_an_episode(engine, act))
+    assert recording.calls == ()
+
+
+def test_what_an_episode_leaves_running_ends_with_it(
+    make_executor: MakeExecutor, chatting_server: ReusedServer, engine: RemoteInfEngine
+) -> None:
+    left = []
+
+    async def act(client: AsyncOpenAI, data: Any) -> None:
+        options: dict[str, Any] = {"max_tokens": 100_000, "extra_body": {"ignore_eos": True}}
+        await ask(client, [user("hello")])
+        left.append(await ask(client, [user("stream")], stream=True, **options))
+        left.append(asyncio.create_task(ask(client, [user("whole")], **options)))
+        await asyncio.to_thread(chatting_server.stats, in_flight=2)
+
+    executor = make_executor(engine)
+    (trajectory,) = executor.rollout_batch(["hello"], Acting(act))
+    assert trajectory is not None
+    executor.runner.run(until_idle, chatting_server)
+
+    async def hear() -> str:
+        with pytest.raises(openai.APIStatusError) as refused:
+            await left[1]
+        await left[0].close()
+        return str(refused.value)
+
+    assert "its episode is over" in executor.runner.run(hear)
+
+
+def test_the_client_of_the_episode_is_for_its_engine_alone(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def act(client: AsyncOpenAI) -> Any:
+        with pytest.raises(openai.BadRequestError, match="give get_openai_client"):
+            await ask(client.with_options(base_url="http://judge/v1"), [user("how good?")])
+
+    _, recording = make_runner().run(in_an_episode(engine, act))
+    assert recording.calls == ()
+
+
+def test_the_model_may_judge_itself_unrecorded(make_runner: MakeRunner, engine: RemoteInfEngine) -> None:
+    async def act(client: AsyncOpenAI) -> Any:
+        judge = await workflow_context.get_openai_client(record=False)
+        await ask(client, [user("hello")])
+        return await ask(judge, [user("how good was that?")])
+
+    completion, recording = make_runner().run(in_an_episode(engine, act))
+    assert completion.choices
+    assert completion.id not in {call.id for call in recording.calls}
+    assert len(recording.calls) == 1
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_a_filter_may_ask_the_model_and_is_not_trained(
+    make_executor: MakeExecutor, chatting_server: ReusedServer, engine: RemoteInfEngine, group_size: int
+) -> None:
+    async def act(client: AsyncOpenAI, data: Any) -> None:
+        await ask(client, [user("hello")])
+
+    async def accept(trajectory: dict[str, Any]) -> bool:
+        client = await workflow_context.get_openai_client()
+        return bool((await ask(client, [user("is it good?")])).choices)
+
+    executor = make_executor(engine)
+    task_id = executor.submit("hello", Acting(act), should_accept_fn=accept, group_size=group_size)
+    trajectory = executor.wait_for_task(task_id, 20)
+    assert trajectory is not None
+    assert len(trajectory["input_ids"]) == group_size
+
+
+def test_a_long_prompt_is_made_into_tokens_beside_the_loop(
+    make_runner: MakeRunner, chatting_server: ReusedServer
+) -> None:
+    where = []
+
+    class Looking(ChatTokenizer):
+        def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+            where.append(threading.current_thread().name)
+            return super().encode(text, add_special_tokens=add_special_tokens)
+
+    async def act(client: AsyncOpenAI) -> Any:
+        await ask(client, [user("short")])
+        await ask(client, [user("long " * 20_000)])
+
+    with a_chatting_engine(chatting_server, chat=ChatFormat(Looking("test"), "none", SHORT)) as engine:
+        make_runner().run(in_an_episode(engine, act))
+    assert where[-2] == "areal-core-runner"
+    assert where[-1] != "areal-core-runner"
+
+
+def test_clients_end_with_their_loop(make_runner: MakeRunner, engine: RemoteInfEngine) -> None:
+    async def get() -> list[AsyncOpenAI]:
+        get = workflow_context.get_openai_client
+        urls = None, "http://a/v1"
+        return [await get(url, record=record) for url in urls for record in (True, False)]
+
+    runner = make_runner()
+    clients = runner.run(get)
+    assert not any(client.is_closed() for client in clients)
+    runner.destroy()
+    assert all(client.is_closed() for client in clients)

@@ -35,7 +35,7 @@ SHORT: dict[str, Any] = {"max_tokens": 16}
 
 async def recorded_on(url: str, act: Callable[[AsyncOpenAI], Awaitable[Any]], **options: Any) -> Any:
     """Play *act* with a client of the server at *url*; return what it returns, and the recording."""
-    with workflow_context.record(Engine(version=3)) as recording:
+    async with workflow_context.record(Engine(version=3)) as recording:
         return await act(await workflow_context.get_openai_client(f"{url}/v1", **options)), recording
 
 
@@ -98,7 +98,7 @@ def test_a_version_that_changes_meanwhile_makes_the_versions_a_bound(
     engine = Engine(version=3)
 
     async def main() -> Any:
-        with workflow_context.record(engine) as recording:
+        async with workflow_context.record(engine) as recording:
             client = await workflow_context.get_openai_client(f"{chatting_server.url}/v1")
             async with await ask(client, [user("hello")], stream=True, **SHORT) as stream:
                 async for _ in stream:
@@ -147,9 +147,10 @@ def test_a_server_that_tells_no_tokens_is_an_error_at_the_first_call(
     make_runner: MakeRunner, streamed: bool
 ) -> None:
     async def main() -> None:
-        reply = [{**PLAIN, "choices": [{"index": 0, "delta": {"content": "hi"}}]}] if streamed else PLAIN
+        choice = {"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}
+        reply = [{**PLAIN, "choices": [choice]}] if streamed else PLAIN
         async with a_server(reply) as (url, _):
-            with workflow_context.record(Engine()) as recording:
+            async with workflow_context.record(Engine()) as recording:
                 client = await workflow_context.get_openai_client(f"{url}/v1")
                 begin = ask_streamed if streamed else ask
                 with pytest.raises(
@@ -157,6 +158,18 @@ def test_a_server_that_tells_no_tokens_is_an_error_at_the_first_call(
                 ):
                     await begin(client, [user("hello")])
             assert recording.calls == ()
+
+    make_runner().run(main)
+
+
+def test_a_stream_without_its_last_word_is_recorded_all_the_same(make_runner: MakeRunner) -> None:
+    async def main() -> None:
+        choice = {**WITH_IDS["choices"][0], "message": None, "delta": {"content": "hi"}}
+        async with a_server([{**WITH_IDS, "choices": [choice]}], ends=False) as (url, _):
+            async with workflow_context.record(Engine()) as recording:
+                client = await workflow_context.get_openai_client(f"{url}/v1")
+                await ask_streamed(client, [user("hello")])
+            assert [call.output_tokens for call in recording.calls] == [[3, 4]]
 
     make_runner().run(main)
 
@@ -190,6 +203,7 @@ def test_clients_are_one_for_each_purpose(make_runner: MakeRunner) -> None:
         clients = [await get(), *[await get(url, record=record) for url in urls for record in (True, False)]]
         assert len({id(client) for client in clients}) == 5
         assert await get(urls[0]) is clients[1]
+        assert await get(urls[0], api_key="x") is not await get(urls[0], api_key="x")
         assert all(client.max_retries == 0 for client in clients)
         assert clients[1].api_key != "from the environment"
 
@@ -248,6 +262,17 @@ def test_token_ids_are_found_wherever_servers_put_them(reply: Any) -> None:
     assert (call.began, call.ended) == (1.0, 2.0)
 
 
+def test_a_call_without_an_id_of_its_own_gets_one() -> None:
+    listener = Listener(5, began=1.0)
+    listener.take(json.dumps(whole()).encode())
+    (named,) = listener.calls(2.0, is_exact=True)
+    (again,) = listener.calls(2.0, is_exact=True, taken={named.id})
+    assert named.id == "chatcmpl-1"
+    assert again.id != named.id
+    (nameless,) = heard({**whole(), "id": ""})
+    assert nameless.id
+
+
 def test_several_choices_are_several_calls() -> None:
     reply = whole()
     reply["choices"].append({**reply["choices"][0], "index": 1, "token_ids": [5, 6]})
@@ -280,6 +305,7 @@ def test_the_pieces_of_tool_calls_are_put_together() -> None:
         ({**whole(), "prompt_token_ids": None}, "prompt_token_ids or"),
         (whole(logprobs=None), "2 tokens have 0 log-probabilities"),
         (whole(token_ids=[3]), "1 tokens have 2 log-probabilities"),
+        (whole(finish_reason=None), "without a finish_reason"),
         (whole(token_ids=["x"]), "Expected `int`"),
         (whole(logprobs={"content": [{"logprob": -9999.0}] * 2}), "logprob"),
         ({"error": {"message": "too long", "code": 400}}, "too long"),
@@ -290,6 +316,7 @@ def test_the_pieces_of_tool_calls_are_put_together() -> None:
         "no ids of the prompt",
         "no log-probabilities",
         "one too many",
+        "no end",
         "a text",
         "one that is missing",
         "an error",
@@ -302,8 +329,8 @@ def test_what_cannot_be_trained_on_is_an_error(reply: Any, words: str) -> None:
 
 
 @asynccontextmanager
-async def a_server(reply: Any) -> AsyncIterator[tuple[str, list[Any]]]:
-    """Serve *reply* to every chat, a list of them as a stream; give the URL, and the bodies that come."""
+async def a_server(reply: Any, ends: bool = True) -> AsyncIterator[tuple[str, list[Any]]]:
+    """Serve *reply* to every chat, a list as a stream, which *ends*; give the URL, and what comes."""
     bodies: list[Any] = []
 
     async def answer(request: web.Request) -> web.StreamResponse:
@@ -311,7 +338,8 @@ async def a_server(reply: Any) -> AsyncIterator[tuple[str, list[Any]]]:
         if not isinstance(reply, list):
             return web.json_response(reply)
         events = "".join(f"data: {json.dumps(one)}\n\n" for one in reply)
-        return web.Response(text=f"{events}data: [DONE]\n\n", content_type="text/event-stream")
+        end = "data: [DONE]\n\n" if ends else ""
+        return web.Response(text=events + end, content_type="text/event-stream")
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", answer)

@@ -182,12 +182,10 @@ def test_trajectories_of_different_numbers_of_rows_are_joined() -> None:
     [
         (float("nan"), 1, ValueError, "reward=nan is out of range; give a finite number in -inf..inf"),
         (float("inf"), 1, ValueError, "reward=inf is out of range; give a finite number in -inf..inf"),
-        (True, 1, TypeError, "reward=True is not a number; give one"),
         (None, 1, TypeError, "reward=None is not a number; give one"),
         ("1", 1, TypeError, "reward='1' is not a number; give one"),
         ({"call-2": float("nan")}, 1, ValueError,
          "reward['call-2']=nan is out of range; give a finite number in -inf..inf"),
-        ({"call-1": False}, 1, TypeError, "reward['call-1']=False is not a number; give one"),
         ({"call-1": 0.0, "cal-2": 1.0}, 1, ValueError,
          ("reward has the ids 'cal-2', which no call has; there are 'call-1', 'call-2', 'call-3'; "
           "give ids of completions, or one number")),
@@ -206,11 +204,9 @@ def test_trajectories_of_different_numbers_of_rows_are_joined() -> None:
     ids=[
         "nan",
         "infinity",
-        "a bool",
         "nothing",
         "a text",
         "nan of a call",
-        "a bool of a call",
         "an unknown id",
         "many unknown ids",
         "discount above 1",
@@ -227,6 +223,11 @@ def test_rewards_that_make_no_sense_are_refused(
     with pytest.raises(kind) as refused:
         two_rows().to_trajectory(reward, discount=discount)
     assert str(refused.value) == says
+
+
+def test_whether_it_was_right_is_a_reward() -> None:
+    assert two_rows().to_trajectory(True)["rewards"].tolist() == [1.0, 1.0]
+    assert two_rows().to_trajectory({"call-1": True, "call-3": False}, discount=0.0)["rewards"].max() <= 1.0
 
 
 def test_of_many_ids_a_message_names_the_first_few() -> None:

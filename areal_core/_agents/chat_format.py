@@ -8,7 +8,7 @@ from reprlib import repr as short
 from typing import Any, Protocol
 
 from areal_core._agents.tool_calls import ToolCallParser, parser_named
-from areal_core._checks import check_integer
+from areal_core._checks import check_flag, check_integer
 from areal_core.types import GenerationHyperparameters
 from areal_core.workflows._gconfig import check_gconfig
 
@@ -59,7 +59,9 @@ class ChatFormat:
     each prompt is tokenized as a whole, and each call gets a row of its own.
 
     *tool_calls* says how the model writes its calls: ``"hermes"`` (Qwen's too), ``"none"``, or a parser of
-    your own. *gconfig* has what a request leaves open.
+    your own. *gconfig* has what a request leaves open. A request that wants the reply held to a tool or to a
+    form (``tool_choice="required"``, ``response_format``) is refused, since nobody here holds the model to
+    it; with *advisory* it is taken as advice, which its rewards may teach the model to follow.
 
     Raises TypeError for what is no tokenizer, parser or gconfig; ValueError for a name that no parser has,
     and for more samples than one.
@@ -70,10 +72,13 @@ class ChatFormat:
         tokenizer: Tokenizer,
         tool_calls: str | ToolCallParser = "hermes",
         gconfig: GenerationHyperparameters = _DEFAULTS,
+        *,
+        advisory: bool = False,
     ) -> None:
         self.eos_text, self.eos_id = _checked(tokenizer)
         self.parser = parser_named(tool_calls)
         self.gconfig = check_gconfig(gconfig)
+        self.advisory = check_flag("advisory", advisory)
         self._tokenizer = tokenizer
         # What Hugging Face calls cleaning up takes spaces out of what the model wrote, and more of them
         # from a whole than from its pieces.

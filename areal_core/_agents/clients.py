@@ -6,7 +6,7 @@ An agent may close what it was given, as it would its own: that does nothing, si
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Self
 
 import httpx
 
@@ -22,19 +22,17 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE = "_areal_core_agent_clients"
 _NO_KEY = "none"  # without one the SDK looks into the environment, and fails
-
-
-class Wanted(NamedTuple):
-    """What a client is for."""
-
-    base_url: str | None
-    """None: the engine of whichever episode sends."""
-    api_key: str | None
-    record: bool
+_NO_LIMIT = httpx.Timeout(None)
 
 
 class SharedClient(httpx.AsyncClient):
-    """An httpx client that nobody who got it can close."""
+    """An httpx client that is not closed by who got it."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
 
     async def aclose(self) -> None:
         """Do nothing: the loop's end does it."""
@@ -45,53 +43,54 @@ class SharedClient(httpx.AsyncClient):
 
 
 class AgentClients:
-    """Those of one loop."""
+    """Those of one loop; *timeout* is of what they send to servers."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, timeout: httpx.Timeout) -> None:
         self._loop = loop
         self._timeout = timeout
-        self._opened: list[SharedClient] = []
-        self._sdks: dict[Wanted, AsyncOpenAI] = {}
-        self._plain: SharedClient | None = None
+        self._sending = SessionTransport(clients.aiohttp_session)
+        self._listening = self._client(ListeningTransport(self._sending))
+        self._plain = self.plain()
+        self._local = {
+            records: client_on(LocalTransport(records), _NO_LIMIT, SharedClient) for records in (True, False)
+        }
+        self._sdks: dict[tuple[str | None, bool], AsyncOpenAI] = {}
 
-    @property
     def plain(self) -> SharedClient:
-        """An httpx client for an agent's own requests."""
-        if self._plain is None:
-            self._plain = self._open(SessionTransport(clients.aiohttp_session))
-        return self._plain
+        """Return a client for one agent's own requests: its headers are nobody else's."""
+        return self._client(self._sending)
 
-    def sdk(self, wanted: Wanted) -> AsyncOpenAI:
-        """Return the SDK's client for that."""
-        if wanted not in self._sdks:
-            self._sdks[wanted] = self._make(wanted)
-        return self._sdks[wanted]
+    def sdk(self, base_url: str | None, api_key: str | None, record: bool) -> AsyncOpenAI:
+        """Return the SDK's client for the server there, None: for the engine of whichever episode sends.
+
+        It is the same as before, but for an *api_key*, which might be another each time.
+        """
+        if api_key is not None:
+            return self._sdk(base_url, api_key, record)
+        if (base_url, record) not in self._sdks:
+            self._sdks[base_url, record] = self._sdk(base_url, _NO_KEY, record)
+        return self._sdks[base_url, record]
 
     async def close(self) -> None:
         """Close all of them. Who comes after this gets new ones."""
         delattr(self._loop, _ATTRIBUTE)
-        for client in self._opened:
+        for client in (self._listening, self._plain, *self._local.values()):
             await client.close_for_good()
 
-    def _make(self, wanted: Wanted) -> AsyncOpenAI:
+    def _sdk(self, base_url: str | None, api_key: str, record: bool) -> AsyncOpenAI:
         from openai import AsyncOpenAI
 
-        transport: httpx.AsyncBaseTransport = LocalTransport()
-        if wanted.base_url is not None:
-            transport = SessionTransport(clients.aiohttp_session)
-            if wanted.record:
-                transport = ListeningTransport(transport)
+        client = self._listening if record else self._plain
         return AsyncOpenAI(
-            base_url=wanted.base_url or BASE_URL,
-            api_key=wanted.api_key or _NO_KEY,
+            base_url=base_url or BASE_URL,
+            api_key=api_key,
             max_retries=0,  # a generation that took too long would be sent again, and again
-            http_client=self._open(transport),  # type: ignore[arg-type]  # httpx, which it takes beside its own
+            # httpx, which it takes beside its own.
+            http_client=client if base_url else self._local[record],  # type: ignore[arg-type]
         )
 
-    def _open(self, transport: httpx.AsyncBaseTransport) -> SharedClient:
-        client = client_on(transport, self._timeout, SharedClient)
-        self._opened.append(client)
-        return client
+    def _client(self, transport: httpx.AsyncBaseTransport) -> SharedClient:
+        return client_on(transport, self._timeout, SharedClient)
 
 
 async def agent_clients() -> AgentClients:

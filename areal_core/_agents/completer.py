@@ -6,6 +6,8 @@ import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -14,7 +16,7 @@ from areal_core._agents.chat_format import ChatFormat, ChatTemplateError
 from areal_core._agents.conversation import Conversations
 from areal_core._agents.recording import Recording
 from areal_core._agents.reply import Frame, error_body, event_of, message_of
-from areal_core._agents.request import Order, RefusedError
+from areal_core._agents.request import Order, RefusedError, refuse_to_hold
 from areal_core._agents.speaking import Speaker, read_reply
 from areal_core.errors import (
     ArealError,
@@ -25,6 +27,8 @@ from areal_core.errors import (
 )
 from areal_core.types import InferenceEngine, ModelRequest, ModelResponse
 
+_LARGE = 2**16
+"""Bytes of a body from which on its prompt is made in a thread: on the loop it would hold up all others."""
 _News: TypeAlias = "asyncio.Queue[Sequence[int] | None]"
 """Tokens as they come; None behind the last."""
 
@@ -35,16 +39,20 @@ class _Begun:
 
     order: Order
     frame: Frame
-    prompt: list[int]
-    stops: Sequence[str]
+    request: ModelRequest
     began: float
+
+    @property
+    def prompt(self) -> list[int]:
+        return list(self.request.input_ids)
 
 
 class Completer:
     """Answers the calls of one episode, and records them.
 
-    All of them go to one server, as long as it is there: what they have in common is in its cache. Raises
-    RuntimeError when the *engine* has no chat format.
+    All of them go to one server, as long as it is there: what they have in common is in its cache. It is made
+    in the episode, whose context its generations run in. Raises RuntimeError when the *engine* has no chat
+    format.
     """
 
     def __init__(self, engine: InferenceEngine, recording: Recording) -> None:
@@ -59,96 +67,163 @@ class Completer:
         self._recording = recording
         self._conversations = Conversations()
         self._rid = uuid.uuid4().hex
+        self._context = copy_context()
+        self._generations: set[asyncio.Task[ModelResponse]] = set()
+        self._has_ended = False
 
-    async def whole(self, order: Order) -> bytes:
-        """Return the completion that *order* asks for. Raises RefusedError."""
-        begun, request = self._begin(order)
-        reply = await self._generate(request)
+    async def whole(self, order: Order, size: int = 0) -> bytes:
+        """Return the completion that *order*, a body of *size* bytes, asks for. Raises RefusedError."""
+        begun = await self._begin(order, size)
+        reply = await self._result_of(self._start(begun.request))
         content, tools = read_reply(
-            self._chat, reply.output_tokens, begun.stops, tools=order.offered_tools is not None
+            self._chat,
+            reply.output_tokens,
+            begun.request.gconfig.stop,
+            tools=order.offered_tools is not None,
         )
-        return begun.frame.whole(self._end(begun, reply, content, tools))
+        call = _call(begun, reply, content, tools)
+        body = begun.frame.whole(call)
+        self._record(begun, call)
+        return body
 
-    def stream(self, order: Order) -> AsyncGenerator[bytes]:
-        """Return the events of the completion, as its tokens come; closing them ends it. Raises RefusedError.
+    async def stream(self, order: Order, size: int = 0) -> AsyncGenerator[bytes]:
+        """Yield the events of the completion, as its tokens come; closing them ends it.
 
-        What goes wrong once they have begun is an event, which SDKs raise.
+        Raises RefusedError before the first of them; what goes wrong later is an event, which SDKs raise.
         """
         news: _News = asyncio.Queue()
-        return self._events(*self._begin(order, news), news)
-
-    async def _events(self, begun: _Begun, request: ModelRequest, news: _News) -> AsyncGenerator[bytes]:
-        order = begun.order
-        speaker = Speaker(self._chat, begun.stops, tools=order.offered_tools is not None)
-        generation = asyncio.ensure_future(self._generate(request))
+        begun = await self._begin(order, size, news)
+        speaker = Speaker(self._chat, begun.request.gconfig.stop, tools=order.offered_tools is not None)
+        generation = self._start(begun.request)
         generation.add_done_callback(lambda _: news.put_nowait(None))
         try:
+            tokens = await news.get()
+            if tokens is None:
+                await self._result_of(generation)  # the reply is empty, or it has failed
             yield begun.frame.opening()
-            while (tokens := await news.get()) is not None:
-                if text := speaker.hear(tokens):
-                    yield begun.frame.piece(text)
-            reply = await generation
+            try:
+                while tokens is not None:
+                    if text := speaker.hear(tokens):
+                        yield begun.frame.piece(text)
+                    tokens = await news.get()
+                reply = await self._result_of(generation)
+            except RefusedError as error:
+                yield event_of(error_body(error.status, str(error)))
+                return
             rest, content, tools = speaker.end()
-            for event in begun.frame.ending(self._end(begun, reply, content, tools), rest):
+            call = _call(begun, reply, content, tools)
+            events = list(begun.frame.ending(call, _writable(rest)))
+            self._record(begun, call)
+            for event in events:
                 yield event
-        except RefusedError as error:
-            yield event_of(error_body(error.status, str(error)))
         finally:
-            if not generation.done():
-                generation.cancel()
-                await asyncio.wait((generation,))  # it has its server end it
-            if not generation.cancelled():
-                generation.exception()
+            await _ended(generation)
 
-    def _begin(self, order: Order, news: _News | None = None) -> tuple[_Begun, ModelRequest]:
+    async def end(self) -> None:
+        """Answer no more, and end the generations under way, on their servers too."""
+        self._has_ended = True
+        for generation in self._generations:
+            generation.cancel()
+        if self._generations:
+            await asyncio.wait(self._generations)
+
+    async def _begin(self, order: Order, size: int, news: _News | None = None) -> _Begun:
+        if not self._chat.advisory:
+            refuse_to_hold(order)
         gconfig = order.gconfig(self._chat.gconfig)
+        kwargs = order.chat_template_kwargs or {}
+        asked = self._chat, order.messages, order.offered_tools, kwargs
         try:
-            prompt = self._conversations.prompt(
-                self._chat, order.messages, order.offered_tools, order.chat_template_kwargs or {}
-            )
+            if size < _LARGE:
+                prompt = self._conversations.prompt(*asked)
+            else:
+                prompt = await asyncio.to_thread(self._conversations.prompt, *asked)
             on_tokens = None if news is None else news.put_nowait
             request = ModelRequest(prompt, gconfig, rid=self._rid, on_tokens=on_tokens)
-        except (ChatTemplateError, ValueError) as error:
+        except ValueError as error:  # ChatTemplateError, or no token at all
             raise RefusedError(400, str(error)) from error
         frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), order, self._chat)
-        return _Begun(order, frame, prompt, gconfig.stop, time.monotonic()), request
+        return _Begun(order, frame, request, time.monotonic())
 
-    async def _generate(self, request: ModelRequest) -> ModelResponse:
+    def _start(self, request: ModelRequest) -> asyncio.Task[ModelResponse]:
+        """Begin to generate. Raises RefusedError when the episode has ended."""
+        if self._has_ended:
+            raise _over()
+        generate = self._engine.agenerate(request)
+        generation = asyncio.get_running_loop().create_task(generate, context=self._context)
+        self._generations.add(generation)
+        generation.add_done_callback(self._generations.discard)
+        return generation
+
+    async def _result_of(self, generation: asyncio.Task[ModelResponse]) -> ModelResponse:
+        """Return the reply that comes of *generation*, which ends with the caller. Raises RefusedError."""
         try:
-            return await self._engine.agenerate(request)
+            return await generation
         except ArealError as error:
             raise RefusedError(_status_of(error), str(error)) from error
+        except asyncio.CancelledError:
+            if self._has_ended and not _is_told_to_end():
+                raise _over() from None
+            raise
 
-    def _end(
-        self, begun: _Begun, reply: ModelResponse, content: str | None, tools: Sequence[tuple[str, str]]
-    ) -> Call:
-        """Record the call that *reply* answers, and return it."""
-        finish = "tool_calls" if tools and reply.stop_reason == "stop" else reply.stop_reason
+    def _record(self, begun: _Begun, call: Call) -> None:
         order = begun.order
-        call = Call(
-            id=begun.frame.id,
-            prompt_tokens=begun.prompt,
-            output_tokens=reply.output_tokens,
-            output_logprobs=reply.output_logprobs,
-            output_versions=reply.output_versions,
-            versions_exact=reply.versions_exact,
-            finish_reason=finish,
-            content=content,
-            tool_calls=tuple(ToolCall(f"call_{uuid.uuid4().hex}", *one) for one in tools),
-            began=begun.began,
-            ended=time.monotonic(),
-            segments=reply.segments,
-        )
         self._recording.add(call)
-        self._conversations.remember(
-            order.messages,
-            order.offered_tools,
-            order.chat_template_kwargs or {},
-            message_of(call),
-            call.prompt_tokens,
-            call.output_tokens,
-        )
-        return call
+        with suppress(
+            ChatTemplateError
+        ):  # what the model said is no JSON: the agent cannot say it again either
+            self._conversations.remember(
+                order.messages,
+                order.offered_tools,
+                order.chat_template_kwargs or {},
+                message_of(call),
+                call.prompt_tokens,
+                call.output_tokens,
+            )
+
+
+def _call(begun: _Begun, reply: ModelResponse, content: str | None, tools: Sequence[tuple[str, str]]) -> Call:
+    finish = "tool_calls" if tools and reply.stop_reason == "stop" else reply.stop_reason
+    return Call(
+        id=begun.frame.id,
+        prompt_tokens=begun.prompt,
+        output_tokens=reply.output_tokens,
+        output_logprobs=reply.output_logprobs,
+        output_versions=reply.output_versions,
+        versions_exact=reply.versions_exact,
+        finish_reason=finish,
+        content=None if content is None else _writable(content),
+        tool_calls=tuple(
+            ToolCall(f"call_{uuid.uuid4().hex}", _writable(name), _writable(arguments))
+            for name, arguments in tools
+        ),
+        began=begun.began,
+        ended=time.monotonic(),
+        segments=reply.segments,
+    )
+
+
+def _writable(text: str) -> str:
+    """Return *text* as UTF-8 can have it: models may write half of a surrogate pair into their JSON."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+async def _ended(generation: asyncio.Task[ModelResponse]) -> None:
+    """End *generation*, and leave nothing that would complain of it."""
+    if not generation.done():
+        generation.cancel()
+        await asyncio.wait((generation,))  # it has its server end it
+    if not generation.cancelled():
+        generation.exception()
+
+
+def _is_told_to_end() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _over() -> RefusedError:
+    return RefusedError(410, "the session has ended: its episode is over")
 
 
 def _status_of(error: ArealError) -> int:

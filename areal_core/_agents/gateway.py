@@ -12,33 +12,35 @@ One gateway serves all episodes of a loop. It is closed with the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
-from areal_core._agents.reply import error_body, models
+from areal_core._agents.reply import RECORDED, error_body, model, models
 from areal_core._agents.request import MOST_BODY_BYTES, RefusedError, read_order
 from areal_core._agents.scope import Scope
 from areal_core._agents.session import Session
+from areal_core._log import get_logger
 from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
 
 _ATTRIBUTE = "_areal_core_gateways"
 _SHUTDOWN_S = 1.0
+_EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **RECORDED}
+
+_log = get_logger()
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-@dataclass(frozen=True)
-class Listening:
-    """Where a gateway listens, and how agents find it."""
+class Listening(NamedTuple):
+    """Where a gateway listens."""
 
     host: str = "127.0.0.1"
-    """An address or a name; another than this machine's own lets others in, with a key."""
     port: int = 0
     """0 takes a free one."""
-    url: str | None = None
-    """What agents are told, such as ``http://host.docker.internal:8000``; None: host and port."""
 
 
 class Gateway:
@@ -52,62 +54,66 @@ class Gateway:
 
     async def start(self) -> None:
         """Begin to listen. Raises OSError where that cannot be."""
-        app = web.Application(client_max_size=MOST_BODY_BYTES)
+        app = web.Application(client_max_size=MOST_BODY_BYTES, middlewares=[_in_openais_words])
         app.router.add_post("/sessions/{session}/v1/chat/completions", self._complete)
         app.router.add_get("/sessions/{session}/v1/models", self._models)
+        app.router.add_get("/sessions/{session}/v1/models/{model}", self._models)
         # An agent that hangs up ends its call.
         self._runner = web.AppRunner(
             app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S
         )
         try:
             await self._runner.setup()
-            await web.TCPSite(self._runner, self._listening.host, self._listening.port).start()
+            await web.TCPSite(self._runner, *self._listening).start()
         except BaseException:
             await self._runner.cleanup()
             raise
         host, port = self._runner.addresses[0][:2]
-        here = f"[{host}]" if ":" in host else host
-        self._url = (self._listening.url or f"http://{here}:{port}").rstrip("/")
+        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     async def close(self) -> None:
         """End all sessions, and listen no more."""
         for session in list(self._sessions.values()):
-            await session.close()
+            await session.completer.end()
         if self._runner is not None:
             await self._runner.cleanup()
 
     @asynccontextmanager
-    async def session(self, scope: Scope) -> AsyncIterator[tuple[str, str]]:
+    async def session(self, scope: Scope, url: str | None = None) -> AsyncIterator[tuple[str, str]]:
         """Give base URL and key under which an agent makes calls for *scope* during the block.
 
-        Behind it the key opens nothing any more, and the generations of calls under way have ended.
+        *url* is where it finds this gateway, None: host and port. Behind the block the key opens nothing any
+        more, and the generations of calls under way have ended.
         """
         session = Session(scope)
         self._sessions[session.id] = session
         try:
-            yield f"{self._url}/sessions/{session.id}/v1", session.key
+            yield f"{(url or self._url).rstrip('/')}/sessions/{session.id}/v1", session.key
         finally:
             del self._sessions[session.id]
-            await session.close()
+            await scope.end()
 
     async def _complete(self, request: web.Request) -> web.StreamResponse:
-        try:
-            session = self._session_of(request)
-            order = read_order(await request.read())
-            if not order.stream:
-                body = await session.run(session.completer.whole(order))
-                return web.Response(body=body, content_type="application/json")
-            async with aclosing(session.completer.stream(order)) as events:
-                return await _send(request, session, events)
-        except RefusedError as error:
-            return _failure(error.status, str(error))
+        completer = self._session_of(request).completer
+        body = await request.read()
+        order = read_order(body)
+        if not order.stream:
+            reply = await completer.whole(order, len(body))
+            return web.Response(body=reply, content_type="application/json", headers=RECORDED)
+        async with aclosing(completer.stream(order, len(body))) as events:
+            first = await anext(events)  # which tells whether there is something to stream
+            response = web.StreamResponse(headers=_EVENTS)
+            await response.prepare(request)
+            await response.write(first)
+            async for event in events:
+                await response.write(event)
+        await response.write_eof()
+        return response
 
     async def _models(self, request: web.Request) -> web.StreamResponse:
-        try:
-            self._session_of(request)
-        except RefusedError as error:
-            return _failure(error.status, str(error))
-        return web.Response(body=models(["policy"]), content_type="application/json")
+        self._session_of(request)
+        name = request.match_info.get("model")
+        return web.Response(body=models() if name is None else model(name), content_type="application/json")
 
     def _session_of(self, request: web.Request) -> Session:
         """Return the session that *request* is for. Raises RefusedError, the same whatever is wrong."""
@@ -121,7 +127,7 @@ class Gateway:
 async def gateway_of(listening: Listening) -> Gateway:
     """Return the running loop's gateway that listens there, started on first use. Raises OSError."""
     loop = asyncio.get_running_loop()
-    gateways: dict[Listening, asyncio.Future[Gateway]] | None = getattr(loop, _ATTRIBUTE, None)
+    gateways: dict[Listening, asyncio.Task[Gateway]] | None = getattr(loop, _ATTRIBUTE, None)
     if gateways is None:
         gateways = {}
         setattr(loop, _ATTRIBUTE, gateways)
@@ -131,9 +137,14 @@ async def gateway_of(listening: Listening) -> Gateway:
     return await asyncio.shield(gateways[listening])
 
 
-async def _start(listening: Listening, gateways: dict[Listening, asyncio.Future[Gateway]]) -> Gateway:
+async def _start(listening: Listening, gateways: dict[Listening, asyncio.Task[Gateway]]) -> Gateway:
     gateway = Gateway(listening)
-    token = register_loop_cleanup(gateway.close)  # before there is something to close
+
+    async def close() -> None:
+        gateways.pop(listening, None)  # whoever comes after this gets a new one
+        await gateway.close()
+
+    token = register_loop_cleanup(close)  # before there is something to close
     try:
         await gateway.start()
     except BaseException:
@@ -143,25 +154,20 @@ async def _start(listening: Listening, gateways: dict[Listening, asyncio.Future[
     return gateway
 
 
-async def _send(request: web.Request, session: Session, events: AsyncIterator[bytes]) -> web.StreamResponse:
-    """Answer by *events*. Raises RefusedError as long as nothing is sent; later the connection is cut."""
-    response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
-
-    async def send() -> None:
-        await response.prepare(request)
-        async for event in events:
-            await response.write(event)
-        await response.write_eof()
-
+@web.middleware
+async def _in_openais_words(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Tell as OpenAI does what *handler* refuses or fails at."""
     try:
-        await session.run(send())
-    except RefusedError:
-        if not response.prepared:
-            raise
-        if request.transport is not None:
-            request.transport.abort()  # an end that looked like one would make a whole reply of half of one
-    return response
-
-
-def _failure(status: int, text: str) -> web.Response:
+        return await handler(request)
+    except RefusedError as error:
+        status, text = error.status, str(error)
+    except web.HTTPException as error:
+        status, text = error.status, f"{request.method} {request.path}: {error.reason}"
+    except HttpProcessingError as error:
+        status, text = 400, f"the body cannot be read: {error.message}"
+    except Exception as error:
+        if request.writer.output_size:
+            raise  # in the middle of a reply: aiohttp hangs up
+        _log.exception("gateway_failed", error=repr(error))
+        status, text = 500, f"the gateway failed: {type(error).__name__}: {error}"
     return web.Response(status=status, body=error_body(status, text), content_type="application/json")

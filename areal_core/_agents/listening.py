@@ -6,7 +6,8 @@ those of the reply as ``token_ids`` or ``response_token_ids``.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import uuid
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,10 +118,18 @@ class Listener:
             self._prompt = choice.prompt_token_ids or self._prompt
             self._choices.setdefault(choice.index, _Heard()).take(choice)
 
-    def calls(self, ended: float, is_exact: bool) -> Iterator[Call]:
-        """Yield what was heard. Raises ReplyError where tokens or their log-probabilities are missing."""
+    def calls(self, ended: float, is_exact: bool, taken: Collection[str] = ()) -> Iterator[Call]:
+        """Yield what was heard. Each has the server's id for it, or another where that is missing or *taken*.
+
+        Raises ReplyError where tokens or log-probabilities are missing, and for what was cut off.
+        """
+        if not self._choices or not all(heard.finish for heard in self._choices.values()):
+            raise ReplyError("it ended without a finish_reason")
         for index, heard in sorted(self._choices.items()):
-            yield self._call(f"{self._id}-{index}" if index else self._id, heard, ended, is_exact)
+            name = f"{self._id}-{index}" if index else self._id
+            if not self._id or name in taken:
+                name = f"chatcmpl-{uuid.uuid4().hex}"
+            yield self._call(name, heard, ended, is_exact)
 
     def _call(self, name: str, heard: _Heard, ended: float, is_exact: bool) -> Call:
         if self._prompt is None or heard.tokens is None:

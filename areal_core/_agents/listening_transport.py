@@ -15,7 +15,7 @@ import msgspec
 
 from areal_core._agents import scope
 from areal_core._agents.listening import Listener
-from areal_core._agents.reply import error_body
+from areal_core._agents.reply import RECORDED, error_body
 from areal_core._agents.scope import Scope
 from areal_core._engine.backend import ReplyError
 from areal_core._engine.wire.decoding import encode
@@ -39,7 +39,7 @@ class ListeningTransport(httpx.AsyncBaseTransport):
             return await self._transport.handle_async_request(request)
         ear = _Ear(here, str(request.url.copy_with(query=None, userinfo=b"")))
         reply = await self._transport.handle_async_request(_asking_for_tokens(request, await request.aread()))
-        if reply.status_code != httpx.codes.OK:
+        if reply.status_code != httpx.codes.OK or any(name in reply.headers for name in RECORDED):
             return reply
         if reply.headers.get("content-type", "").startswith("text/event-stream"):
             headers = _without_length(reply.headers)
@@ -83,12 +83,13 @@ class _Ear:
     def record(self) -> None:
         """Record what was heard. Raises MalformedReplyError."""
         is_exact = self._here.engine.get_version() == self._version
+        recording = self._here.recording
+        taken = {call.id for call in recording.calls}
         try:
-            calls = list(self._listener.calls(time.monotonic(), is_exact))
+            for call in list(self._listener.calls(time.monotonic(), is_exact, taken)):
+                recording.add(call)
         except ReplyError as error:
             raise self._malformed(error) from None
-        for call in calls:
-            self._here.recording.add(call)
 
     def _malformed(self, error: ReplyError) -> MalformedReplyError:
         return MalformedReplyError(self._url, "POST", str(error))
@@ -108,6 +109,8 @@ class _Overheard(httpx.AsyncByteStream):
                 is_complete = True
                 self._ear.record()
             yield chunk
+        if not is_complete:  # there are servers that leave out the [DONE]
+            self._ear.record()
 
     async def aclose(self) -> None:
         await self._reply.aclose()

@@ -64,7 +64,7 @@ class Recording:
         is none).
 
         Raises ValueError where nothing was sampled, for ids that no call has, and for numbers out of range;
-        TypeError for what is no number.
+        TypeError for what is no number; True is 1.
         """
         self._check_sampled()
         own = _own_rewards(self._calls, reward)
@@ -84,7 +84,7 @@ class Recording:
 def _own_rewards(calls: Sequence[Call], reward: object) -> dict[str, float]:
     """Return the rewards that were given, by the calls' ids."""
     if not isinstance(reward, Mapping):
-        return {calls[-1].id: check_number("reward", reward)}
+        return {calls[-1].id: _number("reward", reward)}
     ids = [call.id for call in calls]
     unknown = set(reward).difference(ids)
     if unknown:
@@ -93,7 +93,12 @@ def _own_rewards(calls: Sequence[Call], reward: object) -> dict[str, float]:
             f"reward has the ids {_some(odd)}, which no call has; there are {_some(ids)}; "
             "give ids of completions, or one number"
         )
-    return {name: check_number(f"reward[{short(name)}]", value) for name, value in reward.items()}
+    return {name: _number(f"reward[{short(name)}]", value) for name, value in reward.items()}
+
+
+def _number(name: str, value: object) -> float:
+    """Return *value* as a float; whether an answer is right is a number here too."""
+    return float(value) if isinstance(value, bool) else check_number(name, value)
 
 
 def _returns(calls: Iterable[Call], own: Mapping[str, float], discount: float) -> dict[str, float]:

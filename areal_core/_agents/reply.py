@@ -5,7 +5,7 @@ https://platform.openai.com/docs/api-reference/chat. ``prompt_token_ids`` and ``
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,9 @@ from areal_core._agents.chat_format import ChatFormat
 from areal_core._agents.request import Order
 
 DONE = b"data: [DONE]\n\n"
+RECORDED = {"X-Areal-Core-Recorded": "1"}
+"""Header of a completion that is recorded already, so that nobody does it once more."""
+_MODEL = "policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,10 +112,18 @@ def error_body(status: int, text: str) -> bytes:
     return encode({"error": {"message": text, "type": kind, "param": None, "code": status}})
 
 
-def models(names: Sequence[str]) -> bytes:
-    """Return the list of models."""
-    data = [{"id": name, "object": "model", "created": 0, "owned_by": "areal_core"} for name in names]
-    return encode({"object": "list", "data": data})
+def models() -> bytes:
+    """Return the list of models. There is one, under whatever name an agent asks it."""
+    return encode({"object": "list", "data": [_model(_MODEL)]})
+
+
+def model(name: str) -> bytes:
+    """Return the model that an agent calls *name*."""
+    return encode(_model(name))
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "areal_core"}
 
 
 def event_of(document: bytes) -> bytes:

@@ -1,12 +1,13 @@
 """What a body of ``POST /v1/chat/completions`` asks for, and what of it is refused.
 
-Refused is what would be ignored in silence: what changes how tokens are sampled, or what a reply contains,
-in a way that is not done here. Fields that nobody knows are left alone, as OpenAI's clients send many.
+Refused is what would change how tokens are sampled, or what a reply contains, in a way that is not done here.
+Advice, such as ``reasoning_effort`` and ``parallel_tool_calls``, is not followed, and neither are fields that
+nobody knows: OpenAI's clients send many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from reprlib import repr as short
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -14,7 +15,8 @@ from msgspec import Meta, Struct
 
 from areal_core.types import GenerationHyperparameters
 
-MOST_BODY_BYTES = 64 * 2**20
+MOST_BODY_BYTES = 16 * 2**20
+"""A prompt of a million tokens has about 4 MB."""
 
 
 class RefusedError(Exception):
@@ -62,6 +64,17 @@ class Order(Struct, kw_only=True):
     response_format: dict[str, Any] | None = None
     functions: list[Any] | None = None
     modalities: list[str] | None = None
+    function_call: Any = None
+    best_of: Literal[1] | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
+    structured_outputs: Any = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
 
     @property
     def offered_tools(self) -> list[dict[str, Any]] | None:
@@ -87,6 +100,7 @@ class Order(Struct, kw_only=True):
             "frequency_penalty": self.frequency_penalty,
             "top_k": -1 if self.top_k == 0 else self.top_k,
             "min_new_tokens": self.min_tokens,
+            "greedy": None if self.temperature is None else self.temperature == 0,
             "ignore_eos": self.ignore_eos,
             "stop_token_ids": self.stop_token_ids,
         }
@@ -100,25 +114,70 @@ class Order(Struct, kw_only=True):
 _DECODER = msgspec.json.Decoder(Order)
 
 
+# What an agent may not set of what `apply_chat_template` takes: its own template, a program, above all.
+_NOT_FOR_AGENTS = frozenset(
+    (
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    )
+)
+_GUIDES = "guided_json", "guided_regex", "guided_choice", "guided_grammar", "structured_outputs"
+
+
 def read_order(body: bytes) -> Order:
-    """Return what *body* asks for. Raises RefusedError."""
+    """Return what *body* asks for. Raises RefusedError for what is no call, or cannot be done."""
     try:
         order = _DECODER.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise RefusedError(400, f"the body is no chat completion that can be made here: {error}") from None
-    _refuse(order.presence_penalty, "presence_penalty", "no server is asked for it here")
-    _refuse(order.logit_bias, "logit_bias", "no server is asked for it here")
-    _refuse(order.functions, "functions", "give tools instead")
-    if (order.response_format or {}).get("type", "text") != "text":
-        _refuse(order.response_format, "response_format", "replies are not held to a form")
+    _refuse_other_sampling(order)
+    _refuse_other_prompts(order)
     if order.modalities not in (None, ["text"]):
-        _refuse(order.modalities, "modalities", "there is but text")
-    if order.tool_choice not in (None, "none", "auto"):
-        _refuse(order.tool_choice, "tool_choice", "the model is not held to a tool; leave it out")
+        raise _refused("modalities", order.modalities, "there is but text")
     return order
 
 
-def _refuse(value: object, name: str, why: str) -> None:
-    if value:
-        shown = type(value).__name__ if isinstance(value, Mapping | list) else repr(value)
-        raise RefusedError(400, f"{name} ({shown}) cannot be honoured: {why}")
+def refuse_to_hold(order: Order) -> None:
+    """Raise RefusedError where *order* wants the reply held to a tool, or to a form."""
+    if order.tool_choice not in (None, "none", "auto"):
+        raise _refused("tool_choice", order.tool_choice, f"the model is not held to a tool{_AS_ADVICE}")
+    if (order.response_format or {}).get("type", "text") != "text":
+        raise _refused(
+            "response_format", order.response_format, f"replies are not held to a form{_AS_ADVICE}"
+        )
+
+
+_AS_ADVICE = "; ChatFormat(..., advisory=True) lets the model do as it likes"
+
+
+def _refuse_other_sampling(order: Order) -> None:
+    for name in ("presence_penalty", "logit_bias", "min_p", *_GUIDES):
+        if value := getattr(order, name):
+            raise _refused(name, value, "no server is asked for it here")
+    if order.repetition_penalty not in (None, 1):
+        raise _refused("repetition_penalty", order.repetition_penalty, "no server is asked for it here")
+
+
+def _refuse_other_prompts(order: Order) -> None:
+    if order.functions or order.function_call not in (None, "none", "auto"):
+        raise _refused("functions", order.functions, "give tools instead")
+    if order.continue_final_message or order.add_generation_prompt is False:
+        raise _refused("continue_final_message", True, "a reply is a message of its own")
+    odd = _NOT_FOR_AGENTS.intersection(order.chat_template_kwargs or ())
+    if odd:
+        raise _refused("chat_template_kwargs", sorted(odd), "these are not for agents to set")
+
+
+def _refused(name: str, value: object, why: str) -> RefusedError:
+    return RefusedError(400, f"{name}={short(value)} cannot be honoured: {why}")

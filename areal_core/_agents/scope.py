@@ -30,10 +30,6 @@ class Scope:
             self._recording = Recording()
         return self._recording
 
-    def check_chat(self) -> None:
-        """Raise RuntimeError when the engine has no chat format."""
-        _ = self.completer
-
     @property
     def completer(self) -> Completer:
         """What answers its calls. Raises RuntimeError when the engine has no chat format."""
@@ -42,6 +38,15 @@ class Scope:
 
             self._completer = Completer(self.engine, self.recording)
         return self._completer
+
+    def check_chat(self) -> None:
+        """Raise RuntimeError when the engine has no chat format."""
+        _ = self.completer
+
+    async def end(self) -> None:
+        """End the calls under way, and answer no more."""
+        if self._completer is not None:
+            await self._completer.end()
 
 
 current: ContextVar[Scope | None] = ContextVar("areal_core.agent_scope", default=None)

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Mapping
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
+from areal_core import workflow_context
 from areal_core._agents import scope
-from areal_core._agents.scope import Scope
 from areal_core._checks import check_integer, check_number, check_text
 from areal_core._http.first_import import import_off_loop
 from areal_core.types import InferenceEngine, RolloutWorkflow
@@ -16,6 +16,8 @@ from areal_core.types import InferenceEngine, RolloutWorkflow
 if TYPE_CHECKING:
     import httpx
 
+_LAST_PORT = 65535
+_ANYWHERE = "0.0.0.0", "::"
 _ARGUMENTS = ("base_url", "api_key", "http_client")
 
 
@@ -27,9 +29,11 @@ class Agent(Protocol):
     ) -> Awaitable[float | Mapping[str, float] | None]:
         """Play one episode on *data* and return its reward; None rejects it.
 
-        A mapping has the rewards of some of its calls, by the id of the completion. *base_url* and *api_key*
-        are for an OpenAI client, here or in any other program; they work until this returns. *http_client*
-        sends through the connections of the loop this runs on; closing it does nothing.
+        A mapping has the rewards of some of its calls, by the id of the completion; True is 1. *base_url* and
+        *api_key* are for an OpenAI client, here or in any other program; they work until this returns.
+        *http_client* is for this episode, and sends through the connections of the loop that this runs on;
+        closing it does nothing. It runs on the loop that answers its calls: a client that blocks, such as
+        ``openai.OpenAI``, waits here for ever, and belongs into a thread.
         """
 
 
@@ -60,6 +64,12 @@ class AgentWorkflow(RolloutWorkflow):
         self._host = check_text("host", host)
         self._port = check_integer("port", port, least=0)
         self._url = None if url is None else check_text("url", url)
+        if self._port > _LAST_PORT:
+            raise ValueError(f"port={port} is above {_LAST_PORT}; give another, or 0 for a free one")
+        if host in _ANYWHERE and url is None:
+            raise ValueError(
+                f"host={host!r} listens everywhere, and is no address to call; give a url with one"
+            )
 
     def __repr__(self) -> str:
         return f"AgentWorkflow({short(self._agent)})"
@@ -68,17 +78,26 @@ class AgentWorkflow(RolloutWorkflow):
         """Return the trajectory of one episode, a row for each conversation; None: the agent rejects it."""
         for module in ("gateway", "clients", "completer"):  # aiohttp's server, and NumPy
             await import_off_loop(f"areal_core._agents.{module}")
+        async with workflow_context.record(engine) as recording:
+            reward = await self._play(data)
+        return None if reward is None else recording.to_trajectory(reward, discount=self._discount)
+
+    async def _play(self, data: Any) -> float | Mapping[str, float] | None:
         from areal_core._agents.clients import agent_clients
         from areal_core._agents.gateway import Listening, gateway_of
 
-        here = scope.current.get() or Scope(engine)
-        gateway = await gateway_of(Listening(self._host, self._port, self._url))
-        http_client = (await agent_clients()).plain
-        async with gateway.session(here) as (base_url, api_key):
-            reward = await self._agent.run(data, base_url=base_url, api_key=api_key, http_client=http_client)
-        if reward is None:
-            return None
-        return here.recording.to_trajectory(reward, discount=self._discount)
+        here = scope.current.get()
+        assert here is not None
+        http_client = (await agent_clients()).plain()
+        gateway = await gateway_of(Listening(self._host, self._port))
+        async with gateway.session(here, self._url) as (base_url, api_key):
+            playing = self._agent.run(data, base_url=base_url, api_key=api_key, http_client=http_client)
+            if not inspect.isawaitable(playing):
+                raise TypeError(
+                    f"{type(self._agent).__qualname__}.run returned {short(playing)}, which cannot be "
+                    "awaited; make it an async def"
+                )
+            return await playing
 
 
 def is_agent(thing: Any) -> TypeGuard[Agent]:

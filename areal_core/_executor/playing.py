@@ -30,9 +30,8 @@ class Player:
         workflow_context.set(workflow_context.WorkflowContext(work.is_eval, rollout.task_id, sample_idx))
         if episode.is_judge:
             return await self._judge_group(episode)
-        scope.current.set(scope.Scope(self.engine))
         episode.record.enter(_record.PLAYING)
-        trajectory = await work.workflow.arun_episode(self.engine, work.data)
+        trajectory = await self._trajectory_of(work)
         if trajectory is None:
             return Verdict(None, "the workflow returned None")
         if not isinstance(trajectory, dict):
@@ -43,6 +42,14 @@ class Player:
         if is_group:
             return Verdict(trajectory)
         return await self._judge(trajectory, work, episode.record)
+
+    async def _trajectory_of(self, work: Work) -> Any:
+        here = scope.Scope(self.engine)
+        scope.current.set(here)
+        try:
+            return await work.workflow.arun_episode(self.engine, work.data)
+        finally:
+            await here.end()
 
     async def _judge_group(self, judge: Episode) -> Verdict:
         from areal_core.trajectory import concat_padded_tensors
@@ -62,6 +69,9 @@ class Player:
         ages = ages_of(trajectory)
         if work.accept is not None:
             record.enter("waiting for should_accept_fn")
+            scope.current.set(
+                scope.Scope(self.engine)
+            )  # for a judge that asks: what it says is in no trajectory
             if not await work.accept(trajectory):
                 return Verdict(None, "should_accept_fn said no")
         return Verdict(trajectory, ages=ages)
