@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from numbers import Integral, Real
 from operator import index
 from reprlib import repr as short
-from typing import Any
+from typing import Annotated, Any
 
 _LARGEST_TOKEN = 2**63 - 1
 
@@ -82,6 +83,8 @@ def check_tokens(name: str, tokens: Iterable[Any]) -> list[int]:
     """Return *tokens* as a list of ints. Raises TypeError or ValueError unless each is a token id."""
     try:
         given = list(tokens)
+        if (plain := _plain_tokens(given)) is not None:
+            return plain
         found = list(map(index, given))
     except TypeError as error:
         raise TypeError(f"{name} has what is no token id: {error}; give integers") from None
@@ -91,3 +94,20 @@ def check_tokens(name: str, tokens: Iterable[Any]) -> list[int]:
         if not 0 <= extreme <= _LARGEST_TOKEN:
             raise ValueError(f"{name} has {short(extreme)}; give integers from 0 to 2**63-1")
     return found
+
+
+def _plain_tokens(given: list[Any]) -> list[int] | None:
+    """Return *given* if that is token ids and Python's own ints: as a rule, and at a quarter of the cost."""
+    import msgspec  # not with the package: it takes as long as all of that
+
+    try:
+        return msgspec.convert(given, _token_ids())
+    except msgspec.ValidationError:
+        return None
+
+
+@cache
+def _token_ids() -> type[list[int]]:
+    from msgspec import Meta
+
+    return list[Annotated[int, Meta(ge=0, le=_LARGEST_TOKEN)]]

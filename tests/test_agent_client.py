@@ -488,7 +488,7 @@ def test_what_the_model_cannot_be_held_to_may_be_advice(
 
 def test_a_temperature_that_is_asked_for_counts_where_the_format_is_greedy(make_runner: MakeRunner) -> None:
     order = read_order(b'{"messages": [{"role": "user", "content": "x"}], "temperature": 0.7}')
-    wanted = order.gconfig(GenerationHyperparameters(greedy=True))
+    wanted = order.gconfig(ChatFormat(TOKENIZER, gconfig=GenerationHyperparameters(greedy=True)))
     assert (wanted.greedy, wanted.temperature) == (False, 0.7)
 
 

@@ -15,6 +15,7 @@ from areal_core.workflows._gconfig import check_gconfig
 __all__ = ["ChatFormat", "ChatTemplateError", "Tokenizer", "normal_message"]
 
 _DEFAULTS = GenerationHyperparameters()
+_MOST_GCONFIGS = 64
 _METHODS = ("apply_chat_template", "encode", "decode")
 
 
@@ -79,11 +80,24 @@ class ChatFormat:
         self.parser = parser_named(tool_calls)
         self.gconfig = check_gconfig(gconfig)
         self.advisory = check_flag("advisory", advisory)
+        self._gconfigs: dict[tuple[tuple[str, Any], ...], GenerationHyperparameters] = {(): self.gconfig}
         self._tokenizer = tokenizer
         # What Hugging Face calls cleaning up takes spaces out of what the model wrote, and more of them
         # from a whole than from its pieces.
         tidies = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
         self._as_it_is: dict[str, Any] = {"clean_up_tokenization_spaces": False} if tidies else {}
+
+    def gconfig_with(self, changes: tuple[tuple[str, Any], ...]) -> GenerationHyperparameters:
+        """Return `gconfig` with *changes*, names and values that can be hashed; raises as it does.
+
+        Agents want the same again and again, and to check it takes longer than all else that is asked.
+        """
+        found = self._gconfigs.get(changes)
+        if found is None:
+            found = self.gconfig.new(**dict(changes))
+            if len(self._gconfigs) < _MOST_GCONFIGS:
+                self._gconfigs[changes] = found
+        return found
 
     def text(
         self,
@@ -99,9 +113,20 @@ class ChatFormat:
         the beginning of a reply is put behind them. Raises ChatTemplateError.
         """
         conversation = [normal_message(message) for message in messages]
+        return self.written(conversation, tools, kwargs, generation_prompt=generation_prompt)
+
+    def written(
+        self,
+        conversation: Sequence[dict[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        generation_prompt: bool,
+    ) -> str:
+        """Return the same of messages that are normal already."""
         try:
             text = self._tokenizer.apply_chat_template(
-                conversation,
+                list(conversation),
                 tools=list(tools) if tools else None,
                 tokenize=False,
                 add_generation_prompt=generation_prompt,

@@ -6,6 +6,7 @@ An agent may close what it was given, as it would its own: that does nothing, si
 from __future__ import annotations
 
 import asyncio
+import copy
 from typing import TYPE_CHECKING, Self
 
 import httpx
@@ -14,7 +15,7 @@ from areal_core import workflow_context
 from areal_core._agents.listening_transport import ListeningTransport
 from areal_core._agents.local_transport import BASE_URL, LocalTransport
 from areal_core._http import clients
-from areal_core._http.transport import SessionTransport, client_on
+from areal_core._http.transport import NoCookies, SessionTransport, client_on
 from areal_core.loop_cleanup import register_loop_cleanup
 
 if TYPE_CHECKING:
@@ -50,15 +51,17 @@ class AgentClients:
         self._timeout = timeout
         self._sending = SessionTransport(clients.aiohttp_session)
         self._listening = self._client(ListeningTransport(self._sending))
-        self._plain = self.plain()
+        self._plain = self._client(self._sending)
         self._local = {
             records: client_on(LocalTransport(records), _NO_LIMIT, SharedClient) for records in (True, False)
         }
         self._sdks: dict[tuple[str | None, bool], AsyncOpenAI] = {}
 
     def plain(self) -> SharedClient:
-        """Return a client for one agent's own requests: its headers are nobody else's."""
-        return self._client(self._sending)
+        """Return a client for one agent's own requests: what it sets there is nobody else's."""
+        client = copy.copy(self._plain)  # to make one takes longer than a request
+        client.headers, client.cookies, client.event_hooks = None, NoCookies(), {}  # type: ignore[assignment]
+        return client
 
     def sdk(self, base_url: str | None, api_key: str | None, record: bool) -> AsyncOpenAI:
         """Return the SDK's client for the server there, None: for the engine of whichever episode sends.

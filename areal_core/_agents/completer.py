@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass
+from secrets import token_hex
 from typing import TypeAlias
 
 from areal_core._agents.call import Call, ToolCall
@@ -42,10 +42,6 @@ class _Begun:
     request: ModelRequest
     began: float
 
-    @property
-    def prompt(self) -> list[int]:
-        return list(self.request.input_ids)
-
 
 class Completer:
     """Answers the calls of one episode, and records them.
@@ -66,7 +62,7 @@ class Completer:
         self._engine = engine
         self._recording = recording
         self._conversations = Conversations()
-        self._rid = uuid.uuid4().hex
+        self._rid = token_hex(16)
         self._context = copy_context()
         self._generations: set[asyncio.Task[ModelResponse]] = set()
         self._has_ended = False
@@ -130,7 +126,7 @@ class Completer:
     async def _begin(self, order: Order, size: int, news: _News | None = None) -> _Begun:
         if not self._chat.advisory:
             refuse_to_hold(order)
-        gconfig = order.gconfig(self._chat.gconfig)
+        gconfig = order.gconfig(self._chat)
         kwargs = order.chat_template_kwargs or {}
         asked = self._chat, order.messages, order.offered_tools, kwargs
         try:
@@ -142,7 +138,7 @@ class Completer:
             request = ModelRequest(prompt, gconfig, rid=self._rid, on_tokens=on_tokens)
         except ValueError as error:  # ChatTemplateError, or no token at all
             raise RefusedError(400, str(error)) from error
-        frame = Frame(f"chatcmpl-{uuid.uuid4().hex}", int(time.time()), order, self._chat)
+        frame = Frame(f"chatcmpl-{token_hex(16)}", int(time.time()), order, self._chat)
         return _Begun(order, frame, request, time.monotonic())
 
     def _start(self, request: ModelRequest) -> asyncio.Task[ModelResponse]:
@@ -186,7 +182,7 @@ def _call(begun: _Begun, reply: ModelResponse, content: str | None, tools: Seque
     finish = "tool_calls" if tools and reply.stop_reason == "stop" else reply.stop_reason
     return Call(
         id=begun.frame.id,
-        prompt_tokens=begun.prompt,
+        prompt_tokens=reply.input_tokens,
         output_tokens=reply.output_tokens,
         output_logprobs=reply.output_logprobs,
         output_versions=reply.output_versions,
@@ -194,7 +190,7 @@ def _call(begun: _Begun, reply: ModelResponse, content: str | None, tools: Seque
         finish_reason=finish,
         content=None if content is None else _writable(content),
         tool_calls=tuple(
-            ToolCall(f"call_{uuid.uuid4().hex}", _writable(name), _writable(arguments))
+            ToolCall(f"call_{token_hex(16)}", _writable(name), _writable(arguments))
             for name, arguments in tools
         ),
         began=begun.began,

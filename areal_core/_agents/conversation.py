@@ -57,9 +57,10 @@ class Conversations:
         They begin with those of the longest remembered conversation that *messages* begin with, if the
         template writes it the same with what comes behind it. Raises ChatTemplateError.
         """
-        text = fmt.text(messages, tools, kwargs, generation_prompt=True)
-        count, known = self._longest(messages, tools, kwargs)
-        behind = _behind_reply(fmt, messages[:count], tools, kwargs, text) if known else None
+        normal = [normal_message(message) for message in messages]
+        text = fmt.written(normal, tools, kwargs, generation_prompt=True)
+        count, known = self._longest(normal, tools, kwargs)
+        behind = _behind_reply(fmt, normal[:count], tools, kwargs, text) if known else None
         if known is None or behind is None:
             return fmt.encode(text)
         ended = list(known.output_tokens[-1:]) == [fmt.eos_id]
@@ -78,15 +79,15 @@ class Conversations:
 
         The lists are kept, and must not be changed. Of two that say the same, the later is remembered.
         """
-        *_, key = _keys([*messages, reply_message], tools, kwargs)
+        *_, key = _keys([normal_message(one) for one in (*messages, reply_message)], tools, kwargs)
         self._known[key] = _Known(prompt_tokens, output_tokens)
 
     def _longest(
-        self, messages: Sequence[_Message], tools: Sequence[_Message] | None, kwargs: Mapping[str, Any]
+        self, normal: Sequence[dict[str, Any]], tools: Sequence[_Message] | None, kwargs: Mapping[str, Any]
     ) -> tuple[int, _Known | None]:
         """Return what is known of the most messages, and how many these are."""
         best: tuple[int, _Known | None] = (0, None)
-        for count, key in enumerate(_keys(messages, tools, kwargs), 1):
+        for count, key in enumerate(_keys(normal, tools, kwargs), 1):
             if known := self._known.get(key):
                 best = (count, known)
         return best
@@ -94,7 +95,7 @@ class Conversations:
 
 def _behind_reply(
     fmt: ChatFormat,
-    told: Sequence[_Message],
+    told: Sequence[dict[str, Any]],
     tools: Sequence[_Message] | None,
     kwargs: Mapping[str, Any],
     text: str,
@@ -105,15 +106,15 @@ def _behind_reply(
     templates that leave out earlier thoughts; then a model must not see those either.
     """
     try:
-        before = fmt.text(told[:-1], tools, kwargs, generation_prompt=True)
-        turn = fmt.text(told, tools, kwargs, generation_prompt=False)
+        before = fmt.written(told[:-1], tools, kwargs, generation_prompt=True)
+        turn = fmt.written(told, tools, kwargs, generation_prompt=False)
     except ChatTemplateError:  # a template may want the user to have the last word
         return None
     end = turn.rfind(fmt.eos_text, len(before))
     if end < 0 or not turn.startswith(before) or not text.startswith(turn):
         return None
-    content = normal_message(told[-1])["content"]
-    return text[end + len(fmt.eos_text) :] if _says(turn[len(before) : end], content or "") else None
+    content = told[-1]["content"] or ""
+    return text[end + len(fmt.eos_text) :] if _says(turn[len(before) : end], content) else None
 
 
 def _says(turn: str, content: str) -> bool:
@@ -131,12 +132,12 @@ def _after(fmt: ChatFormat, behind: str, *, ended: bool) -> list[int]:
 
 
 def _keys(
-    messages: Sequence[_Message], tools: Sequence[_Message] | None, kwargs: Mapping[str, Any]
+    normal: Sequence[dict[str, Any]], tools: Sequence[_Message] | None, kwargs: Mapping[str, Any]
 ) -> Iterator[bytes]:
-    """Yield for each message a key of the conversation up to it."""
+    """Yield for each message, all of them normal, a key of the conversation up to it."""
     running = hashlib.blake2b(_encoded([list(tools or ()), dict(kwargs)]), digest_size=16)
-    for message in messages:
-        running.update(_encoded(_said(normal_message(message))))
+    for message in normal:
+        running.update(_encoded(_said(message)))
         yield running.digest()
 
 

@@ -12,10 +12,11 @@ One gateway serves all episodes of a loop. It is closed with the loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import re
+from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from contextvars import Context
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
@@ -24,15 +25,20 @@ from areal_core._agents.reply import RECORDED, error_body, model, models
 from areal_core._agents.request import MOST_BODY_BYTES, RefusedError, read_order
 from areal_core._agents.scope import Scope
 from areal_core._agents.session import Session
-from areal_core._log import get_logger
+from areal_core._log import describe, get_logger
 from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
+
+if TYPE_CHECKING:
+    from areal_core._agents.completer import Completer
 
 _ATTRIBUTE = "_areal_core_gateways"
 _SHUTDOWN_S = 1.0
 _EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **RECORDED}
 
+_JSON = "application/json"
+_PATH = re.compile(r"/sessions/(?P<session>\w+)/v1/(?P<call>.*)")
+
 _log = get_logger()
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Listening(NamedTuple):
@@ -49,19 +55,17 @@ class Gateway:
     def __init__(self, listening: Listening) -> None:
         self._listening = listening
         self._sessions: dict[str, Session] = {}
-        self._runner: web.AppRunner | None = None
+        self._runner: web.ServerRunner | None = None
         self._url = ""
 
     async def start(self) -> None:
         """Begin to listen. Raises OSError where that cannot be."""
-        app = web.Application(client_max_size=MOST_BODY_BYTES, middlewares=[_in_openais_words])
-        app.router.add_post("/sessions/{session}/v1/chat/completions", self._complete)
-        app.router.add_get("/sessions/{session}/v1/models", self._models)
-        app.router.add_get("/sessions/{session}/v1/models/{model}", self._models)
-        # An agent that hangs up ends its call.
-        self._runner = web.AppRunner(
-            app, handler_cancellation=True, access_log=None, shutdown_timeout=_SHUTDOWN_S
+        # No application: there are three paths, and a router takes as long as all else that is done here. An
+        # agent that hangs up ends its call.
+        server = web.Server(
+            self._answer, request_factory=_new_request, handler_cancellation=True, access_log=None
         )
+        self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
         try:
             await self._runner.setup()
             await web.TCPSite(self._runner, *self._listening).start()
@@ -93,13 +97,41 @@ class Gateway:
             del self._sessions[session.id]
             await scope.end()
 
-    async def _complete(self, request: web.Request) -> web.StreamResponse:
-        completer = self._session_of(request).completer
+    async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer *request*; what is refused, or fails, is told as OpenAI does."""
+        try:
+            return await self._route(request)
+        except RefusedError as error:
+            status, text = error.status, str(error)
+        except web.HTTPException as error:
+            status, text = error.status, f"{request.method} {request.path}: {error.reason}"
+        except HttpProcessingError as error:
+            status, text = 400, f"the body cannot be read: {error.message}"
+        except Exception as error:
+            if request.writer.output_size:
+                raise  # in the middle of a reply: aiohttp hangs up
+            _log.exception("gateway_failed", error=describe(error))
+            status, text = 500, f"the gateway failed: {describe(error)}"
+        return web.Response(status=status, body=error_body(status, text), content_type=_JSON)
+
+    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+        found = _PATH.fullmatch(request.path)
+        name, call = found.groups() if found else ("", "")
+        session = self._session_of(request, name)
+        if call == "chat/completions" and request.method == "POST":
+            return await self._complete(request, session.completer)
+        first, _, rest = call.partition("/")
+        if first == "models" and request.method == "GET":
+            return web.Response(body=model(rest) if rest else models(), content_type=_JSON)
+        known = first == "models" or call == "chat/completions"
+        raise RefusedError(405 if known else 404, f"{request.method} {call}: there are only chat completions")
+
+    async def _complete(self, request: web.BaseRequest, completer: Completer) -> web.StreamResponse:
         body = await request.read()
         order = read_order(body)
         if not order.stream:
             reply = await completer.whole(order, len(body))
-            return web.Response(body=reply, content_type="application/json", headers=RECORDED)
+            return web.Response(body=reply, content_type=_JSON, headers=RECORDED)
         async with aclosing(completer.stream(order, len(body))) as events:
             first = await anext(events)  # which tells whether there is something to stream
             response = web.StreamResponse(headers=_EVENTS)
@@ -110,15 +142,10 @@ class Gateway:
         await response.write_eof()
         return response
 
-    async def _models(self, request: web.Request) -> web.StreamResponse:
-        self._session_of(request)
-        name = request.match_info.get("model")
-        return web.Response(body=models() if name is None else model(name), content_type="application/json")
-
-    def _session_of(self, request: web.Request) -> Session:
-        """Return the session that *request* is for. Raises RefusedError, the same whatever is wrong."""
+    def _session_of(self, request: web.BaseRequest, name: str) -> Session:
+        """Return the session *name*, if *request* has its key. Raises RefusedError, whatever is wrong."""
         kind, _, key = request.headers.get("Authorization", "").partition(" ")
-        session = self._sessions.get(request.match_info["session"])
+        session = self._sessions.get(name)
         if session is None or kind.lower() != "bearer" or not session.admits(key.strip()):
             raise RefusedError(401, "no session with this key is open here")
         return session
@@ -154,20 +181,8 @@ async def _start(listening: Listening, gateways: dict[Listening, asyncio.Task[Ga
     return gateway
 
 
-@web.middleware
-async def _in_openais_words(request: web.Request, handler: _Handler) -> web.StreamResponse:
-    """Tell as OpenAI does what *handler* refuses or fails at."""
-    try:
-        return await handler(request)
-    except RefusedError as error:
-        status, text = error.status, str(error)
-    except web.HTTPException as error:
-        status, text = error.status, f"{request.method} {request.path}: {error.reason}"
-    except HttpProcessingError as error:
-        status, text = 400, f"the body cannot be read: {error.message}"
-    except Exception as error:
-        if request.writer.output_size:
-            raise  # in the middle of a reply: aiohttp hangs up
-        _log.exception("gateway_failed", error=repr(error))
-        status, text = 500, f"the gateway failed: {type(error).__name__}: {error}"
-    return web.Response(status=status, body=error_body(status, text), content_type="application/json")
+def _new_request(
+    message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
+) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MOST_BODY_BYTES)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from areal_core._agents.chat_format import ChatFormat
 from areal_core.types import GenerationHyperparameters
 
 MOST_BODY_BYTES = 16 * 2**20
@@ -88,8 +89,8 @@ class Order(Struct, kw_only=True):
             return ()
         return tuple(one for one in ([self.stop] if isinstance(self.stop, str) else self.stop) if one)
 
-    def gconfig(self, default: GenerationHyperparameters) -> GenerationHyperparameters:
-        """Return *default* with what this asks for. Raises RefusedError for what makes no sense."""
+    def gconfig(self, chat: ChatFormat) -> GenerationHyperparameters:
+        """Return that of *chat* with what this asks for. Raises RefusedError for what makes no sense."""
         most = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
         asked: dict[str, Any] = {
             "max_new_tokens": most,
@@ -102,11 +103,10 @@ class Order(Struct, kw_only=True):
             "min_new_tokens": self.min_tokens,
             "greedy": None if self.temperature is None else self.temperature == 0,
             "ignore_eos": self.ignore_eos,
-            "stop_token_ids": self.stop_token_ids,
+            "stop_token_ids": None if self.stop_token_ids is None else tuple(self.stop_token_ids),
         }
-        changes = {name: value for name, value in asked.items() if value is not None}
         try:
-            return default.new(**changes) if changes else default
+            return chat.gconfig_with(tuple([pair for pair in asked.items() if pair[1] is not None]))
         except (TypeError, ValueError) as error:
             raise RefusedError(400, str(error)) from None
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from secrets import token_hex
 
 from tenacity import RetryCallState
 
@@ -56,7 +56,7 @@ class Generation:
         self._policy = parts.policy
         self._events = parts.events
         self._request = request
-        self._conversation = request.rid or uuid.uuid4().hex
+        self._conversation = request.rid or token_hex(16)
         self.limits = Limits(self._config.request_timeout, self._opening, self._describe)
         self.stage = "about to begin"
         """What it does, or waits for."""
@@ -106,9 +106,27 @@ class Generation:
 
     async def _go_on(self, pin: Pin, resting: Resting) -> None:
         """Make attempts until one brings a token or the end."""
+        failed: list[Exception] = []
+        try:
+            await self._attempt(pin, resting)
+        except Exception as error:
+            if not may_try_again(error):
+                raise
+            failed.append(error)
+        if failed:  # else without tenacity, which takes half as long as an exchange
+            await self._try_again(failed, pin, resting)
+
+    async def _try_again(self, failed: list[Exception], pin: Pin, resting: Resting) -> None:
+        """Make further attempts after the one that *failed*."""
+
+        async def attempt() -> None:
+            if failed:
+                raise failed.pop()
+            await self._attempt(pin, resting)
+
         patience = Patience(self._config.request_retries, self.limits.left_s, resting.asked_s)
         try:
-            await patience.retrying(self._about_to_sleep, resting.sleep)(self._attempt, pin, resting)
+            await patience.retrying(self._about_to_sleep, resting.sleep)(attempt)
         except ArealError as error:
             if patience.out_of_time:
                 raise GenerationTimeoutError(
@@ -169,7 +187,7 @@ class Generation:
         wanted = self._request.gconfig
         ask = Ask(
             self._wire_id,
-            [*self._request.input_ids, *self._tokens],
+            [*self._request.input_ids, *self._tokens] if self._tokens else self._request.input_ids,
             wanted.max_new_tokens - len(self._tokens),
             max(0, wanted.min_new_tokens - len(self._tokens)),
             wanted,
@@ -236,7 +254,7 @@ class Generation:
             self._record.enter(stage, server)
 
     def _new_wire_id(self) -> str:
-        return f"{self._conversation}-{uuid.uuid4().hex}"
+        return f"{self._conversation}-{token_hex(16)}"
 
     def _describe(self) -> str:
         wanted = self._request.gconfig.max_new_tokens

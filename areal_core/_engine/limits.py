@@ -44,6 +44,8 @@ class Limits:
             await self._clock.__aexit__(*raised)
         except TimeoutError:
             raise self._error() from None
+        finally:
+            self._describe = str  # which knows this in turn: the two would wait for the garbage collector
 
     def left_s(self) -> float:
         """Return how many seconds are left; pauses are not counted."""

@@ -60,7 +60,7 @@ def client_on(
 ) -> ClientT:
     """Make a client, of a certain *kind*, that sends its requests through *transport*."""
     # The session sees to proxies.
-    return kind(transport=transport, timeout=timeout, cookies=_NoCookies(), trust_env=False)
+    return kind(transport=transport, timeout=timeout, cookies=NoCookies(), trust_env=False)
 
 
 class SessionTransport(httpx.AsyncBaseTransport):
@@ -122,7 +122,7 @@ class _Reply(httpx.AsyncByteStream):
         self._reply.close()  # the connection stays, if the reply has come in whole
 
 
-class _NoCookies(CookieJar):
+class NoCookies(CookieJar):
     """Takes no cookie from a reply: one rollout's must not go out with another's request."""
 
     def extract_cookies(self, response: Any, request: Any) -> None:

@@ -69,7 +69,8 @@ class Address:
 
     def url(self, path: str, params: Mapping[str, str] | None = None) -> URL:
         """Return the URL of *path*, which begins with ``/``, with *params* added to its query."""
-        return URL(self._base + path).update_query(params or {})
+        url = URL(self._base + path)  # which it keeps, with what aiohttp asks of it
+        return url.update_query(params) if params else url
 
     def __str__(self) -> str:
         return self.name

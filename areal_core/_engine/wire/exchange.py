@@ -14,7 +14,7 @@ import contextlib
 import io
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Self
 
 import aiohttp
@@ -87,14 +87,12 @@ class Exchange:
         async with self._send(session, request) as reply:
             return await reply.read()
 
-    @asynccontextmanager
-    async def open(self, session: aiohttp.ClientSession, call: HttpCall) -> AsyncIterator[Reply]:
+    def open(self, session: aiohttp.ClientSession, call: HttpCall) -> AbstractAsyncContextManager[Reply]:
         """Send *call* and give the `Reply` once its status says success; hang up when it is left early.
 
         There is no limit of time but the session's. Raises like `call`.
         """
-        async with self._send(session, _Request(self, call)) as reply:
-            yield reply
+        return self._send(session, _Request(self, call))
 
     def refused(self, call: HttpCall, error: ReplyError) -> MalformedReplyError | ServerStatusError:
         """Return our error for a reply to *call* that its reader refuses."""
@@ -150,6 +148,8 @@ class Reply:
 
     async def end(self) -> None:
         """Take what little is left, so that the connection can serve again; or give up soon."""
+        if self._content.at_eof():
+            return
         left = _END_BYTES
         try:
             async with asyncio.timeout(_END_S):
