@@ -7,7 +7,7 @@ ARGS ?=
 PY := $(VENV)/bin/python
 EXAMPLES := $(wildcard examples/*.py)
 
-.PHONY: demo test test-all check lint examples mutate leaks bench bench-http clean
+.PHONY: demo test test-all check lint examples mutate leaks bench bench-http bench-agents clean
 .DELETE_ON_ERROR:
 
 # The main job, end to end: a policy is trained, asynchronously and then synchronously. ARGS=--quick
@@ -53,6 +53,10 @@ bench: $(VENV)/.installed-dev
 # The HTTP clients beside a bare session and httpx's own transport.
 bench-http: $(VENV)/.installed-dev
 	$(PY) benchmarks/http_clients.py $(ARGS)
+
+# Agents through the gateway beside the same agents at the server itself.
+bench-agents: $(VENV)/.installed-dev
+	$(PY) benchmarks/agents.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-3.* .venv-mutate .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist train_reversal.png

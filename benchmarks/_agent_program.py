@@ -1,0 +1,77 @@
+"""Agents in a program of their own, with OpenAI's SDK as it is: the command the agents' benchmark starts.
+
+A line of JSON on stdin is a session to play: ``id``, ``topic``, ``stream``, ``base_url`` and ``api_key``.
+When it is over, a line on stdout has its ``id``, and as ``digest`` what stands for all that the model said.
+It ends with stdin, and when a session fails. With the argument ``aiohttp``, the SDK sends through aiohttp.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+from typing import Any
+
+from openai import AsyncOpenAI, DefaultAioHttpClient
+
+CALLS = 3
+MOST_TOKENS = 128
+
+_SYSTEM = (
+    "You are a careful assistant with a good memory. You answer in one paragraph, you say what you do not "
+    "know, and you never make up a source. When a question has several parts you take them one by one, in "
+    "the order in which they were asked, and you end with the one thing to do next."
+)
+
+
+async def play(client: AsyncOpenAI, topic: str, stream: bool) -> str:
+    """Make `CALLS` calls, each with all that was said before; return what stands for the replies."""
+    ask = _streamed if stream else _whole
+    messages: list[Any] = [{"role": "system", "content": _SYSTEM}]
+    said = hashlib.blake2b(digest_size=8)
+    for number in range(CALLS):
+        messages.append({"role": "user", "content": f"Question {number} on topic {topic}: what follows?"})
+        reply = await ask(client, messages)
+        messages.append({"role": "assistant", "content": reply})
+        said.update(reply.encode() + b"\0")
+    return said.hexdigest()
+
+
+async def _whole(client: AsyncOpenAI, messages: list[Any]) -> str:
+    completion = await client.chat.completions.create(
+        model="policy", messages=messages, max_tokens=MOST_TOKENS
+    )
+    return completion.choices[0].message.content or ""
+
+
+async def _streamed(client: AsyncOpenAI, messages: list[Any]) -> str:
+    chunks = await client.chat.completions.create(
+        model="policy", messages=messages, max_tokens=MOST_TOKENS, stream=True
+    )
+    return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
+
+
+async def _session(client: AsyncOpenAI, order: dict[str, Any]) -> None:
+    # Its own base URL and key, but the connections of all: to make those anew takes longer than all else.
+    own = client.with_options(base_url=order["base_url"], api_key=order["api_key"])
+    digest = await play(own, order["topic"], order["stream"])
+    sys.stdout.write(json.dumps({"id": order["id"], "digest": digest}) + "\n")
+    sys.stdout.flush()
+
+
+async def _main(arguments: list[str]) -> None:
+    http_client: Any = DefaultAioHttpClient() if arguments == ["aiohttp"] else None
+    orders = asyncio.StreamReader()
+    protocol = asyncio.StreamReaderProtocol(orders)
+    await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
+    async with (
+        AsyncOpenAI(api_key="none", http_client=http_client) as client,
+        asyncio.TaskGroup() as sessions,
+    ):
+        while line := await orders.readline():
+            sessions.create_task(_session(client, json.loads(line)))
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(sys.argv[1:]))
