@@ -15,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from areal_core import _context
 from areal_core._agents import scope
 from areal_core._checks import check_text
+from areal_core._context import WorkflowContext
 from areal_core._http import clients
 from areal_core._http.clients import HttpClientManager, configure_http
 from areal_core._http.config import HttpConfig
@@ -53,33 +53,16 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
-class WorkflowContext:
-    """Tell a workflow what it is run for."""
-
-    is_eval: bool = False
-    """Whether the rollout evaluates; it then serves no training."""
-
-    task_id: int | None = None
-    """The task it is part of; None unless whoever starts the workflow sets it."""
-
-    sample_idx: int | None = None
-    """Its place in its group; None where there is no group."""
-
-
-_context = ContextVar("areal_core.workflow_context", default=WorkflowContext())  # noqa: B039 - it is frozen
-
-
 def set(context: WorkflowContext) -> None:  # noqa: A001 - read as workflow_context.set
     """Make *context* that of the current task, and of the tasks it starts from now on."""
     if not isinstance(context, WorkflowContext):
         raise TypeError(f"context={context!r} is not a WorkflowContext; pass WorkflowContext(...)")
-    _context.set(context)
+    _context.current.set(context)
 
 
 def get() -> WorkflowContext:
     """Return the current task's context; ``WorkflowContext()`` where none was set."""
-    return _context.get()
+    return _context.current.get()
 
 
 def stat_scope() -> str:
@@ -148,7 +131,7 @@ async def get_openai_client(
         here.check_chat()
     from areal_core._agents.clients import agent_clients
 
-    return (await agent_clients()).sdk(base_url, api_key, record)
+    return agent_clients().sdk(base_url, api_key, record)
 
 
 def recorded() -> Recording:

@@ -73,6 +73,9 @@ def test_the_module_offers_what_is_documented() -> None:
         "get_aiohttp_session",
         "get_control_session",
         "get_httpx_client",
+        "get_openai_client",
+        "record",
+        "recorded",
         "set",
         "stat_scope",
     ]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from areal_core import workflow_context
 from areal_core._agents.listening_transport import ListeningTransport
 from areal_core._agents.local_transport import BASE_URL, LocalTransport
 from areal_core._http import clients
@@ -96,9 +95,9 @@ class AgentClients:
         return client_on(transport, self._timeout, SharedClient)
 
 
-async def agent_clients() -> AgentClients:
-    """Return those of the running loop. Raises like `workflow_context.get_httpx_client`."""
-    timeout = (await workflow_context.get_httpx_client()).timeout
+def agent_clients() -> AgentClients:
+    """Return those of the running loop. Raises RuntimeError past its cleanup, and in a forked child."""
+    timeout = clients.httpx_client().timeout
     loop = asyncio.get_running_loop()
     found: AgentClients | None = getattr(loop, _ATTRIBUTE, None)
     if found is None:

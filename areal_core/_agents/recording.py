@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from areal_core import workflow_context
+from areal_core import _context
 from areal_core._agents.call import Call
 from areal_core._agents.joining import Row, rows_of
 from areal_core._checks import check_number
@@ -69,7 +69,7 @@ class Recording:
         self._check_sampled()
         own = _own_rewards(self._calls, reward)
         returns = _returns(self._calls, own, check_number("discount", discount, least=0.0, most=1.0))
-        place = workflow_context.get().sample_idx or 0
+        place = _context.current.get().sample_idx or 0
         return concat_padded_tensors([_one_row(row, returns, place) for row in rows_of(self._calls)])
 
     def _check_sampled(self) -> None:

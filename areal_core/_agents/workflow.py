@@ -88,7 +88,7 @@ class AgentWorkflow(RolloutWorkflow):
 
         here = scope.current.get()
         assert here is not None
-        http_client = (await agent_clients()).plain()
+        http_client = agent_clients().plain()
         gateway = await gateway_of(Listening(self._host, self._port))
         async with gateway.session(here, self._url) as (base_url, api_key):
             playing = self._agent.run(data, base_url=base_url, api_key=api_key, http_client=http_client)
