@@ -133,7 +133,7 @@ class DirectWorkflow(RolloutWorkflow):
 
 
 class Stage:
-    """All of them together, for rounds of *sessions* conversations at once. Raises MeasurementError."""
+    """All of them together, for rounds of *sessions* conversations. Raises MeasurementError."""
 
     def __init__(
         self,
@@ -147,6 +147,7 @@ class Stage:
         self._pids = dict(zip(PROCESSES, (program.pid, os.getpid(), server.pid), strict=True))
         self._executor = executor
         self._data = [{"topic": str(number), "stream": manner.stream} for number in range(sessions)]
+        self._rounds = itertools.count()
         self._direct = DirectWorkflow(program, f"{server.url}/v1")
         self._gateway = FarAgent(program)
 
@@ -165,8 +166,10 @@ class Stage:
 
     def _round(self, workflow: DirectWorkflow | FarAgent) -> dict[str, float]:
         asked = self._server.stats().generations
+        number = next(self._rounds)
+        data = [{**one, "round": number} for one in self._data]
         before = {name: cpu_s(pid) for name, pid in self._pids.items()}
-        brought = self._executor.rollout_batch(self._data, workflow)
+        brought = self._executor.rollout_batch(data, workflow)
         taken = {name: cpu_s(pid) - before[name] for name, pid in self._pids.items()}
         calls = CALLS * len(self._data)
         if None in brought or self._server.stats().generations - asked != calls:
@@ -175,10 +178,10 @@ class Stage:
 
 
 @contextmanager
-def staged(manner: Manner, sessions: int) -> Iterator[Stage]:
-    """Start them all; end them at the end of the block."""
+def staged(manner: Manner, sessions: int, at_once: int) -> Iterator[Stage]:
+    """Start them all, for rounds of *sessions* of which so many are *at_once*; end them with the block."""
     config = InferenceEngineConfig(
-        consumer_batch_size=sessions, max_concurrent_rollouts=sessions, stream_replies=manner.stream_replies
+        consumer_batch_size=sessions, max_concurrent_rollouts=at_once, stream_replies=manner.stream_replies
     )
     with ExitStack() as stack:
         server = stack.enter_context(

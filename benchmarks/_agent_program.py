@@ -1,8 +1,9 @@
 """Agents in a program of their own, with OpenAI's SDK as it is: the command the agents' benchmark starts.
 
-A line of JSON on stdin is a session to play: ``id``, ``topic``, ``stream``, ``base_url`` and ``api_key``.
-When it is over, a line on stdout has its ``id``, and as ``digest`` what stands for all that the model said.
-It ends with stdin, and when a session fails. With the argument ``aiohttp``, the SDK sends through aiohttp.
+A line of JSON on stdin is a session to play: ``id``, ``round``, ``topic``, ``stream``, ``base_url`` and
+``api_key``. When it is over, a line on stdout has its ``id``, and as ``digest`` what stands for all that the
+model said. Those of one round share connections, which no other round has. It ends with stdin, and when a
+session fails. With the argument ``aiohttp``, the SDK sends through aiohttp.
 """
 
 from __future__ import annotations
@@ -52,26 +53,46 @@ async def _streamed(client: AsyncOpenAI, messages: list[Any]) -> str:
     return "".join([chunk.choices[0].delta.content or "" async for chunk in chunks])
 
 
+class Clients:
+    """The client whose connections a round shares. A new round has a new one: to begin with none is fair."""
+
+    def __init__(self, transport: str | None) -> None:
+        self._transport = transport
+        self._round: object = None
+        self._client: AsyncOpenAI | None = None
+
+    async def of(self, number: object) -> AsyncOpenAI:
+        """Return that of the round *number*; the one before is over."""
+        if self._client is None or number != self._round:
+            await self.close()
+            http_client: Any = DefaultAioHttpClient() if self._transport == "aiohttp" else None
+            self._round, self._client = number, AsyncOpenAI(api_key="none", http_client=http_client)
+        return self._client
+
+    async def close(self) -> None:
+        """Close it."""
+        if self._client is not None:
+            await self._client.close()
+
+
 async def _session(client: AsyncOpenAI, order: dict[str, Any]) -> None:
-    # Its own base URL and key, but the connections of all: to make those anew takes longer than all else.
     own = client.with_options(base_url=order["base_url"], api_key=order["api_key"])
     digest = await play(own, order["topic"], order["stream"])
     sys.stdout.write(json.dumps({"id": order["id"], "digest": digest}) + "\n")
     sys.stdout.flush()
 
 
-async def _main(arguments: list[str]) -> None:
-    http_client: Any = DefaultAioHttpClient() if arguments == ["aiohttp"] else None
+async def _main(transport: str | None = None) -> None:
     orders = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(orders)
     await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
-    async with (
-        AsyncOpenAI(api_key="none", http_client=http_client) as client,
-        asyncio.TaskGroup() as sessions,
-    ):
+    clients = Clients(transport)
+    async with asyncio.TaskGroup() as sessions:
         while line := await orders.readline():
-            sessions.create_task(_session(client, json.loads(line)))
+            order = json.loads(line)
+            sessions.create_task(_session(await clients.of(order["round"]), order))
+    await clients.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(sys.argv[1:]))
+    asyncio.run(_main(*sys.argv[1:]))

@@ -1,7 +1,8 @@
 """Measure what the gateway adds to the CPU time of agents, trainer and server together.
 
 The same conversations, by the same program with OpenAI's SDK, at the server's own URL and through the
-gateway, in alternating rounds. Ends with 1 when something failed that must hold. Linux only.
+gateway, in alternating rounds of three times as many as are under way at once. Ends with 1 when something
+failed that must hold. Linux only.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from _table import Aim, Line, Reading, Spread, Values, number
 from areal_core.workflow_context import ensure_descriptors
 
 WAYS = ("direct", "gateway")
+ROUND = 3
 ALL = "all"
 
 MOST_RATIO = 1.2
@@ -54,7 +56,7 @@ def main() -> int:
     if sys.platform != "linux":
         print("the CPU clock of another process is read as Linux has it; run this there", file=sys.stderr)
         return 2
-    ensure_descriptors(8 * options.sessions)  # for the server too, which inherits the limit
+    ensure_descriptors(8 * options.at_once)  # for the server too, which inherits the limit
     names = [name for name in options.rows.split(",") if name] or [row.name for row in ROWS]
     unknown = set(names) - {row.name for row in ROWS}
     if unknown:
@@ -63,7 +65,7 @@ def main() -> int:
         return 2
     print(_heading(options), flush=True)
     chosen = [row for row in ROWS if row.name in names]
-    failures = [failure for row in chosen for failure in _show(row, options.pairs, options.sessions)]
+    failures = [failure for row in chosen for failure in _show(row, options.pairs, options.at_once)]
     for failure in failures:
         print(f"FAILED: {failure}")
     return 1 if failures else 0
@@ -73,7 +75,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="3 pairs, only for a look")
     parser.add_argument("--pairs", type=int, help="how many rounds of either (default: 9)")
-    parser.add_argument("--sessions", type=int, default=256, help="conversations at once (default: 256)")
+    parser.add_argument("--at-once", type=int, default=256, help="sessions under way (default: 256)")
     parser.add_argument("--rows", default="", metavar="NAME,...", help="only these, e.g. whole,streamed")
     options = parser.parse_args()
     options.pairs = options.pairs or (3 if options.quick else 9)
@@ -84,16 +86,16 @@ def _heading(options: argparse.Namespace) -> str:
     versions = ", ".join(f"{name} {version(name)}" for name in ("openai", "aiohttp", "uvloop"))
     return (
         f"{platform.python_implementation()} {platform.python_version()}, {versions}, "
-        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.sessions} sessions at once, "
+        f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {options.at_once} sessions at once, "
         f"medians of {options.pairs} alternating pairs"
     )
 
 
-def _show(row: Row, pairs: int, sessions: int) -> Iterator[str]:
+def _show(row: Row, pairs: int, at_once: int) -> Iterator[str]:
     """Measure and print one row; yield what failed in it."""
     print(f"\n{row.name}: {row.title}", flush=True)
     try:
-        with staged(row.manner, sessions) as stage:
+        with staged(row.manner, ROUND * at_once, at_once) as stage:
             rounds = _measure(stage, pairs)
     except MeasurementError as error:
         print(f"  not measured: {error}", flush=True)

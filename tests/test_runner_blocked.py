@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import threading
 import time
 from collections.abc import Coroutine
 from typing import Any
 
 import pytest
 
-from areal_core._runner import exit_hook
+from areal_core._runner import exit_hook, life
+from areal_core._runner.gate import Gate
 from areal_core.async_task_runner import RunnerStats
 from areal_core.errors import RunnerStoppedError
 from conftest import MakeRunner
@@ -20,6 +23,7 @@ from doors import (
     Door,
     fail,
     give,
+    interrupt_when,
     outcomes,
     start_blocked,
     turn_loop,
@@ -183,6 +187,75 @@ def test_a_blocked_thread_is_left_behind_once_by_all_who_wait_for_it(
     assert runner.thread is not None
     runner.thread.join(LONG_S)
     assert runner._life not in exit_hook._live
+
+
+@pytest.mark.any_loop
+def test_a_destroy_that_a_ctrl_c_ended_is_not_taken_for_one_that_still_waits(make_runner: MakeRunner) -> None:
+    runner, blockade = make_runner(leave=True), Blockade()
+    runner.submit(blockade.block, task_id=1)
+    blockade.wait_until_entered()
+    with pytest.raises(KeyboardInterrupt), interrupt_when(Gate.wait, "call"):
+        runner.destroy(timeout=LONG_S)
+    assert runner.stats().finished == 0
+    runner.destroy(timeout=0.02)
+    assert runner.stats() == RunnerStats(submitted=1, finished=1, abandoned=1, state="stopped")
+    blockade.lift()
+    assert runner.thread is not None
+    runner.thread.join(LONG_S)
+
+
+@pytest.mark.any_loop
+def test_where_no_more_thread_can_be_started_a_blocked_one_is_left_behind_all_the_same(
+    make_runner: MakeRunner,
+) -> None:
+    runner, blockade = make_runner(leave=True), Blockade()
+    runner.submit(blockade.block, task_id=1)
+    blockade.wait_until_entered()
+    threading.stack_size(2**46)  # no machine has that
+    try:
+        runner.destroy(timeout=0.02)
+    finally:
+        threading.stack_size(0)
+    assert runner.stats() == RunnerStats(submitted=1, finished=1, abandoned=1, state="stopped")
+    blockade.lift()
+    assert runner.thread is not None
+    runner.thread.join(LONG_S)
+
+
+class BlockingHandler(logging.Handler):
+    """A log handler that hangs, its lock held, which all who log have to take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blockade = Blockade()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.blockade.enter()
+
+
+@pytest.mark.any_loop
+def test_a_thread_blocked_in_a_log_handler_does_not_hold_up_who_destroys(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is left behind in another thread, which needs that handler's lock."""
+    monkeypatch.setattr(life, "_GIVE_UP_S", 0.05)  # instead of five
+    logger, handler = logging.getLogger("areal_core.blocked"), BlockingHandler()
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        runner = make_runner(logger=logger, leave=True)
+        runner.submit(fail, ValueError("why"))
+        handler.blockade.wait_until_entered()
+        before = time.monotonic()
+        runner.destroy(timeout=0.02)
+        assert time.monotonic() - before < 2
+        handler.blockade.lift()
+        assert runner.thread is not None
+        runner.thread.join(LONG_S)
+        assert not runner.thread.is_alive()
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = True
 
 
 @pytest.mark.any_loop

@@ -58,6 +58,8 @@ def test_a_running_runner_that_is_collected_warns_and_ends(loop_factory: LoopFac
         subject.box.clear()
     assert described.startswith("<AsyncTaskRunner running pending=0 running=1 ")
     assert [str(warning.message) for warning in warned] == [f"unclosed runner {described}; destroy() it"]
+    assert warned[0].filename == __file__  # where it was dropped
+    assert type(warned[0].source) is AsyncTaskRunner  # by which tracemalloc tells where it was made
     subject.assert_it_ended()
 
 

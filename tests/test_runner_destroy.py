@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
 
-from areal_core._runner import exit_hook
+from areal_core._runner import exit_hook, life
+from areal_core._runner.loop_thread import LoopThread
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerStoppedError
 from conftest import MakeRunner
@@ -87,6 +90,45 @@ def test_thread_and_loop_really_end(make_runner: MakeRunner) -> None:
     assert runner.thread is thread
     assert runner.exiting.is_set()
     assert runner._life not in exit_hook._live
+
+
+@contextlib.contextmanager
+def after_the_last_line(action: Callable[[], object]) -> Iterator[None]:
+    """Have the threads that are started meanwhile do *action* after their last line, as a profiler may."""
+
+    def profile(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "return" and frame.f_code is LoopThread._main.__code__:
+            action()
+
+    threading.setprofile(profile)
+    try:
+        yield
+    finally:
+        threading.setprofile(None)
+
+
+@pytest.mark.any_loop
+def test_it_waits_for_the_very_end_of_the_thread(make_runner: MakeRunner) -> None:
+    with after_the_last_line(lambda: threading.Event().wait(0.05)):
+        runner = make_runner()
+    runner.destroy()
+    assert runner.thread is not None
+    assert not runner.thread.is_alive()
+
+
+@pytest.mark.any_loop
+def test_it_waits_no_longer_for_a_thread_that_is_done_and_does_not_end(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(life, "_JOIN_S", 0.05)  # instead of a second
+    go_on = threading.Event()
+    with after_the_last_line(lambda: go_on.wait(LONG_S)):
+        runner = make_runner()
+    runner.destroy()
+    assert runner.thread is not None
+    assert runner.thread.is_alive()
+    go_on.set()
+    runner.thread.join(LONG_S)
 
 
 def test_tasks_may_clean_up_while_it_waits_and_nothing_new_is_accepted(

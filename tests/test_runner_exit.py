@@ -6,7 +6,10 @@ import time
 
 import pytest
 
+from areal_core._runner.lifecycle import life_of
 from children import RunScript, StartScript, without_slow_callbacks
+from conftest import MakeRunner
+from doors import LONG_S, Blockade
 
 PRELUDE = """
     import asyncio, atexit, gc, importlib, logging, os, sys, threading, time
@@ -407,3 +410,24 @@ def test_coroutines_that_refuse_to_be_closed_do_not_hold_up_the_exit_after_a_des
     """
     )
     assert (child.stderr, child.stdout, child.returncode) == ("", "1\n", 0)
+
+
+@pytest.mark.any_loop
+def test_threads_that_are_blocked_have_one_second_together(make_runner: MakeRunner) -> None:
+    """What the exit does with each life, here with less than a second."""
+    blockades = [Blockade() for _ in range(3)]
+    lives = []
+    for blockade in blockades:
+        runner = make_runner(leave=True)
+        runner.submit(blockade.block)
+        blockade.wait_until_entered()
+        lives.append(life_of(runner))
+    before = time.monotonic()
+    for life in lives:
+        life.leave(before + 0.05)
+    for life in lives:
+        life.join(before + 0.05)
+    assert 0.05 <= time.monotonic() - before < 0.8
+    for blockade, life in zip(blockades, lives, strict=True):
+        blockade.lift()
+        life.thread.thread.join(LONG_S)

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import threading
 import time
+import weakref
+from collections.abc import Coroutine, Generator
 from typing import Any
 
 import pytest
@@ -74,6 +76,80 @@ def test_one_that_refuses_to_be_closed_too_says_nothing_either(
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
+class _HoldsOn(Coroutine[Any, None, None]):
+    """A coroutine of another kind, as compilers make them, that refuses all that can be asked of it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, collected: list[str]) -> None:
+        self._loop = loop
+        self._collected = collected
+
+    def send(self, value: Any) -> Any:
+        return next(self._loop.create_future().__await__())
+
+    def throw(self, *_: Any) -> Any:
+        return self.send(None)
+
+    def close(self) -> None:
+        raise RuntimeError("refused")
+
+    def __await__(self) -> Generator[Any, None, None]:
+        raise NotImplementedError
+
+    def __del__(self) -> None:
+        self._collected.append("complains")
+
+
+def test_a_coroutine_of_another_kind_that_refuses_to_be_closed_is_kept(make_runner: MakeRunner) -> None:
+    runner, collected = make_runner(cancel_grace=0), list[str]()
+
+    async def start() -> None:
+        loop = asyncio.get_running_loop()
+        kept.append(loop.create_task(_HoldsOn(loop, collected)))
+
+    kept: list[asyncio.Task[None]] = []
+    runner.run(start)
+    turn_loop(runner)
+    runner.destroy()
+    runner.initialize()
+    kept.clear()
+    gc.collect()
+    assert collected == []
+
+
+def test_what_is_left_on_a_closed_loop_is_closed_and_kept_by_nothing(make_runner: MakeRunner) -> None:
+    """Its finally clauses run, innermost first, and all that it held is free."""
+    runner, closed = make_runner(cancel_grace=0), list[str]()
+
+    class Insists:
+        async def inner(self) -> None:
+            try:
+                while True:
+                    try:
+                        await asyncio.get_running_loop().create_future()
+                    except asyncio.CancelledError:
+                        continue
+            finally:
+                closed.append("inner")
+
+        async def __call__(self) -> None:
+            try:
+                await self.inner()
+            finally:
+                closed.append("outer")
+
+    task = Insists()
+    runner.submit(task, task_id=1)
+    turn_loop(runner)
+    runner.destroy()
+    assert closed == ["inner", "outer"]
+    assert runner.wait_for_task(1).status == "cancelled"
+    watched = weakref.ref(task)
+    del task
+    runner.initialize()
+    gc.collect()
+    assert watched() is None
+
+
 def test_each_task_that_refuses_is_told_again_at_the_very_end(make_runner: MakeRunner) -> None:
     runner, door, told = make_runner(cancel_grace=0), Door(), []
 
@@ -91,6 +167,26 @@ def test_each_task_that_refuses_is_told_again_at_the_very_end(make_runner: MakeR
     runner.destroy()
     assert told == [True, True]
     assert runner.stats() == RunnerStats(submitted=1, finished=1, state="stopped")
+
+
+def test_one_that_takes_its_cancellation_back_is_told_no_more_often(make_runner: MakeRunner) -> None:
+    runner, door, told = make_runner(cancel_grace=0), Door(), list[bool]()
+
+    async def take_back() -> None:
+        while True:
+            try:
+                await door.walk_through()
+            except asyncio.CancelledError:
+                told.append(True)
+                task = asyncio.current_task()
+                assert task is not None
+                task.uncancel()
+
+    runner.submit(take_back)
+    door.wait_for()
+    runner.destroy()
+    assert told == [True, True], "at first, and at the very end"
+    assert runner.stats().abandoned == 1
 
 
 def test_a_task_that_cleans_up_has_the_whole_grace_before_it_is_told_again(make_runner: MakeRunner) -> None:

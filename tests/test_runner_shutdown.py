@@ -6,7 +6,8 @@ import asyncio
 import gc
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 import pytest
 
@@ -163,6 +164,63 @@ def test_a_generator_that_hangs_is_given_up_within_the_timeout(
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
+def test_a_generator_that_refuses_is_given_up_and_may_be_collected_before_the_loop_is_closed(
+    make_runner: MakeRunner, log_lines: LogLines, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, kept, ended = make_runner(cancel_grace=0), list[AsyncIterator[int]](), list[str]()
+
+    async def generate() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            try:
+                while True:
+                    try:
+                        await asyncio.get_running_loop().create_future()
+                    except asyncio.CancelledError:
+                        continue
+            finally:
+                ended.append("generator")
+
+    async def start() -> asyncio.AbstractEventLoop:
+        kept.append(generate())
+        await anext(kept[0])
+        return asyncio.get_running_loop()
+
+    def close() -> None:
+        kept.clear()
+        gc.collect()
+        ended.append("collection")
+        really_close()
+
+    loop = runner.run(start)
+    really_close = loop.close
+    loop.close = close  # type: ignore[method-assign]
+    runner.destroy()
+    assert ended == ["generator", "collection"]
+    assert loop.is_closed()
+    assert [line.message for line in log_lines] == ["shutdown_step_timed_out step=async generators"]
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_a_thread_of_the_executor_that_still_works_is_waited_for(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, kept, ended = make_runner(), list[asyncio.Future[None]](), list[str]()
+
+    def work() -> None:
+        threading.Event().wait(0.1)  # what its work takes
+        ended.append("thread")
+
+    async def start() -> None:
+        kept.append(asyncio.get_running_loop().run_in_executor(None, work))
+
+    runner.run(start)
+    runner.destroy()
+    assert ended == ["thread"]
+    assert log_lines == []
+
+
 def test_a_step_that_fails_is_logged_and_keeps_no_other_from_running(
     make_runner: MakeRunner, log_lines: LogLines
 ) -> None:
@@ -191,11 +249,43 @@ def test_a_step_that_fails_is_logged_and_keeps_no_other_from_running(
     assert runner.stats() == RunnerStats(state="stopped")
 
 
+def test_each_step_that_fails_is_named(make_runner: MakeRunner, log_lines: LogLines) -> None:
+    runner, called = make_runner(), list[str]()
+
+    async def start() -> threading.Thread:
+        register_loop_cleanup(lambda: called.append("cleanup"))
+        return await asyncio.to_thread(threading.current_thread)
+
+    def recover() -> Coroutine[Any, Any, None]:
+        del loop.is_running
+        return really_shut_down()
+
+    def fail(timeout: float) -> None:
+        raise OSError("broken")
+
+    loop, thread = runner.run(running_loop), runner.run(start)
+    really_shut_down = loop.shutdown_asyncgens
+    loop.shutdown_asyncgens = recover  # type: ignore[method-assign]
+    loop.is_running = lambda: True  # type: ignore[method-assign]
+    thread.join = fail  # type: ignore[method-assign, assignment]
+    runner.destroy()
+    del thread.join
+    thread.join(LONG_S)
+    assert [line.message.partition(" error=")[0] for line in log_lines] == [
+        "shutdown_step_failed step=cancel tasks",
+        "shutdown_step_failed step=loop cleanup",
+        "shutdown_step_failed step=default executor",
+    ]
+    assert called == ["cleanup"], "it could run when the loop was closed"
+    assert loop.is_closed()
+
+
 def test_a_thread_of_the_executor_that_hangs_is_given_up_within_the_timeout(
     make_runner: MakeRunner, log_lines: LogLines
 ) -> None:
     runner, blocked, go_on = make_runner(), threading.Event(), threading.Event()
     threads, kept = list[threading.Thread](), list[asyncio.Future[None]]()
+    more_than_there_are_threads = 40
 
     def hang() -> None:
         threads.append(threading.current_thread())
@@ -204,7 +294,7 @@ def test_a_thread_of_the_executor_that_hangs_is_given_up_within_the_timeout(
 
     async def start() -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
-        kept.append(loop.run_in_executor(None, hang))
+        kept.extend(loop.run_in_executor(None, hang) for _ in range(more_than_there_are_threads))
         return loop
 
     loop = runner.run(start)
@@ -215,4 +305,6 @@ def test_a_thread_of_the_executor_that_hangs_is_given_up_within_the_timeout(
     assert loop.is_closed()
     assert [line[:2] for line in log_lines] == [("warning", "shutdown_step_timed_out step=default executor")]
     go_on.set()
-    threads[0].join(LONG_S)
+    for thread in set(threads):
+        thread.join(LONG_S)
+    assert len(threads) == len(set(threads)), "what was still in the queue is not done any more"
