@@ -70,7 +70,8 @@ class Recording:
         own = _own_rewards(self._calls, reward)
         returns = _returns(self._calls, own, check_number("discount", discount, least=0.0, most=1.0))
         place = _context.current.get().sample_idx or 0
-        return concat_padded_tensors([_one_row(row, returns, place) for row in rows_of(self._calls)])
+        rows = [_one_row(row, returns, place) for row in rows_of(self._calls)]
+        return rows[0] if len(rows) == 1 else concat_padded_tensors(rows)
 
     def _check_sampled(self) -> None:
         if not self._calls:
