@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _ATTRIBUTE = "_areal_core_gateways"
 _SHUTDOWN_S = 1.0
 _EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **RECORDED}
+_REPLY = {"Content-Type": "application/json", **RECORDED}
 
 _JSON = "application/json"
 _PATH = re.compile(r"/sessions/(?P<session>\w+)/v1/(?P<call>.*)")
@@ -131,7 +132,7 @@ class Gateway:
         order = read_order(body)
         if not order.stream:
             reply = await completer.whole(order, len(body))
-            return web.Response(body=reply, content_type=_JSON, headers=RECORDED)
+            return web.Response(body=reply, headers=_REPLY)
         async with aclosing(completer.stream(order, len(body))) as events:
             first = await anext(events)  # which tells whether there is something to stream
             response = web.StreamResponse(headers=_EVENTS)
