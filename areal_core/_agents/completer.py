@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from dataclasses import dataclass
-from secrets import token_hex
 from typing import TypeAlias
 
 from areal_core._agents.call import Call, ToolCall
@@ -18,6 +17,7 @@ from areal_core._agents.recording import Recording
 from areal_core._agents.reply import Frame, error_body, event_of, message_of
 from areal_core._agents.request import Order, RefusedError, refuse_to_hold
 from areal_core._agents.speaking import Speaker, read_reply
+from areal_core._unique import unique_id
 from areal_core.errors import (
     ArealError,
     EngineStoppedError,
@@ -62,7 +62,7 @@ class Completer:
         self._engine = engine
         self._recording = recording
         self._conversations = Conversations()
-        self._rid = token_hex(16)
+        self._rid = unique_id()
         self._context = copy_context()
         self._generations: set[asyncio.Task[ModelResponse]] = set()
         self._has_ended = False
@@ -118,6 +118,7 @@ class Completer:
     async def end(self) -> None:
         """Answer no more, and end the generations under way, on their servers too."""
         self._has_ended = True
+        self._context = Context()  # the episode's knows this: its tokens would wait for the garbage collector
         for generation in self._generations:
             generation.cancel()
         if self._generations:
@@ -138,7 +139,7 @@ class Completer:
             request = ModelRequest(prompt, gconfig, rid=self._rid, on_tokens=on_tokens)
         except ValueError as error:  # ChatTemplateError, or no token at all
             raise RefusedError(400, str(error)) from error
-        frame = Frame(f"chatcmpl-{token_hex(16)}", int(time.time()), order, self._chat)
+        frame = Frame(f"chatcmpl-{unique_id()}", int(time.time()), order, self._chat)
         return _Begun(order, frame, request, time.monotonic())
 
     def _start(self, request: ModelRequest) -> asyncio.Task[ModelResponse]:
@@ -190,7 +191,7 @@ def _call(begun: _Begun, reply: ModelResponse, content: str | None, tools: Seque
         finish_reason=finish,
         content=None if content is None else _writable(content),
         tool_calls=tuple(
-            ToolCall(f"call_{token_hex(16)}", _writable(name), _writable(arguments))
+            ToolCall(f"call_{unique_id()}", _writable(name), _writable(arguments))
             for name, arguments in tools
         ),
         began=begun.began,

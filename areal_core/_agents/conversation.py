@@ -13,7 +13,7 @@ comes behind it is tokenized::
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,6 +29,7 @@ _OF_A_REPLY = ("role", "content", "name", "reasoning", "reasoning_content", "thi
 """What a reply says, besides its tool calls. SDKs give it back with more fields, some of their own."""
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
+_AS_IT_STANDS = msgspec.json.Encoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,30 @@ class _Known:
 
     prompt_tokens: Sequence[int]
     output_tokens: Sequence[int]
+    text: str | None
+    """What the prompt was, as the template wrote it; None: that is to be asked again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Messages with what was made of them. Whoever sends them again, and more, need not wait for it again."""
+
+    setting: bytes
+    """Tools, and arguments for the template."""
+    raw: list[bytes]
+    normal: list[dict[str, Any]]
+    keys: list[bytes]
+    """For each message one of the conversation up to it."""
+    running: hashlib.blake2b
+    """Makes the next of those."""
+
+    def add(self, normal: dict[str, Any]) -> bytes:
+        """Append a *normal* message, and return its key."""
+        self.running.update(_encoded(_said(normal)))
+        key = self.running.digest()
+        self.normal.append(normal)
+        self.keys.append(key)
+        return key
 
 
 class Conversations:
@@ -44,6 +69,8 @@ class Conversations:
 
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
+        # Of the last prompt, with its text. Set at once, as a large one may be made in a thread.
+        self._last: tuple[_Told, str] | None = None
 
     def prompt(
         self,
@@ -57,10 +84,11 @@ class Conversations:
         They begin with those of the longest remembered conversation that *messages* begin with, if the
         template writes it the same with what comes behind it. Raises ChatTemplateError.
         """
-        normal = [normal_message(message) for message in messages]
-        text = fmt.written(normal, tools, kwargs, generation_prompt=True)
-        count, known = self._longest(normal, tools, kwargs)
-        behind = _behind_reply(fmt, normal[:count], tools, kwargs, text) if known else None
+        told = _told(messages, tools, kwargs, self._last and self._last[0])
+        text = fmt.written(told.normal, tools, kwargs, generation_prompt=True)
+        self._last = told, text
+        count, known = self._longest(told)
+        behind = _behind_reply(fmt, known, told.normal[:count], tools, kwargs, text) if known else None
         if known is None or behind is None:
             return fmt.encode(text)
         ended = list(known.output_tokens[-1:]) == [fmt.eos_id]
@@ -79,22 +107,41 @@ class Conversations:
 
         The lists are kept, and must not be changed. Of two that say the same, the later is remembered.
         """
-        *_, key = _keys([normal_message(one) for one in (*messages, reply_message)], tools, kwargs)
-        self._known[key] = _Known(prompt_tokens, output_tokens)
+        last, text = self._last or (None, None)
+        told = _told(messages, tools, kwargs, last)
+        if last is None or told.keys != last.keys:
+            text = None
+        self._known[told.add(normal_message(reply_message))] = _Known(prompt_tokens, output_tokens, text)
 
-    def _longest(
-        self, normal: Sequence[dict[str, Any]], tools: Sequence[_Message] | None, kwargs: Mapping[str, Any]
-    ) -> tuple[int, _Known | None]:
+    def _longest(self, told: _Told) -> tuple[int, _Known | None]:
         """Return what is known of the most messages, and how many these are."""
-        best: tuple[int, _Known | None] = (0, None)
-        for count, key in enumerate(_keys(normal, tools, kwargs), 1):
-            if known := self._known.get(key):
-                best = (count, known)
-        return best
+        for count in range(len(told.keys), 0, -1):
+            if known := self._known.get(told.keys[count - 1]):
+                return count, known
+        return 0, None
+
+
+def _told(
+    messages: Sequence[_Message],
+    tools: Sequence[_Message] | None,
+    kwargs: Mapping[str, Any],
+    last: _Told | None,
+) -> _Told:
+    """Return what is made of *messages*: of those that were the *last* to be told, what was made then."""
+    setting = _encoded([list(tools or ()), dict(kwargs)])
+    raw = [_encoded(message, _AS_IT_STANDS) for message in messages]
+    if last is not None and last.setting == setting and raw[: len(last.raw)] == last.raw:
+        told = _Told(setting, raw, [*last.normal], [*last.keys], last.running.copy())
+    else:
+        told = _Told(setting, raw, [], [], hashlib.blake2b(setting, digest_size=16))
+    for message in messages[len(told.normal) :]:
+        told.add(normal_message(message))
+    return told
 
 
 def _behind_reply(
     fmt: ChatFormat,
+    known: _Known,
     told: Sequence[dict[str, Any]],
     tools: Sequence[_Message] | None,
     kwargs: Mapping[str, Any],
@@ -106,7 +153,9 @@ def _behind_reply(
     templates that leave out earlier thoughts; then a model must not see those either.
     """
     try:
-        before = fmt.written(told[:-1], tools, kwargs, generation_prompt=True)
+        before = known.text
+        if before is None:
+            before = fmt.written(told[:-1], tools, kwargs, generation_prompt=True)
         turn = fmt.written(told, tools, kwargs, generation_prompt=False)
     except ChatTemplateError:  # a template may want the user to have the last word
         return None
@@ -131,16 +180,6 @@ def _after(fmt: ChatFormat, behind: str, *, ended: bool) -> list[int]:
     return tokens[1:] if tokens[:1] == [fmt.eos_id] else fmt.encode(behind)
 
 
-def _keys(
-    normal: Sequence[dict[str, Any]], tools: Sequence[_Message] | None, kwargs: Mapping[str, Any]
-) -> Iterator[bytes]:
-    """Yield for each message, all of them normal, a key of the conversation up to it."""
-    running = hashlib.blake2b(_encoded([list(tools or ()), dict(kwargs)]), digest_size=16)
-    for message in normal:
-        running.update(_encoded(_said(message)))
-        yield running.digest()
-
-
 def _said(normal: dict[str, Any]) -> dict[str, Any]:
     """Return of a normal message what makes it another."""
     if normal["role"] != "assistant":
@@ -158,9 +197,9 @@ def _called(call: dict[str, Any]) -> Any:
     return [call.get("id"), function.get("name"), function.get("arguments")]
 
 
-def _encoded(value: Any) -> bytes:
+def _encoded(value: Any, encoder: msgspec.json.Encoder = _ENCODER) -> bytes:
     """Return *value* as JSON, of which several after another can be told apart."""
     try:
-        return _ENCODER.encode(value)
+        return encoder.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise ChatTemplateError(f"these messages cannot be written as JSON: {error}") from error

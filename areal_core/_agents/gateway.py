@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _ATTRIBUTE = "_areal_core_gateways"
 _SHUTDOWN_S = 1.0
+_BACKLOG = 4096  # all agents may come at once; the kernel takes less if it allows less
 _EVENTS = {"Content-Type": "text/event-stream", "Cache-Control": "no-cache", **RECORDED}
 _REPLY = {"Content-Type": "application/json", **RECORDED}
 
@@ -69,7 +70,7 @@ class Gateway:
         self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
         try:
             await self._runner.setup()
-            await web.TCPSite(self._runner, *self._listening).start()
+            await web.TCPSite(self._runner, *self._listening, backlog=_BACKLOG).start()
         except BaseException:
             await self._runner.cleanup()
             raise

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from secrets import token_hex
 
 from tenacity import RetryCallState
 
@@ -24,6 +23,7 @@ from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, d
 from areal_core._engine.router import Router
 from areal_core._engine.server import Pin, Server
 from areal_core._engine.wire.exchange import StaleConnectionError
+from areal_core._unique import unique_id
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import (
     ArealError,
@@ -56,7 +56,7 @@ class Generation:
         self._policy = parts.policy
         self._events = parts.events
         self._request = request
-        self._conversation = request.rid or token_hex(16)
+        self._conversation = request.rid or unique_id()
         self.limits = Limits(self._config.request_timeout, self._opening, self._describe)
         self.stage = "about to begin"
         """What it does, or waits for."""
@@ -254,7 +254,7 @@ class Generation:
             self._record.enter(stage, server)
 
     def _new_wire_id(self) -> str:
-        return f"{self._conversation}-{token_hex(16)}"
+        return f"{self._conversation}-{unique_id()}"
 
     def _describe(self) -> str:
         wanted = self._request.gconfig.max_new_tokens

@@ -168,7 +168,8 @@ class Router:
         """Count one less in flight at *server*, and let the next one have the slot."""
         with self._lock:
             server.in_flight -= 1
-            self._serve(server)
+            if self._queue or server.queue:
+                self._serve(server)
 
     def _choose(self, pin: Pin) -> Server | None:
         home = pin.server

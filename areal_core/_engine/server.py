@@ -30,6 +30,8 @@ class Server:
 
     def __init__(self, exchange: Exchange, backend: Backend) -> None:
         self.exchange = exchange
+        self.name = exchange.address.name
+        """Its address, for errors and logs."""
         self.dialect = backend
         """The backend it was made with."""
         self.backend = backend
@@ -66,11 +68,6 @@ class Server:
         """Wire ids of attempts that may still run there: it could not be reached to abort them."""
         self.aborting: set[asyncio.Task[None]] = set()
         """Aborts under way; asyncio alone would not keep them."""
-
-    @property
-    def name(self) -> str:
-        """Its address, for errors and logs."""
-        return self.exchange.address.name
 
     def __repr__(self) -> str:
         return f"<Server {self.name}, {self.why_out or 'in rotation'}, {self.in_flight} in flight>"
