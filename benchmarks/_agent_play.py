@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 import json
 import os
@@ -42,6 +43,8 @@ class Manner:
     stream_replies: bool = False
     arguments: tuple[str, ...] = ()
     """For the program."""
+    collector: tuple[int, int, int] | None = None
+    """How seldom the trainer collects garbage; None: as Python does."""
 
 
 class Program:
@@ -184,6 +187,9 @@ def staged(manner: Manner, sessions: int, at_once: int) -> Iterator[Stage]:
         consumer_batch_size=sessions, max_concurrent_rollouts=at_once, stream_replies=manner.stream_replies
     )
     with ExitStack() as stack:
+        if manner.collector is not None:
+            stack.callback(gc.set_threshold, *gc.get_threshold())
+            gc.set_threshold(*manner.collector)
         server = stack.enter_context(
             EmbeddedServer(mode=_MODE, slots=0, ms_per_token=_MS_PER_TOKEN, sigma=_SIGMA)
         )

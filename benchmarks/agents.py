@@ -23,8 +23,11 @@ from _table import Aim, Line, Reading, Spread, Values, number
 from areal_core.workflow_context import ensure_descriptors
 
 WAYS = ("direct", "gateway")
-ROUND = 3
 ALL = "all"
+ROUND = 3
+"""How many times the sessions under way a round has."""
+SELDOM = (10_000, 20, 20)
+"""Python's own is (700, 10, 10): for programs with fewer objects than 256 episodes have."""
 
 MOST_RATIO = 1.2
 
@@ -47,6 +50,7 @@ ROWS = (
     Row("streamed", "the agents stream, and so the engine does", Manner(stream=True)),
     Row("engine-streams", "only the engine streams: stream_replies=True", Manner(stream_replies=True)),
     Row("aiohttp", "as whole, with the SDK's aiohttp client", Manner(arguments=("aiohttp",))),
+    Row("collector", f"as whole, with gc.set_threshold{SELDOM} in the trainer", Manner(collector=SELDOM)),
 )
 
 
