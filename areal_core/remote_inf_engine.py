@@ -146,7 +146,8 @@ class RemoteInfEngine:
                 f"n_samples={request.gconfig.n_samples}: agenerate makes one reply; call it that often, "
                 "with one rid for all"
             )
-        with self._in_use() as running:
+        running = self._running()
+        with running.lookout.in_use():
             return await running.agenerate(request)
 
     # -- servers -----------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from _agent_program import CALLS
 from _children import MeasurementError
 from areal_core.agents import ChatFormat
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import ChatTokenizer, EmbeddedServer
 from areal_core.remote_inf_engine import RemoteInfEngine
 from areal_core.types import InferenceEngine, RolloutWorkflow
+from areal_core.workflow_context import HttpConfig, configure_http
 from areal_core.workflow_executor import WorkflowExecutor
 
 PROCESSES = ("agents", "trainer", "server")
@@ -33,6 +33,8 @@ PROCESSES = ("agents", "trainer", "server")
 _MODE = "test"  # each reply is a function of its prompt: both ways have the same work
 _MS_PER_TOKEN = 2.0
 _SIGMA = 0.5
+_KEEP_S = 60.0
+_CALLS = 3
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Program:
     def __init__(self, arguments: tuple[str, ...]) -> None:
         script = Path(__file__).with_name("_agent_program.py")
         self._process = subprocess.Popen(
-            [sys.executable, str(script), *arguments],
+            [sys.executable, str(script), str(_CALLS), *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -174,7 +176,7 @@ class Stage:
         before = {name: cpu_s(pid) for name, pid in self._pids.items()}
         brought = self._executor.rollout_batch(data, workflow)
         taken = {name: cpu_s(pid) - before[name] for name, pid in self._pids.items()}
-        calls = CALLS * len(self._data)
+        calls = _CALLS * len(self._data)
         if None in brought or self._server.stats().generations - asked != calls:
             raise MeasurementError(f"some of {calls} calls failed, or were made again")
         return {name: seconds / calls for name, seconds in taken.items()}
@@ -198,7 +200,13 @@ def staged(manner: Manner, sessions: int, at_once: int) -> Iterator[Stage]:
         program = Program(manner.arguments)
         stack.callback(program.close)
         executor = stack.enter_context(WorkflowExecutor(config, engine))
+        executor.runner.run(_keep_connections)
         yield Stage(manner, sessions, server, program, executor)
+
+
+async def _keep_connections() -> None:
+    """Have the trainer's pool outlive the rounds in which agents ask the server themselves."""
+    configure_http(HttpConfig(keepalive_expiry=_KEEP_S))
 
 
 def cpu_s(pid: int) -> float:

@@ -3,7 +3,8 @@
 A line of JSON on stdin is a session to play: ``id``, ``round``, ``topic``, ``stream``, ``base_url`` and
 ``api_key``. When it is over, a line on stdout has its ``id``, and as ``digest`` what stands for all that the
 model said. Those of one round share connections, which no other round has. It ends with stdin, and when a
-session fails. With the argument ``aiohttp``, the SDK sends through aiohttp.
+session fails. The first argument is how many calls a session makes; with ``aiohttp`` for another, the SDK
+sends through aiohttp.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 
 from openai import AsyncOpenAI, DefaultAioHttpClient
 
-CALLS = 3
 MOST_TOKENS = 128
 
 _SYSTEM = (
@@ -26,12 +26,12 @@ _SYSTEM = (
 )
 
 
-async def play(client: AsyncOpenAI, topic: str, stream: bool) -> str:
-    """Make `CALLS` calls, each with all that was said before; return what stands for the replies."""
+async def play(client: AsyncOpenAI, topic: str, calls: int, stream: bool) -> str:
+    """Make so many *calls*, each with all that was said before; return what stands for the replies."""
     ask = _streamed if stream else _whole
     messages: list[Any] = [{"role": "system", "content": _SYSTEM}]
     said = hashlib.blake2b(digest_size=8)
-    for number in range(CALLS):
+    for number in range(calls):
         messages.append({"role": "user", "content": f"Question {number} on topic {topic}: what follows?"})
         reply = await ask(client, messages)
         messages.append({"role": "assistant", "content": reply})
@@ -75,14 +75,14 @@ class Clients:
             await self._client.close()
 
 
-async def _session(client: AsyncOpenAI, order: dict[str, Any]) -> None:
+async def _session(client: AsyncOpenAI, order: dict[str, Any], calls: int) -> None:
     own = client.with_options(base_url=order["base_url"], api_key=order["api_key"])
-    digest = await play(own, order["topic"], order["stream"])
+    digest = await play(own, order["topic"], calls, order["stream"])
     sys.stdout.write(json.dumps({"id": order["id"], "digest": digest}) + "\n")
     sys.stdout.flush()
 
 
-async def _main(transport: str | None = None) -> None:
+async def _main(calls: str, transport: str | None = None) -> None:
     orders = asyncio.StreamReader()
     protocol = asyncio.StreamReaderProtocol(orders)
     await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, sys.stdin)
@@ -90,7 +90,7 @@ async def _main(transport: str | None = None) -> None:
     async with asyncio.TaskGroup() as sessions:
         while line := await orders.readline():
             order = json.loads(line)
-            sessions.create_task(_session(await clients.of(order["round"]), order))
+            sessions.create_task(_session(await clients.of(order["round"]), order, int(calls)))
     await clients.close()
 
 

@@ -46,9 +46,9 @@ class Talk:
 
     def prompt(self, *messages: dict[str, Any], tools: Any = None, **kwargs: Any) -> list[int]:
         before = copy.deepcopy(messages)
-        prompt = self.all.prompt(self.chat, messages, tools, kwargs)
+        self.last = self.all.prompt(self.chat, messages, tools, kwargs)
         assert messages == before
-        return prompt
+        return self.last.tokens
 
     def whole(self, *messages: dict[str, Any], tools: Any = None, **kwargs: Any) -> list[int]:
         """Return what the template writes, tokenized at once."""
@@ -64,7 +64,7 @@ class Talk:
     ) -> list[int]:
         """Return the tokens of *messages* and of the reply *told*, which is remembered."""
         prompt = self.prompt(*messages, tools=tools, **kwargs)
-        self.all.remember(messages, tools, kwargs, told, prompt, tokens)
+        self.all.remember(self.last, tokens, told)
         return prompt + tokens
 
     def after(self, text: str) -> list[int]:
@@ -95,7 +95,7 @@ def test_all_replies_are_there_after_many_turns() -> None:
         expected += talk.after(f"\n{turn('user', f'question {number}')}")
         assert prompt == expected
         told = said(f"answer {number}")
-        talk.all.remember(tuple(messages), None, {}, told, prompt, sampled(f"answer {number}"))
+        talk.all.remember(talk.last, sampled(f"answer {number}"), told)
         messages.append(told)
         expected = prompt + sampled(f"answer {number}")
 
@@ -451,7 +451,7 @@ def test_looking_up_is_linear_in_the_messages(turns: int) -> None:
     messages: list[dict[str, Any]] = []
     for number in range(turns):
         messages += [Counting(role="user", content=f"{number}"), Counting(role="assistant", content="ok")]
-        talk.all.remember(tuple(messages[:-1]), None, {}, messages[-1], [1], [2])
+        kept = talk.reply(*messages[:-1], told=messages[-1], tokens=sampled("ok"))
     Counting.looks = 0
-    assert talk.prompt(*messages, MORE)[:2] == [1, 2]
+    assert talk.prompt(*messages, MORE)[: len(kept)] == kept
     assert Counting.looks <= 5 * len(messages)

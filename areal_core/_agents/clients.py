@@ -6,8 +6,7 @@ An agent may close what it was given, as it would its own: that does nothing, si
 from __future__ import annotations
 
 import asyncio
-import copy
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx
 
@@ -42,6 +41,27 @@ class SharedClient(httpx.AsyncClient):
         await super().aclose()
 
 
+class _OwnClient(SharedClient):
+    """Sends like *another*, with headers, cookies and hooks of its own.
+
+    It is made when it is first looked into: many agents never do, and that takes longer than a request.
+    """
+
+    def __init__(self, another: SharedClient) -> None:
+        self._another = another
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what is missing, as all is at first. Raises AttributeError."""
+        another = vars(self).pop("_another", None)
+        if another is None:
+            raise AttributeError(f"an httpx.AsyncClient has no {name!r}", name=name, obj=self)
+        was_set = vars(self).copy()
+        vars(self).update(vars(another))
+        self.headers, self.cookies, self.event_hooks = None, NoCookies(), {}  # type: ignore[assignment]
+        vars(self).update(was_set)
+        return getattr(self, name)
+
+
 class AgentClients:
     """Those of one loop; *timeout* is of what they send to servers."""
 
@@ -58,9 +78,7 @@ class AgentClients:
 
     def plain(self) -> SharedClient:
         """Return a client for one agent's own requests: what it sets there is nobody else's."""
-        client = copy.copy(self._plain)  # to make one takes longer than a request
-        client.headers, client.cookies, client.event_hooks = None, NoCookies(), {}  # type: ignore[assignment]
-        return client
+        return _OwnClient(self._plain)
 
     def sdk(self, base_url: str | None, api_key: str | None, record: bool) -> AsyncOpenAI:
         """Return the SDK's client for the server there, None: for the engine of whichever episode sends.

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from areal_core._agents.call import Call, ToolCall
 from areal_core._agents.chat_format import ChatFormat, ChatTemplateError
-from areal_core._agents.conversation import Conversations
+from areal_core._agents.conversation import Conversations, Prompt
 from areal_core._agents.recording import Recording
 from areal_core._agents.reply import Frame, error_body, event_of, message_of
 from areal_core._agents.request import Order, RefusedError, refuse_to_hold
@@ -38,6 +38,7 @@ class _Begun:
     """A call under way."""
 
     order: Order
+    prompt: Prompt
     frame: Frame
     request: ModelRequest
     began: float
@@ -136,11 +137,11 @@ class Completer:
             else:
                 prompt = await asyncio.to_thread(self._conversations.prompt, *asked)
             on_tokens = None if news is None else news.put_nowait
-            request = ModelRequest(prompt, gconfig, rid=self._rid, on_tokens=on_tokens)
+            request = ModelRequest(prompt.tokens, gconfig, rid=self._rid, on_tokens=on_tokens)
         except ValueError as error:  # ChatTemplateError, or no token at all
             raise RefusedError(400, str(error)) from error
         frame = Frame(f"chatcmpl-{unique_id()}", int(time.time()), order, self._chat)
-        return _Begun(order, frame, request, time.monotonic())
+        return _Begun(order, prompt, frame, request, time.monotonic())
 
     def _start(self, request: ModelRequest) -> asyncio.Task[ModelResponse]:
         """Begin to generate. Raises RefusedError when the episode has ended."""
@@ -164,19 +165,11 @@ class Completer:
             raise
 
     def _record(self, begun: _Begun, call: Call) -> None:
-        order = begun.order
         self._recording.add(call)
         with suppress(
             ChatTemplateError
         ):  # what the model said is no JSON: the agent cannot say it again either
-            self._conversations.remember(
-                order.messages,
-                order.offered_tools,
-                order.chat_template_kwargs or {},
-                message_of(call),
-                call.prompt_tokens,
-                call.output_tokens,
-            )
+            self._conversations.remember(begun.prompt, call.output_tokens, message_of(call))
 
 
 def _call(begun: _Begun, reply: ModelResponse, content: str | None, tools: Sequence[tuple[str, str]]) -> Call:

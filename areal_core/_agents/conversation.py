@@ -21,7 +21,7 @@ import msgspec
 
 from areal_core._agents.chat_format import ChatFormat, ChatTemplateError, normal_message
 
-__all__ = ["Conversations"]
+__all__ = ["Conversations", "Prompt"]
 
 _Message: TypeAlias = Mapping[str, Any]
 
@@ -30,16 +30,6 @@ _OF_A_REPLY = ("role", "content", "name", "reasoning", "reasoning_content", "thi
 
 _ENCODER = msgspec.json.Encoder(order="sorted")
 _AS_IT_STANDS = msgspec.json.Encoder()
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """A conversation up to a reply."""
-
-    prompt_tokens: Sequence[int]
-    output_tokens: Sequence[int]
-    text: str | None
-    """What the prompt was, as the template wrote it; None: that is to be asked again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +45,37 @@ class _Told:
     running: hashlib.blake2b
     """Makes the next of those."""
 
-    def add(self, normal: dict[str, Any]) -> bytes:
-        """Append a *normal* message, and return its key."""
+    def add(self, normal: dict[str, Any]) -> None:
+        """Append a *normal* message."""
         self.running.update(_encoded(_said(normal)))
-        key = self.running.digest()
         self.normal.append(normal)
-        self.keys.append(key)
-        return key
+        self.keys.append(self.running.digest())
+
+    def key_with(self, normal: dict[str, Any]) -> bytes:
+        """Return the key of the conversation with one more *normal* message."""
+        running = self.running.copy()
+        running.update(_encoded(_said(normal)))
+        return running.digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """What a model goes on from."""
+
+    tokens: list[int]
+    told: _Told
+    text: str
+    """Of the messages, as the template wrote them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A conversation up to a reply."""
+
+    prompt_tokens: Sequence[int]
+    output_tokens: Sequence[int]
+    text: str
+    """What the prompt was, as the template wrote it."""
 
 
 class Conversations:
@@ -69,8 +83,7 @@ class Conversations:
 
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
-        # Of the last prompt, with its text. Set at once, as a large one may be made in a thread.
-        self._last: tuple[_Told, str] | None = None
+        self._last: _Told | None = None
 
     def prompt(
         self,
@@ -78,40 +91,30 @@ class Conversations:
         messages: Sequence[_Message],
         tools: Sequence[_Message] | None,
         kwargs: Mapping[str, Any],
-    ) -> list[int]:
-        """Return the tokens to go on from *messages*, with *tools* and *kwargs* given to the template.
+    ) -> Prompt:
+        """Return what there is to go on from: *messages*, with *tools* and *kwargs* given to the template.
 
-        They begin with those of the longest remembered conversation that *messages* begin with, if the
+        Its tokens begin with those of the longest remembered conversation that *messages* begin with, if the
         template writes it the same with what comes behind it. Raises ChatTemplateError.
         """
-        told = _told(messages, tools, kwargs, self._last and self._last[0])
+        self._last = told = _told(messages, tools, kwargs, self._last)
         text = fmt.written(told.normal, tools, kwargs, generation_prompt=True)
-        self._last = told, text
         count, known = self._longest(told)
         behind = _behind_reply(fmt, known, told.normal[:count], tools, kwargs, text) if known else None
         if known is None or behind is None:
-            return fmt.encode(text)
+            return Prompt(fmt.encode(text), told, text)
         ended = list(known.output_tokens[-1:]) == [fmt.eos_id]
-        return [*known.prompt_tokens, *known.output_tokens, *_after(fmt, behind, ended=ended)]
+        behind_it = _after(fmt, behind, ended=ended)
+        return Prompt([*known.prompt_tokens, *known.output_tokens, *behind_it], told, text)
 
-    def remember(
-        self,
-        messages: Sequence[_Message],
-        tools: Sequence[_Message] | None,
-        kwargs: Mapping[str, Any],
-        reply_message: _Message,
-        prompt_tokens: Sequence[int],
-        output_tokens: Sequence[int],
-    ) -> None:
-        """Remember that *output_tokens* were sampled after *prompt_tokens*, and told as *reply_message*.
+    def remember(self, prompt: Prompt, output_tokens: Sequence[int], reply_message: _Message) -> None:
+        """Remember that *output_tokens* were sampled after *prompt*, and told as *reply_message*.
 
-        The lists are kept, and must not be changed. Of two that say the same, the later is remembered.
+        The tokens are kept, and must not be changed. Of two that say the same, the later is remembered.
+        Raises ChatTemplateError for a message that cannot come again.
         """
-        last, text = self._last or (None, None)
-        told = _told(messages, tools, kwargs, last)
-        if last is None or told.keys != last.keys:
-            text = None
-        self._known[told.add(normal_message(reply_message))] = _Known(prompt_tokens, output_tokens, text)
+        key = prompt.told.key_with(normal_message(reply_message))
+        self._known[key] = _Known(prompt.tokens, output_tokens, prompt.text)
 
     def _longest(self, told: _Told) -> tuple[int, _Known | None]:
         """Return what is known of the most messages, and how many these are."""
@@ -154,8 +157,6 @@ def _behind_reply(
     """
     try:
         before = known.text
-        if before is None:
-            before = fmt.written(told[:-1], tools, kwargs, generation_prompt=True)
         turn = fmt.written(told, tools, kwargs, generation_prompt=False)
     except ChatTemplateError:  # a template may want the user to have the last word
         return None

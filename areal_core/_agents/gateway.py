@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -84,20 +83,12 @@ class Gateway:
         if self._runner is not None:
             await self._runner.cleanup()
 
-    @asynccontextmanager
-    async def session(self, scope: Scope, url: str | None = None) -> AsyncIterator[tuple[str, str]]:
-        """Give base URL and key under which an agent makes calls for *scope* during the block.
+    def session(self, scope: Scope, url: str | None = None) -> Session:
+        """Return a context with a base URL and a key, under which an agent makes calls for *scope*.
 
-        *url* is where it finds this gateway, None: host and port. Behind the block the key opens nothing any
-        more, and the generations of calls under way have ended.
+        *url* is where it finds this gateway, None: host and port.
         """
-        session = Session(scope)
-        self._sessions[session.id] = session
-        try:
-            yield f"{(url or self._url).rstrip('/')}/sessions/{session.id}/v1", session.key
-        finally:
-            del self._sessions[session.id]
-            await scope.end()
+        return Session(scope, (url or self._url).rstrip("/"), self._sessions)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer *request*; what is refused, or fails, is told as OpenAI does."""

@@ -9,12 +9,27 @@ from areal_core._agents.scope import Scope
 
 
 class Session:
-    """Lets an agent elsewhere make calls for the episode that opens it. Its repr has no key."""
+    """A context in which an agent elsewhere makes calls for an episode: it gives base URL and key for that.
 
-    def __init__(self, scope: Scope) -> None:
+    It is one of *open_sessions* meanwhile. Behind it the key opens nothing any more, and the generations of
+    calls under way have ended. Its repr has no key.
+    """
+
+    def __init__(self, scope: Scope, url: str, open_sessions: dict[str, Session]) -> None:
         self.id = secrets.token_hex(8)
         self.key = f"sk-{secrets.token_urlsafe(32)}"
         self.completer = scope.completer
+        self._scope = scope
+        self._base_url = f"{url}/sessions/{self.id}/v1"
+        self._open_sessions = open_sessions
+
+    async def __aenter__(self) -> tuple[str, str]:
+        self._open_sessions[self.id] = self
+        return self._base_url, self.key
+
+    async def __aexit__(self, *_: object) -> None:
+        del self._open_sessions[self.id]
+        await self._scope.end()
 
     def __repr__(self) -> str:
         return f"<Session {self.id}>"

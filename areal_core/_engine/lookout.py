@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Any
 
@@ -35,31 +36,33 @@ class Lookout:
         self._task: asyncio.Task[None] | None = None
         self._stopped = False
 
-    @contextlib.contextmanager
-    def in_use(self) -> Iterator[None]:
+    def in_use(self) -> AbstractContextManager[None]:
         """See that a prober runs for the body of this context, which is on the running loop."""
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            self._uses[loop] = self._uses.get(loop, 0) + 1
-            is_gap = not (self._stopped or self._runs())
-            if not self._is_in_place():
-                self._move(loop)
-        try:
-            if is_gap:
-                self._on_gap()
-            yield
-        finally:
-            with self._lock:
-                self._uses[loop] -= 1
-                if not self._uses[loop]:
-                    del self._uses[loop]
-                self._leave(loop)
+        return _Use(self)
 
     def stop(self) -> None:
         """End the prober, for good; any thread may."""
         with self._lock:
             self._stopped = True
             self._cancel()
+
+    def begin_use(self, loop: Loop) -> None:
+        """Count one more use on *loop*, the running one."""
+        with self._lock:
+            self._uses[loop] = self._uses.get(loop, 0) + 1
+            is_gap = not (self._stopped or self._runs())
+            if not self._is_in_place():
+                self._move(loop)
+        if is_gap:
+            self._on_gap()
+
+    def end_use(self, loop: Loop) -> None:
+        """Count one less."""
+        with self._lock:
+            self._uses[loop] -= 1
+            if not self._uses[loop]:
+                del self._uses[loop]
+            self._leave(loop)
 
     def _runs(self) -> bool:
         if self._loop is None or not self._loop.is_running():
@@ -114,3 +117,17 @@ class Lookout:
                     self._leave(loop)
 
         task.add_done_callback(ended)
+
+
+class _Use:
+    """A use of an engine. No generator: there is one for each reply that is on its way."""
+
+    def __init__(self, lookout: Lookout) -> None:
+        self._lookout = lookout
+        self._loop = asyncio.get_running_loop()
+
+    def __enter__(self) -> None:
+        self._lookout.begin_use(self._loop)
+
+    def __exit__(self, *_: object) -> None:
+        self._lookout.end_use(self._loop)

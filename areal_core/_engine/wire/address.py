@@ -6,6 +6,7 @@ import ipaddress
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 from urllib.parse import SplitResult, urlsplit
 
@@ -60,7 +61,7 @@ class Address:
             raise ValueError(f"has no port; {_ADVICE}")
         return cls(parts.scheme, _host(parts), _port(parts), _path(parts))
 
-    @property
+    @cached_property
     def name(self) -> str:
         """The shortest spelling of it, for errors and logs: ``host:port``, or a URL."""
         if self.scheme == "http":

@@ -14,7 +14,7 @@ import contextlib
 import io
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
 import aiohttp
@@ -84,7 +84,7 @@ class Exchange:
         raise request.unreachable(f"gave no whole answer within {timeout_s:g} s")
 
     async def _read(self, session: aiohttp.ClientSession, request: _Request) -> bytes:
-        async with self._send(session, request) as reply:
+        async with _Open(session, request, self._most_bytes) as reply:
             return await reply.read()
 
     def open(self, session: aiohttp.ClientSession, call: HttpCall) -> AbstractAsyncContextManager[Reply]:
@@ -92,7 +92,7 @@ class Exchange:
 
         There is no limit of time but the session's. Raises like `call`.
         """
-        return self._send(session, _Request(self, call))
+        return _Open(session, _Request(self, call), self._most_bytes)
 
     def refused(self, call: HttpCall, error: ReplyError) -> MalformedReplyError | ServerStatusError:
         """Return our error for a reply to *call* that its reader refuses."""
@@ -104,19 +104,37 @@ class Exchange:
     def __repr__(self) -> str:
         return f"<Exchange with {self.address}>"
 
-    @asynccontextmanager
-    async def _send(self, session: aiohttp.ClientSession, request: _Request) -> AsyncIterator[Reply]:
-        response = await request.send(session)
+
+class _Open:
+    """Sends *request* on entry, and hangs up on exit, unless its reply has come in whole."""
+
+    def __init__(self, session: aiohttp.ClientSession, request: _Request, most_bytes: int) -> None:
+        self._session = session
+        self._request = request
+        self._most_bytes = most_bytes
+
+    async def __aenter__(self) -> Reply:
+        self._response = response = await self._request.send(self._session)
         try:
             if not 200 <= response.status < 300:
-                raise await request.refusal(response)
-            reply = Reply(request, response, self._most_bytes)
-            yield reply
-            await reply.end()
+                raise await self._request.refusal(response)
+            self._reply = Reply(self._request, response, self._most_bytes)
+        except BaseException:
+            self._close()
+            raise
+        return self._reply
+
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                await self._reply.end()
         finally:
-            if response.connection is not None:  # else the reply is complete, and others may be using it
-                request.hang_up()
-            response.close()
+            self._close()
+
+    def _close(self) -> None:
+        if self._response.connection is not None:  # else the reply is complete, and others may be using it
+            self._request.hang_up()
+        self._response.close()
 
 
 class Reply:
