@@ -33,22 +33,30 @@ def drive(
 
     Raises what the coroutine raises, and RuntimeError when *loop* is running or closed.
     """
-    if loop.is_running() or loop.is_closed():
-        coroutine.close()  # or it would complain that it was never awaited
-        raise RuntimeError(f"{loop!r} cannot be driven; pass one that is stopped and open")
-    with _outer_loop_set_aside():
-        # Not loop.create_task: a task factory may do anything.
-        task = asyncio.Task(coroutine, loop=loop)
-        asyncio.tasks._unregister_task(task)
-        task.add_done_callback(lambda _: loop.stop())
-        task._log_destroy_pending = False  # type: ignore[attr-defined]  # only if the loop itself fails
-        while not task.done():
-            try:
-                loop.run_forever()
-            except (KeyboardInterrupt, SystemExit) as exc:
-                if on_contained is not None:
-                    on_contained(exc)
-        return task.result()
+    try:
+        if loop.is_running() or loop.is_closed():
+            raise RuntimeError(f"{loop!r} cannot be driven; pass one that is stopped and open")
+        with _outer_loop_set_aside():
+            # Not loop.create_task: a task factory may do anything.
+            task = asyncio.Task(coroutine, loop=loop)
+            asyncio.tasks._unregister_task(task)
+            task.add_done_callback(_stop_loop)
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # only if the loop itself fails
+            while not task.done():
+                try:
+                    loop.run_forever()
+                except (KeyboardInterrupt, SystemExit) as exc:
+                    if on_contained is not None:
+                        on_contained(exc)
+            return task.result()
+    finally:
+        coroutine.close()  # where it did not end, or it would complain that it was never awaited
+
+
+def _stop_loop(task: asyncio.Task[Any]) -> None:
+    task.get_loop().stop()
+    if not task.cancelled():
+        task.exception()  # nobody else asks for it where the loop failed, and was run again
 
 
 @contextlib.contextmanager

@@ -6,9 +6,14 @@ import asyncio
 import concurrent.futures
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import cache, partial
 from typing import Any, Protocol
 
 import uvloop
+
+from _published import RELEASE, WheelError, published_runner
+from _table import Absent
+from areal_core.async_task_runner import AsyncTaskRunner
 
 Work = Callable[[], Coroutine[Any, Any, Any]]
 
@@ -17,6 +22,8 @@ BOUND = 1 << 20
 
 PATIENCE_S = 120.0
 """After this a figure has failed; it measures nothing."""
+
+HOUR_S = 3_600.0
 
 
 class Contender(Protocol):
@@ -28,7 +35,7 @@ class Contender(Protocol):
         """Hand over *calls* calls of *work*."""
 
     def collect(self, count: int) -> list[Any]:
-        """Wait for *count* of the values of what was launched."""
+        """Wait for *count* values: as many as the last launch was of that is not collected."""
 
     def value(self, work: Work) -> Any:
         """Run *work* once, whatever else is in flight, and return its value."""
@@ -47,14 +54,14 @@ class RawLoop:
 
     def start(self) -> None:
         self._loop = uvloop.new_event_loop()
-        self._tasks: list[asyncio.Task[Any]] = []
+        self._launched: list[list[asyncio.Task[Any]]] = []
 
     def launch(self, work: Work, calls: int) -> None:
         create_task = self._loop.create_task
-        self._tasks = [create_task(work()) for _ in range(calls)]
+        self._launched.append([create_task(work()) for _ in range(calls)])
 
     def collect(self, count: int) -> list[Any]:
-        return self._loop.run_until_complete(_values(self._tasks[:count]))
+        return self._loop.run_until_complete(_values(self._launched.pop()[:count]))
 
     def value(self, work: Work) -> Any:
         return self._loop.run_until_complete(_values([self._loop.create_task(work())]))[0]
@@ -71,18 +78,18 @@ async def _values(tasks: list[asyncio.Task[Any]]) -> list[Any]:
     return [await task for task in tasks]
 
 
-class _Threaded:
+class Threaded:
     def settle(self, running: threading.Event) -> None:
         if not running.wait(PATIENCE_S):
             raise TimeoutError(f"not everything that was launched ran within {PATIENCE_S} s")
 
 
-class BareThread(_Threaded):
+class BareThread(Threaded):
     """A thread that runs a uvloop, fed by run_coroutine_threadsafe: what one writes without a library."""
 
     def start(self) -> None:
         self._loop = uvloop.new_event_loop()
-        self._futures: list[concurrent.futures.Future[Any]] = []
+        self._launched: list[list[concurrent.futures.Future[Any]]] = []
         running = threading.Event()
         self._loop.call_soon(running.set)
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -91,10 +98,10 @@ class BareThread(_Threaded):
 
     def launch(self, work: Work, calls: int) -> None:
         loop = self._loop
-        self._futures = [asyncio.run_coroutine_threadsafe(work(), loop) for _ in range(calls)]
+        self._launched.append([asyncio.run_coroutine_threadsafe(work(), loop) for _ in range(calls)])
 
     def collect(self, count: int) -> list[Any]:
-        return [future.result(PATIENCE_S) for future in self._futures[:count]]
+        return [future.result(PATIENCE_S) for future in self._launched.pop()[:count]]
 
     def value(self, work: Work) -> Any:
         return asyncio.run_coroutine_threadsafe(work(), self._loop).result(PATIENCE_S)
@@ -117,7 +124,7 @@ class TaskRunner(Protocol):
     def destroy(self) -> None: ...
 
 
-class RunnerContender(_Threaded):
+class RunnerContender(Threaded):
     """Either runner, each used in the same way: one submit loop, one ``wait(n)``."""
 
     def __init__(self, make: Callable[[], TaskRunner]) -> None:
@@ -145,3 +152,18 @@ class RunnerContender(_Threaded):
 
     def stop(self) -> None:
         self._runner.destroy()
+
+
+RAW = RawLoop()
+BARE_THREAD = BareThread()
+OURS = RunnerContender(partial(AsyncTaskRunner, BOUND))
+OURS_WITH_DEADLINE = RunnerContender(partial(AsyncTaskRunner, BOUND, task_timeout=HOUR_S))
+
+
+@cache
+def areal_runner() -> Contender | Absent:
+    """Return the runner of the published wheel, or why it cannot be had."""
+    try:
+        return RunnerContender(partial(published_runner(), BOUND))
+    except WheelError as error:
+        return Absent(f"{RELEASE} cannot be had: {error}")

@@ -14,15 +14,15 @@ import statistics
 import subprocess
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from _census import cycle_twice
-from _contenders import Contender, Work
+from _contenders import HOUR_S, Contender, Work
 
 WARM_CALLS = 64
 TRIP_BLOCK = 100
-
-HOUR_S = 3_600.0
 
 
 async def nothing() -> int:
@@ -37,12 +37,17 @@ async def short() -> int:
 class Naps:
     """Work that sleeps 0.5 to 2 s, drawn alike for every contender, and notes how late it woke."""
 
-    def __init__(self) -> None:
+    def __init__(self, shortest_s: float = 0.5, longest_s: float = 2.0) -> None:
         self._random = random.Random(20250)
+        self._range_s = shortest_s, longest_s
         self.lags_s: list[float] = []
 
+    def lag_p99(self) -> float:
+        """Return the 99th percentile, in seconds, of how late they woke."""
+        return sorted(self.lags_s)[math.ceil(0.99 * len(self.lags_s)) - 1]
+
     async def nap(self) -> int:
-        seconds = self._random.uniform(0.5, 2.0)
+        seconds = self._random.uniform(*self._range_s)
         due = time.monotonic() + seconds
         await asyncio.sleep(seconds)
         self.lags_s.append(time.monotonic() - due)
@@ -63,6 +68,26 @@ class Parking:
         await asyncio.sleep(HOUR_S)
 
 
+class Crowd:
+    """Work that stays in flight until it is let go. ``full`` is set when all *places* are taken."""
+
+    def __init__(self, places: int) -> None:
+        self.full = threading.Event()
+        self._free = places
+        self._gate = asyncio.Event()
+
+    async def stand(self) -> int:
+        self._free -= 1
+        if not self._free:
+            self.full.set()
+        await self._gate.wait()
+        return 1
+
+    async def let_go(self) -> int:
+        self._gate.set()
+        return 1
+
+
 def burst(contender: Contender, tasks: int) -> float:
     """Return the seconds from the first submit of *tasks* no-op tasks to the last value."""
     contender.start()
@@ -71,6 +96,16 @@ def burst(contender: Contender, tasks: int) -> float:
     begin = time.perf_counter()
     _run(contender, nothing, tasks)
     return time.perf_counter() - begin
+
+
+def episodes(contender: Contender, count: int, work: Work) -> float:
+    """Return how many calls of *work* per second are handed over, end, and are collected, *count* at once."""
+    contender.start()
+    _run(contender, work, count)
+    gc.collect()
+    begin = time.perf_counter()
+    _run(contender, work, count)
+    return count / (time.perf_counter() - begin)
 
 
 def throughput(contender: Contender, batches: int, tasks: int, parked: int = 0) -> float:
@@ -133,7 +168,7 @@ def wakeup_lag(contender: Contender, tasks: int) -> float:
     gc.collect()
     naps = Naps()
     _run(contender, naps.nap, tasks)
-    return sorted(naps.lags_s)[math.ceil(0.99 * tasks) - 1]
+    return naps.lag_p99()
 
 
 def memory(contender: Contender, tasks: int) -> float:
@@ -144,6 +179,65 @@ def memory(contender: Contender, tasks: int) -> float:
     before = _resident_bytes()
     _park(contender, tasks)
     return (_resident_bytes() - before) / tasks
+
+
+def crowd(contender: Contender, tasks: int, naps: int) -> Mapping[str, float]:
+    """Have *tasks* tasks in flight at once: hand them over, see them stand, let them all end, collect them.
+
+    Return the seconds per task of handing over and of ending, the resident bytes of each, and how late the
+    latest of a hundred of *naps* others wakes meanwhile.
+    """
+    contender.start()
+    _run(contender, nothing, WARM_CALLS)
+    gc.collect()
+    people, before, begin = Crowd(tasks), _resident_bytes(), time.perf_counter()
+    contender.launch(people.stand, tasks)
+    contender.settle(people.full)
+    standing = time.perf_counter()
+    taken = _resident_bytes() - before
+    sleepers = Naps(0.2, 1.2)
+    _run(contender, sleepers.nap, naps)
+    parting = time.perf_counter()
+    contender.value(people.let_go)
+    _check(contender.collect(tasks), tasks)
+    ended = time.perf_counter()
+    return {
+        "submit": (standing - begin) / tasks,
+        "end": (ended - parting) / tasks,
+        "memory": taken / tasks,
+        "lag": sleepers.lag_p99(),
+    }
+
+
+def in_flight(contender: Contender, parked: int, seconds: float) -> Mapping[str, float]:
+    """Return what one task costs among *parked* others, and what those cost by being there.
+
+    In seconds from submit to value, seconds of lag when it wakes, percentage of a core when nothing happens
+    for *seconds*, and resident bytes.
+    """
+    contender.start()
+    _run(contender, nothing, WARM_CALLS)
+    gc.collect()
+    before = _resident_bytes()
+    _park(contender, parked)
+    memory_taken = _resident_bytes() - before
+    trips = _trips_within(contender, seconds)
+    sleepers = Naps(0.1, seconds)
+    _run(contender, sleepers.nap, 200)
+    begin, cpu = time.perf_counter(), time.process_time()
+    time.sleep(seconds)
+    idle = 100 * (time.process_time() - cpu) / (time.perf_counter() - begin)
+    measured = {"trip": statistics.median(trips), "lag": sleepers.lag_p99(), "idle": idle}
+    # Of few it says how large a page is.
+    return measured | ({"memory": memory_taken / parked} if parked >= 1_000 else {})
+
+
+def _trips_within(contender: Contender, seconds: float) -> list[float]:
+    trips: list[float] = []
+    end = time.perf_counter() + seconds
+    while len(trips) < 5 or (time.perf_counter() < end and len(trips) < 2_000):
+        trips.append(_mean_trip(contender, 1))
+    return trips
 
 
 def lifetime(contender: Contender, cycles: int) -> float:
@@ -172,7 +266,10 @@ def growth(contender: Contender, cycles: int) -> float:
 
 def _run(contender: Contender, work: Work, tasks: int) -> None:
     contender.launch(work, tasks)
-    values = contender.collect(tasks)
+    _check(contender.collect(tasks), tasks)
+
+
+def _check(values: list[Any], tasks: int) -> None:
     if values != [1] * tasks:
         raise AssertionError(f"{tasks - values.count(1)} of {tasks} tasks gave a wrong value")
 

@@ -3,14 +3,45 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Self
 
-Figure = Callable[[], float]
-"""Measures one number; called once per round, in a process of its own."""
+from _children import MeasurementError
+
+Measured = float | Mapping[str, float]
+"""One number, or several by the names of its parts."""
+Figure = Callable[[], Measured]
+"""Measures; called once per round, in a process of its own."""
 Values = Mapping[str, float]
-"""The figures of one round, by the name of who made them."""
+"""The figures of one round, by the name of who made them; of one with parts, by `part`."""
+
+
+def part(figure: str, name: str) -> str:
+    """Return the name of one part of a figure."""
+    return f"{figure}: {name}"
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Stands for what cannot be measured here."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class Unit:
+    name: str
+    size: float = 1.0
+    """How much of what a figure returns is one of it."""
+    is_rate: bool = False
+    """Whether more of it is better."""
+
+
+MILLISECONDS = Unit("ms", 1e-3)
+MICROSECONDS = Unit("us", 1e-6)
+PERCENT = Unit("%")
+BYTES = Unit("bytes")
 
 
 @dataclass(frozen=True)
@@ -40,23 +71,39 @@ class Reading:
     label: str
     read: Callable[[Values], float]
     aim: Aim | None = None
+    compares: tuple[str, str] | None = None
+    """The two figures whose profiles explain it, the one in question first; None: it is no ratio."""
 
 
-def ratio(top: str, bottom: str, aim: Aim | None = None) -> Reading:
-    return Reading(f"{top} / {bottom}", lambda values: values[top] / values[bottom], aim)
+def ratio(top: str, bottom: str, aim: Aim | None = None, *, of: str = "", label: str = "") -> Reading:
+    """Return the reading that divides one figure by another; *of* both it takes the part of that name."""
+    above, below = (part(top, of), part(bottom, of)) if of else (top, bottom)
+    label = label or f"{top} / {bottom}{of and ', '}{of}"
+    return Reading(label, lambda values: values[above] / values[below], aim, (top, bottom))
+
+
+def plain(name: str, aim: Aim | None = None, *, label: str = "", scale: float = 1.0) -> Reading:
+    """Return the reading that is one figure as it stands, divided by *scale*."""
+    return Reading(label or name, lambda values: values[name] / scale, aim)
 
 
 @dataclass(frozen=True)
 class Row:
     name: str
     title: str
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, Figure | Absent]
     readings: tuple[Reading, ...]
-    unit: str = "ms"
-    per_unit: float = 1e-3
-    """How much of what a figure returns is one *unit*."""
-    more: int = 1
-    """How many times the usual number of pairs: for what is quick to take and noisy."""
+    unit: Unit = MILLISECONDS
+    units: Mapping[str, Unit] = field(default_factory=dict)
+    """Of parts of figures, by their names; *unit* is that of all others."""
+    rounds: int = 5
+    """How often each figure is taken: more often where the ratio is noisy."""
+    profiles: Mapping[str, Figure] = field(default_factory=dict)
+    """What is profiled in a figure's place, with more of what is measured and less of what goes before."""
+
+    def unit_of(self, name: str) -> Unit:
+        """Return the unit of a figure, or of a part of one."""
+        return self.units.get(name.partition(": ")[2], self.unit)
 
 
 @dataclass(frozen=True)
@@ -68,7 +115,9 @@ class Spread:
     extremes: tuple[float, float]
 
     @classmethod
-    def of(cls, values: list[float]) -> Self:
+    def of(cls, values: Sequence[float]) -> Self:
+        if len(values) == 1:
+            return cls(values[0], (values[0], values[0]), (values[0], values[0]))
         lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
         return cls(middle, (lower, upper), (min(values), max(values)))
 
@@ -85,25 +134,64 @@ class Line:
         return self.reading.aim.verdict(self.spread.median) if self.reading.aim else ""
 
 
-def measure(row: Row, pairs: int, take: Callable[[Figure], float]) -> list[dict[str, float]]:
-    """Return the figures of each round. Every other round goes backwards, so that drift cancels out."""
-    results = []
-    for count in range(pairs * row.more):
-        names = list(row.figures) if count % 2 == 0 else list(row.figures)[::-1]
-        results.append({name: take(row.figures[name]) for name in names})
+@dataclass(frozen=True)
+class Results:
+    """What came out of the rounds of a row."""
+
+    rounds: list[dict[str, float]]
+    absent: dict[str, str]
+    """Why figures were not taken, by their names."""
+    failed: dict[str, str]
+    """The errors of those that could not be."""
+
+
+def measure(
+    row: Row, rounds: int, take: Callable[[Figure], Measured], on_round: Callable[[int], object] = lambda _: None
+) -> Results:
+    """Take the figures of *rounds* rounds. Every other goes backwards, so that drift cancels out.
+
+    A figure that fails is not taken again. *on_round* is called with the number of each round.
+    """
+    figures = {name: figure for name, figure in row.figures.items() if not isinstance(figure, Absent)}
+    absent = {name: figure.why for name, figure in row.figures.items() if isinstance(figure, Absent)}
+    results = Results([], absent, {})
+    for count in range(rounds):
+        on_round(count)
+        values: dict[str, float] = {}
+        for name in list(figures) if count % 2 == 0 else list(figures)[::-1]:
+            try:
+                values |= _named(name, take(figures[name]))
+            except MeasurementError as error:
+                results.failed[name] = str(error)
+                del figures[name]
+        results.rounds.append(values)
     return results
 
 
-def lines(row: Row, results: list[dict[str, float]]) -> Iterator[Line]:
-    """Read each line off each round, then take the medians: a ratio compares what ran side by side."""
+def _named(name: str, measured: Measured) -> dict[str, float]:
+    if isinstance(measured, Mapping):
+        return {part(name, key): value for key, value in measured.items()}
+    return {name: measured}
+
+
+def lines(row: Row, results: Results) -> Iterator[Line]:
+    """Read each line off each round, then take the medians: a ratio compares what ran side by side.
+
+    Readings of what was not measured are left out.
+    """
     for reading in row.readings:
-        yield Line(reading, Spread.of([reading.read(values) for values in results]))
+        try:
+            yield Line(reading, Spread.of([reading.read(values) for values in results.rounds]))
+        except KeyError:
+            continue
 
 
-def medians(row: Row, results: list[dict[str, float]]) -> str:
-    """Return the median figures themselves, for orientation."""
-    middle = {name: statistics.median(values[name] for values in results) for name in row.figures}
-    return f"{', '.join(f'{name} {number(middle[name] / row.per_unit)}' for name in middle)} {row.unit}"
+def medians(results: Results) -> dict[str, float]:
+    """Return the median figures themselves."""
+    names = dict.fromkeys(name for values in results.rounds for name in values)
+    return {
+        name: statistics.median(values[name] for values in results.rounds if name in values) for name in names
+    }
 
 
 def number(value: float) -> str:

@@ -176,7 +176,7 @@ def test_a_reply_is_spoilt_in_one_way_and_whole_in_the_eyes_of_http(
     _, right = spoilt(connect())
     server.faults([f"malformed={how}"])
     kind, body = spoilt(connect())
-    assert kind == ("text/html" if how is Malformed.CONTENT_TYPE else "application/json; charset=utf-8")
+    assert kind == ("text/html" if how is Malformed.CONTENT_TYPE else "application/json")
     LOOKS[how](json.loads(right), body)
     assert count(server, f"malformed_{how}") == 1
 

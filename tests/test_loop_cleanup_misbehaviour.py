@@ -179,6 +179,23 @@ def test_a_callback_that_goes_behind_our_back_is_no_obstacle(
     assert all("cannot be driven" in str(line.error) for line in log_lines)
 
 
+def test_a_loop_that_fails_leaves_no_callback_that_was_never_awaited(
+    loop: Loop, recorder: Recorder, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> NoReturn:
+        raise OSError("no epoll")
+
+    monkeypatch.setattr(logging.getLogger("areal_core"), "propagate", False)  # pytest would keep tracebacks
+    register_loop_cleanup(recorder.turns, loop=loop)
+    loop.run_forever = fail  # type: ignore[method-assign]
+    loop.close()
+    assert loop.is_closed()
+    assert recorder.ran == []
+    assert [line.message for line in log_lines] == [f"loop_cleanup_failed callback={name_of(Recorder.turns)}"]
+    log_lines.clear()
+    gc.collect()  # a complaint here fails the test
+
+
 def test_a_log_filter_that_raises_is_no_obstacle(loop: Loop, recorder: Recorder) -> None:
     def refuse(_record: logging.LogRecord) -> NoReturn:
         raise ValueError("from the filter")

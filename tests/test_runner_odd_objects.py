@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -15,6 +16,7 @@ from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerDiedError
 from conftest import MakeRunner
 from doors import (
+    LONG_S,
     Door,
     break_down,
     fail,
@@ -123,6 +125,50 @@ def test_a_task_whose_cancel_raises_is_abandoned_and_keeps_no_other_from_ending(
     runner.destroy()
     assert runner.wait_for_task(2).status == "cancelled"
     assert runner.stats().abandoned == 1
+
+
+class ShyTask(asyncio.Task[Any]):
+    """A task that does not tell whether it is being cancelled."""
+
+    def cancelling(self) -> int:
+        raise RuntimeError("no")
+
+
+class BareTask(asyncio.Future[Any]):
+    """A task of another kind, which knows no more than a future does."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        super().__init__()
+        coroutine.close()
+        asyncio.tasks._register_task(self)  # type: ignore[arg-type]
+
+
+class RefusingBareTask(BareTask):
+    def cancel(self, msg: object = None) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("task_class", [ShyTask, BareTask, RefusingBareTask])
+def test_a_task_of_another_kind_is_ended_like_any_or_named(
+    make_runner: MakeRunner, log_lines: LogLines, task_class: Callable[..., asyncio.Future[Any]]
+) -> None:
+    refuses = task_class is RefusingBareTask
+    runner, door, kept = make_runner(cancel_grace=0.0 if refuses else LONG_S), Door(), list[Any]()
+
+    async def start() -> asyncio.AbstractEventLoop:
+        kept.append(task_class(asyncio.sleep(LONG_S)))
+        return asyncio.get_running_loop()
+
+    runner.submit(door.walk_through)
+    door.wait_for()
+    loop = runner.run(start)
+    before = time.monotonic()
+    runner.destroy()
+    assert time.monotonic() - before < LONG_S / 4, "it was told at once"
+    assert loop.is_closed()
+    assert kept[0].done() is not refuses
+    named = ["tasks_abandoned count=1 tasks=['RefusingBareTask']"] if refuses else []
+    assert [line.message for line in log_lines] == [*named, "tasks_cancelled_by_destroy count=1"]
 
 
 @pytest.mark.any_loop

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -164,7 +164,7 @@ def test_a_generator_that_hangs_is_given_up_within_the_timeout(
     assert [record for record in caplog.records if record.name == "asyncio"] == []
 
 
-def test_a_generator_that_refuses_is_given_up_and_may_be_collected_before_the_loop_is_closed(
+def test_a_generator_that_refuses_is_given_up_and_closed_after_the_loop(
     make_runner: MakeRunner, log_lines: LogLines, caplog: pytest.LogCaptureFixture
 ) -> None:
     runner, kept, ended = make_runner(cancel_grace=0), list[AsyncIterator[int]](), list[str]()
@@ -190,14 +190,14 @@ def test_a_generator_that_refuses_is_given_up_and_may_be_collected_before_the_lo
     def close() -> None:
         kept.clear()
         gc.collect()
-        ended.append("collection")
+        ended.append("loop")
         really_close()
 
     loop = runner.run(start)
     really_close = loop.close
     loop.close = close  # type: ignore[method-assign]
     runner.destroy()
-    assert ended == ["generator", "collection"]
+    assert ended == ["loop", "generator"]
     assert loop.is_closed()
     assert [line.message for line in log_lines] == ["shutdown_step_timed_out step=async generators"]
     assert [record for record in caplog.records if record.name == "asyncio"] == []
@@ -249,23 +249,26 @@ def test_a_step_that_fails_is_logged_and_keeps_no_other_from_running(
     assert runner.stats() == RunnerStats(state="stopped")
 
 
-def test_each_step_that_fails_is_named(make_runner: MakeRunner, log_lines: LogLines) -> None:
+def hide_from_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep it from holding what is logged from now on, and the coroutines that the tracebacks refer to."""
+    monkeypatch.setattr(logging.getLogger("areal_core"), "propagate", False)
+
+
+def test_each_step_that_fails_is_named(
+    make_runner: MakeRunner, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hide_from_pytest(monkeypatch)
     runner, called = make_runner(), list[str]()
 
     async def start() -> threading.Thread:
         register_loop_cleanup(lambda: called.append("cleanup"))
         return await asyncio.to_thread(threading.current_thread)
 
-    def recover() -> Coroutine[Any, Any, None]:
-        del loop.is_running
-        return really_shut_down()
-
     def fail(timeout: float) -> None:
+        del loop.is_running
         raise OSError("broken")
 
     loop, thread = runner.run(running_loop), runner.run(start)
-    really_shut_down = loop.shutdown_asyncgens
-    loop.shutdown_asyncgens = recover  # type: ignore[method-assign]
     loop.is_running = lambda: True  # type: ignore[method-assign]
     thread.join = fail  # type: ignore[method-assign, assignment]
     runner.destroy()
@@ -274,10 +277,65 @@ def test_each_step_that_fails_is_named(make_runner: MakeRunner, log_lines: LogLi
     assert [line.message.partition(" error=")[0] for line in log_lines] == [
         "shutdown_step_failed step=cancel tasks",
         "shutdown_step_failed step=loop cleanup",
+        "shutdown_step_failed step=async generators",
         "shutdown_step_failed step=default executor",
     ]
     assert called == ["cleanup"], "it could run when the loop was closed"
     assert loop.is_closed()
+    log_lines.clear()
+    gc.collect()  # a coroutine that was never awaited fails the test
+
+
+@pytest.mark.parametrize("fails", ["once", "always"])
+def test_a_loop_that_fails_is_closed_and_leaves_no_coroutine_that_was_never_awaited(
+    make_runner: MakeRunner,
+    log_lines: LogLines,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    fails: str,
+) -> None:
+    hide_from_pytest(monkeypatch)
+    runner, kept, ended = make_runner(), list[AsyncIterator[int]](), list[str]()
+
+    async def generate() -> AsyncIterator[int]:
+        try:
+            yield 1
+        finally:
+            ended.append("generator")
+
+    async def clean_up() -> None:
+        ended.append("cleanup")
+
+    async def start() -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        really_run = loop.run_forever
+
+        def fail() -> None:
+            if fails == "once":
+                loop.run_forever = really_run  # type: ignore[method-assign]
+            raise OSError("broken")
+
+        loop.run_forever = fail  # type: ignore[method-assign]
+        register_loop_cleanup(clean_up)
+        kept.append(generate())
+        await anext(kept[0])
+        return loop
+
+    loop = runner.run(start)
+    runner.destroy()
+    assert loop.is_closed()
+    name = f"{clean_up.__module__}.{clean_up.__qualname__}"
+    failed = [
+        "shutdown_step_failed step=cancel tasks error=OSError: broken",
+        f"loop_cleanup_failed callback={name}",
+        "shutdown_step_failed step=async generators error=OSError: broken",
+    ]
+    assert [line.message for line in log_lines] == (failed if fails == "always" else failed[:1])
+    assert ended == ([] if fails == "always" else ["cleanup", "generator"])
+    kept.clear()
+    log_lines.clear()
+    gc.collect()  # a coroutine that was never awaited fails the test
+    assert caplog.records == []
 
 
 def test_a_thread_of_the_executor_that_hangs_is_given_up_within_the_timeout(

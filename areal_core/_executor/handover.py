@@ -106,7 +106,7 @@ class Handover:
         return self._desk.read(lambda core: core.hunger_of(request))
 
     def _wait(self, request: Request, deadline: float | None) -> None:
-        if request.gate.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
+        if request.gate.wait(None if deadline is None else deadline - time.monotonic()):
             exit_hook.stay_if_over()
             return
         request.looked.wait(_LOOK_S)

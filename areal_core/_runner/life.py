@@ -86,7 +86,6 @@ class Life:
             self.thread.start()
             self.thread.loop.set_default_executor(self._executor)
         except BaseException:
-            self.request_end()
             exit_hook.discard(self)
             raise
 
@@ -175,7 +174,7 @@ class Life:
 
     def join(self, deadline: float) -> None:
         """Wait for the thread until *deadline*, and then for nothing of its life any more."""
-        if not self.thread.finished.wait(max(0.0, deadline - time.monotonic())):
+        if not self.thread.finished.wait(deadline - time.monotonic()):
             shutdown.shut_down_executor(self._executor, deadline)
 
     def _end_with(self, ending: Ending) -> None:
@@ -202,7 +201,6 @@ class Life:
 
     def _give_up_thread(self) -> None:
         self._events.thread_left_behind(self.thread.stack())
-        self._events.ending = True
         self.ledger.decide_all()
         stuck = self.ledger.still_running()
         self._give_up_tasks(self._task_launcher, stuck)
@@ -237,14 +235,15 @@ class Life:
             guest.begin_end(self.ending or _STOPPED)
         decided = self.ledger.decide_all()
         patience_s = min(self._cancel_grace_s, (deadline - time.monotonic()) / 2)
-        shutdown.cancel_tasks(loop, patience_s, self._events)
+        closing = shutdown.Closing(loop, self._events)
+        closing.cancel_tasks(patience_s)
         for launcher in (self._call_launcher, *self._launchers()):
             launcher.flush()
         self._abandon_the_rest(loop)
         ended = sum(not job.abandoned for job in decided)
         if ended:
             self._events.tasks_cancelled(ended)
-        shutdown.close_loop(loop, self._executor, deadline, self._cancel_grace_s, self._events)
+        closing.close(self._executor, deadline, self._cancel_grace_s)
         exit_hook.discard(self)
 
     def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -260,9 +259,16 @@ class Life:
             launcher.watch(theirs)
             guest.finish_end()
             labels |= theirs
-        others = [known.get(task) or task.get_name() for task in asyncio.all_tasks(loop) - labels.keys()]
+        others = [known.get(task) or _name_of(task) for task in asyncio.all_tasks(loop) - labels.keys()]
         if labels or others:
             self._events.tasks_abandoned([*labels.values(), *others])
+
+
+def _name_of(task: asyncio.Task[Any]) -> str:
+    try:
+        return task.get_name()
+    except BaseException:  # a task class may have none, or refuse
+        return type(task).__qualname__
 
 
 def _cancel_task(job: Job) -> None:

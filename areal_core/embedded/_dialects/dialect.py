@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+import msgspec
 from aiohttp import web
 
 from areal_core.embedded._checks import BadRequestError
@@ -32,3 +33,16 @@ async def json_body(request: web.Request) -> Any:
         return json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadRequestError("body", body, f"is not JSON: {str(error)[:200]}") from None
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return *value*, which may be thousands of tokens with their log-probabilities, as JSON."""
+    try:
+        return msgspec.json.encode(value)  # in a tenth of the time
+    except UnicodeEncodeError:  # half of a surrogate pair, which only escaped can be JSON
+        return json.dumps(value).encode()
+
+
+def json_reply(value: Any) -> web.Response:
+    """Return the response that has *value*."""
+    return web.Response(body=json_bytes(value), content_type="application/json")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from areal_core.embedded._dialects.chat import Chat
-from areal_core.embedded._dialects.dialect import json_body
+from areal_core.embedded._dialects.dialect import json_body, json_bytes, json_reply
 from areal_core.embedded._dialects.openai_asks import Asks, Order
 from areal_core.embedded._dialects.openai_replies import ChatWords, CompletionWords, Words, shown_text
 from areal_core.embedded._generating.generations import Generations
@@ -57,7 +56,7 @@ class OpenAI:
             if order.stream:
                 return await self._stream(request, order, started, words)
             (generation,) = await started.ended()
-        return web.json_response(words.whole(order, generation))
+        return json_reply(words.whole(order, generation))
 
     async def _stream(
         self, request: web.Request, order: Order, started: Started, words: Words
@@ -88,17 +87,17 @@ class EventStream:
 
     async def send(self, event: dict[str, Any]) -> None:
         """Send one event."""
-        await self._write(json.dumps(event))
+        await self._write(json_bytes(event))
 
     async def end(self) -> web.StreamResponse:
         """Say that there are no more; return the response."""
-        await self._write("[DONE]")
+        await self._write(b"[DONE]")
         await self._response.write_eof()
         return self._response
 
-    async def _write(self, data: str) -> None:
+    async def _write(self, data: bytes) -> None:
         await self._response.prepare(self._request)
-        await self._response.write(f"data: {data}\n\n".encode())
+        await self._response.write(b"data: %b\n\n" % data)
 
 
 def openai_error(message: str, status: int) -> dict[str, Any]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
-from areal_core.embedded._dialects.dialect import json_body
+from areal_core.embedded._dialects.dialect import json_body, json_bytes, json_reply
 from areal_core.embedded._dialects.sglang_asks import Order, read
 from areal_core.embedded._dialects.sglang_control import Control
 from areal_core.embedded._dialects.sglang_replies import Replies, error
@@ -43,7 +42,7 @@ class SGLang:
             label = self._generations.weights.label
             pairs = zip(order.wishes, ended, strict=True)
             replies = [self._replies.reply(wish, generation, label) for wish, generation in pairs]
-        return web.json_response(replies if order.batched else replies[0])
+        return json_reply(replies if order.batched else replies[0])
 
     async def _stream(self, request: web.Request, order: Order, started: Started) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
@@ -58,7 +57,7 @@ class SGLang:
             told[place] = len(generation)
             if order.batched:
                 chunk["index"] = place
-            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            await response.write(b"data: " + json_bytes(chunk) + b"\n\n")
         await response.write(b"data: [DONE]\n\n")
         await response.write_eof()
         return response

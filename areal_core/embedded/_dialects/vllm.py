@@ -9,7 +9,7 @@ from aiohttp import web
 
 from areal_core.embedded._checks import BadRequestError, integer, mapping, string, token_ids
 from areal_core.embedded._dialects.asked import WITHOUT_EFFECT, flag, given
-from areal_core.embedded._dialects.dialect import json_body
+from areal_core.embedded._dialects.dialect import json_body, json_reply
 from areal_core.embedded._dialects.openai import EventStream, openai_error
 from areal_core.embedded._dialects.openai_asks import sampling_of
 from areal_core.embedded._dialects.openai_replies import logprob_entries
@@ -68,7 +68,7 @@ class VLLM:
         with self._generations.start([ask], stream) as started:
             if not stream:
                 (generation,) = await started.ended()
-                return web.json_response(self._reply(generation, logprobs, 0))
+                return json_reply(self._reply(generation, logprobs, 0))
             events = EventStream(request)
             told = 0
             async for generation in started:
