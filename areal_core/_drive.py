@@ -31,7 +31,8 @@ def drive(
     coroutine bounds its own time. No task can cancel or await it: ``asyncio.all_tasks()`` does not
     show it. Another loop may be running in this thread; it stands still meanwhile.
 
-    Raises what the coroutine raises, and RuntimeError when *loop* is running or closed.
+    Raises what the coroutine raises, what the loop itself does, and RuntimeError when *loop* is running or
+    closed. However it ends, the coroutine is closed.
     """
     try:
         if loop.is_running() or loop.is_closed():

@@ -44,7 +44,12 @@ ERRORS = [ValueError, asyncio.CancelledError, GeneratorExit, KeyboardInterrupt, 
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("kind", ["sync", "async", "async after a turn", "in a child task"])
 def test_what_a_callback_raises_keeps_nobody_from_running(
-    loop: Loop, recorder: Recorder, log_lines: LogLines, error: type[BaseException], kind: str
+    loop: Loop,
+    recorder: Recorder,
+    log_lines: LogLines,
+    complaints: list[dict[str, Any]],
+    error: type[BaseException],
+    kind: str,
 ) -> None:
     def sync() -> NoReturn:
         raise error("from the callback")
@@ -71,6 +76,7 @@ def test_what_a_callback_raises_keeps_nobody_from_running(
     assert line.level == "error"
     assert line.message == f"loop_cleanup_failed callback={name_of(callback)}"
     assert isinstance(line.error, error)
+    assert complaints == []
 
 
 def test_the_first_interrupt_is_the_one_that_is_raised_again(loop: Loop) -> None:

@@ -82,6 +82,7 @@ class _HoldsOn(Coroutine[Any, None, None]):
     def __init__(self, loop: asyncio.AbstractEventLoop, collected: list[str]) -> None:
         self._loop = loop
         self._collected = collected
+        self.itself = self  # whoever looks for what it awaits in what it refers to goes round for ever
 
     def send(self, value: Any) -> Any:
         return next(self._loop.create_future().__await__())

@@ -80,7 +80,7 @@ class Life:
         return [self._task_launcher, *(launcher for _, launcher in self._guests)]
 
     def start(self) -> None:
-        """Start the thread and its loop. Raises what failed there; then nothing is left of it."""
+        """Start the thread and its loop. Raises what failed there; the caller then requests its end."""
         try:
             exit_hook.add(self)
             self.thread.start()

@@ -149,10 +149,9 @@ def _awaited_by(part: Any) -> Any:
     for name in ("cr_await", "gi_yieldfrom", "ag_await"):
         if hasattr(part, name):
             return getattr(part, name)
-    # What anext() and aclose() give names its async generator nowhere.
-    return next(
-        (other for other in gc.get_referents(part) if isinstance(other, Coroutine | AsyncGenerator)), None
-    )
+    # What anext() and aclose() give names its async generator nowhere. Other classes may refer to anything.
+    known = gc.get_referents(part) if type(part).__module__ == "builtins" else []
+    return next((other for other in known if isinstance(other, Coroutine | AsyncGenerator)), None)
 
 
 def _keep_open_ones(parts: Iterable[Any]) -> None:
