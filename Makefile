@@ -5,6 +5,7 @@ VENV ?= .venv
 ARGS ?=
 
 PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 EXAMPLES := $(wildcard examples/*.py)
 
 .PHONY: demo test test-all check lint examples mutate leaks bench bench-http bench-agents clean
@@ -14,9 +15,9 @@ EXAMPLES := $(wildcard examples/*.py)
 demo: $(VENV)/.installed-demo
 	$(PY) examples/train_reversal $(ARGS)
 
-# All tests, on both loops. ARGS="-k fork --loop uvloop" narrows.
+# All tests, on both loops. ARGS="-k fork --loop uvloop" narrows; with -n0 in it they run in one process.
 test: $(VENV)/.installed-test
-	$(PY) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 # All tests on each Python and each loop. ARGS="--python 3.12 -k fork" narrows.
 test-all:
@@ -24,7 +25,7 @@ test-all:
 
 # What continuous integration runs.
 check: lint examples
-	$(PY) -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check

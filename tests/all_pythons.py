@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -62,13 +63,15 @@ def pairs(version: str, for_pytest: list[str]) -> Iterator[Pair]:
         return
     venv = f".venv-{version}"
     setup = LOGS / f"{version}-setup.log"
-    if run(["make", f"PYTHON={python}", f"VENV={venv}", f"{venv}/.installed-test"], setup):
+    make = ["make", f"PYTHON={python}", f"VENV={venv}"]
+    if run([*make, f"{venv}/.installed-test"], setup):
         for loop in LOOPS:
             yield Pair(f"{version} {loop}: FAILED, {venv} could not be set up", True, setup)
         return
     for loop in LOOPS:
         log = LOGS / f"{version}-{loop}.log"
-        status = run([f"{venv}/bin/python", "-m", "pytest", "--loop", loop, *for_pytest], log)
+        arguments = shlex.join(["--loop", loop, *for_pytest])
+        status = run([*make, "test", f"ARGS={arguments}"], log)
         yield Pair(f"{version} {loop}: {summary(log.read_text(errors='replace'), status)}", bool(status), log)
 
 

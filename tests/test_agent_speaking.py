@@ -107,7 +107,11 @@ def test_a_stop_string_in_a_call_breaks_it_off() -> None:
     assert read_reply(fmt(), sampled(f"So: {CALL} STOP"), ["STOP"]) == ("So:", CALLS)
 
 
-@pytest.mark.parametrize("options", [{"tools": False}, {"chat": fmt(tool_calls="none")}], ids=["tools not offered", "a format without"])
+@pytest.mark.parametrize(
+    "options",
+    [{"tools": False}, {"chat": fmt(tool_calls="none")}],
+    ids=["tools not offered", "a format without"],
+)
 def test_where_no_tools_were_offered_calls_are_content(options: dict[str, Any]) -> None:
     text = f"So: {CALL} "
     assert heard(sampled(text, end=None), **options) == [*text, ""]
