@@ -305,12 +305,13 @@ def test_with_a_tokenizer_of_hugging_face() -> None:
 
     conversations = Conversations()
     prompt = conversations.prompt(chat, [USER], TOOLS, {})
-    assert prompt == chat.encode(chat.text([USER], TOOLS, generation_prompt=True))
+    assert prompt.tokens == chat.encode(chat.text([USER], TOOLS, generation_prompt=True))
     told = called('{"in":"Zürich"}', content=streamed)
-    conversations.remember([USER], TOOLS, {}, told, prompt, reply)
+    conversations.remember(prompt, reply, told)
     answer = {"role": "tool", "tool_call_id": "c1", "content": "rain"}
     behind = "\n<|im_start|>user\n<tool_response>\nrain\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
-    assert conversations.prompt(chat, [USER, told, answer], TOOLS, {}) == prompt + reply + chat.encode(behind)
+    after = conversations.prompt(chat, [USER, told, answer], TOOLS, {}).tokens
+    assert after == prompt.tokens + reply + chat.encode(behind)
     with pytest.raises(ChatTemplateError, match="cannot write these messages: no"):
         chat.text([USER], None, {"chat_template": "{{ raise_exception('no') }}"}, generation_prompt=True)
 

@@ -449,9 +449,11 @@ class Counting(dict[str, Any]):
 def test_looking_up_is_linear_in_the_messages(turns: int) -> None:
     talk = Talk()
     messages: list[dict[str, Any]] = []
+    kept: list[int] = []
     for number in range(turns):
         messages += [Counting(role="user", content=f"{number}"), Counting(role="assistant", content="ok")]
         kept = talk.reply(*messages[:-1], told=messages[-1], tokens=sampled("ok"))
     Counting.looks = 0
+    assert kept
     assert talk.prompt(*messages, MORE)[: len(kept)] == kept
     assert Counting.looks <= 5 * len(messages)
