@@ -115,6 +115,7 @@ class Completer:
                 yield event
         finally:
             await _ended(generation)
+            self._generations.discard(generation)
 
     async def end(self) -> None:
         """Answer no more, and end the generations under way, on their servers too."""
@@ -150,7 +151,6 @@ class Completer:
         generate = self._engine.agenerate(request)
         generation = asyncio.get_running_loop().create_task(generate, context=self._context)
         self._generations.add(generation)
-        generation.add_done_callback(self._generations.discard)
         return generation
 
     async def _result_of(self, generation: asyncio.Task[ModelResponse]) -> ModelResponse:
@@ -163,6 +163,8 @@ class Completer:
             if self._has_ended and not _is_told_to_end():
                 raise _over() from None
             raise
+        finally:
+            self._generations.discard(generation)
 
     def _record(self, begun: _Begun, call: Call) -> None:
         self._recording.add(call)

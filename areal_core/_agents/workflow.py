@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Mapping
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, Protocol, TypeGuard
 
-from areal_core import workflow_context
 from areal_core._agents import scope
 from areal_core._checks import check_integer, check_number, check_text
 from areal_core._http.first_import import import_off_loop
@@ -78,16 +77,18 @@ class AgentWorkflow(RolloutWorkflow):
         """Return the trajectory of one episode, a row for each conversation; None: the agent rejects it."""
         for module in ("gateway", "clients", "completer"):  # aiohttp's server, and NumPy
             await import_off_loop(f"areal_core._agents.{module}")
-        async with workflow_context.record(engine) as recording:
-            reward = await self._play(data)
-        return None if reward is None else recording.to_trajectory(reward, discount=self._discount)
+        here = scope.Scope(engine)  # which the gateway's session ends
+        token = scope.current.set(here)
+        try:
+            reward = await self._play(data, here)
+        finally:
+            scope.current.reset(token)
+        return None if reward is None else here.recording.to_trajectory(reward, discount=self._discount)
 
-    async def _play(self, data: Any) -> float | Mapping[str, float] | None:
+    async def _play(self, data: Any, here: scope.Scope) -> float | Mapping[str, float] | None:
         from areal_core._agents.clients import agent_clients
         from areal_core._agents.gateway import Listening, gateway_of
 
-        here = scope.current.get()
-        assert here is not None
         http_client = agent_clients().plain()
         gateway = await gateway_of(Listening(self._host, self._port))
         async with gateway.session(here, self._url) as (base_url, api_key):
