@@ -39,6 +39,11 @@ class Scope:
             self._completer = Completer(self.engine, self.recording)
         return self._completer
 
+    @property
+    def is_in_use(self) -> bool:
+        """Whether there may be calls under way."""
+        return self._completer is not None
+
     def check_chat(self) -> None:
         """Raise RuntimeError when the engine has no chat format."""
         _ = self.completer

@@ -10,7 +10,8 @@ one or more of them `go_on` does all that they made possible::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from areal_core._executor import ending
 from areal_core._executor.ageing import Ageing

@@ -60,6 +60,8 @@ class Reporter(Witness):
         accepted = outcome.status == "accepted"
         manager = self._manager
         self._count(rollout, manager.on_rollout_accepted if accepted else manager.on_rollout_rejected)
+        if accepted and not self._traces:
+            return
         fields = {**_names(rollout), "seconds": round(outcome.seconds, 6)}
         if outcome.status == "failed":
             self._log.line("error", "rollout_failed", **fields, exc_info=outcome.error)

@@ -28,18 +28,21 @@ def ages_of(trajectory: dict[str, Any]) -> Ages:
     versions, mask = trajectory.get("versions"), trajectory.get("loss_mask")
     if versions is None:
         return Ages(trained=0 if mask is None else int((_array("loss_mask", mask) != 0).sum()))
-    trained = _array("versions", versions) >= 0
-    if mask is not None:
-        if _array("loss_mask", mask).shape != versions.shape:
-            raise ValueError(
-                f"loss_mask has the shape {tuple(mask.shape)} and versions {tuple(versions.shape)}; "
-                "give both [batch, seqlen]"
-            )
-        trained = trained & (mask != 0)
-    chosen = versions[trained]
-    if not len(chosen):
-        return UNKNOWN
-    return Ages(int(chosen.min()), int(chosen.max()), len(chosen))
+    _array("versions", versions)
+    if mask is None:
+        return _ages_of(versions[versions >= 0])
+    if _array("loss_mask", mask).shape != versions.shape:
+        raise ValueError(
+            f"loss_mask has the shape {tuple(mask.shape)} and versions {tuple(versions.shape)}; "
+            "give both [batch, seqlen]"
+        )
+    ages = _ages_of(chosen := versions[mask != 0])
+    # Seldom: a token of a prompt is not trained on.
+    return ages if ages.oldest is None or ages.oldest >= 0 else _ages_of(chosen[chosen >= 0])
+
+
+def _ages_of(chosen: Any) -> Ages:
+    return Ages(int(chosen.min()), int(chosen.max()), len(chosen)) if len(chosen) else UNKNOWN
 
 
 def is_too_old(ages: Ages, start_version: int, on_stale: OnStale, least: int) -> bool:

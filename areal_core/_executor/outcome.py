@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
+
+from msgspec import Struct
 
 Status = Literal["accepted", "rejected", "failed", "timed_out", "cancelled", "stale"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class RolloutOutcome:
+class RolloutOutcome(Struct, frozen=True, kw_only=True, eq=False):
     """How one rollout ended: a whole group, where one was asked for."""
 
     task_id: int

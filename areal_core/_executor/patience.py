@@ -45,7 +45,8 @@ class Patience:
         if self.is_over:
             return
         if outcome.status == "accepted":
-            self.reset()
+            if self._unaccepted:
+                self.reset()
             return
         self._unaccepted += 1
         if outcome.status == "rejected":

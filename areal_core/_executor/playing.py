@@ -8,7 +8,7 @@ from typing import Any
 from areal_core import _record, workflow_context
 from areal_core._agents import scope
 from areal_core._executor.freshness import ages_of, with_mask
-from areal_core._executor.rollout import Episode, Verdict, Work
+from areal_core._executor.rollout import Accept, Episode, Verdict, Work
 from areal_core.types import InferenceEngine
 
 
@@ -31,7 +31,13 @@ class Player:
         if episode.is_judge:
             return await self._judge_group(episode)
         episode.record.enter(_record.PLAYING)
-        trajectory = await self._trajectory_of(work)
+        here = scope.Scope(self.engine)
+        scope.current.set(here)
+        try:
+            trajectory = await work.workflow.arun_episode(self.engine, work.data)
+        finally:
+            if here.is_in_use:
+                await here.end()
         if trajectory is None:
             return Verdict(None, "the workflow returned None")
         if not isinstance(trajectory, dict):
@@ -41,15 +47,8 @@ class Player:
             )
         if is_group:
             return Verdict(trajectory)
-        return await self._judge(trajectory, work, episode.record)
-
-    async def _trajectory_of(self, work: Work) -> Any:
-        here = scope.Scope(self.engine)
-        scope.current.set(here)
-        try:
-            return await work.workflow.arun_episode(self.engine, work.data)
-        finally:
-            await here.end()
+        verdict = self._checked(trajectory, work)
+        return verdict if work.accept is None else await self._filtered(verdict, work.accept, episode.record)
 
     async def _judge_group(self, judge: Episode) -> Verdict:
         from areal_core.trajectory import concat_padded_tensors
@@ -57,21 +56,22 @@ class Player:
         judge.record.enter("joining its group")
         members = [member.verdict for member in judge.rollout.episodes if member.verdict is not None]
         brought = [verdict.trajectory for verdict in members if verdict.trajectory is not None]
-        return await self._judge(concat_padded_tensors(brought), judge.rollout.work, judge.record)
+        work = judge.rollout.work
+        verdict = self._checked(concat_padded_tensors(brought), work)
+        return verdict if work.accept is None else await self._filtered(verdict, work.accept, judge.record)
 
-    async def _judge(self, trajectory: dict[str, Any], work: Work, record: _record.EpisodeRecord) -> Verdict:
+    def _checked(self, trajectory: dict[str, Any], work: Work) -> Verdict:
         if self.checks_format:
             from areal_core.trajectory import check_trajectory_format
 
             check_trajectory_format(trajectory)
         if self.masks and not work.is_eval:
             trajectory = with_mask(trajectory)
-        ages = ages_of(trajectory)
-        if work.accept is not None:
-            record.enter("waiting for should_accept_fn")
-            scope.current.set(
-                scope.Scope(self.engine)
-            )  # for a judge that asks: what it says is in no trajectory
-            if not await work.accept(trajectory):
-                return Verdict(None, "should_accept_fn said no")
-        return Verdict(trajectory, ages=ages)
+        return Verdict(trajectory, ages=ages_of(trajectory))
+
+    async def _filtered(self, verdict: Verdict, accept: Accept, record: _record.EpisodeRecord) -> Verdict:
+        assert verdict.trajectory is not None
+        record.enter("waiting for should_accept_fn")
+        scope.current.set(scope.Scope(self.engine))  # for a judge that asks: what it says is in no trajectory
+        is_accepted = await accept(verdict.trajectory)
+        return verdict if is_accepted else Verdict(None, "should_accept_fn said no")

@@ -61,7 +61,7 @@ def make_plan(
 
 def data_id_of(data: Any) -> Any:
     """Return the item's own ``data_id``; None where it has none."""
-    return data.get("data_id") if isinstance(data, Mapping) else None
+    return data.get("data_id") if isinstance(data, dict | Mapping) else None
 
 
 def make_workflow(workflow: Any, kwargs: Any) -> RolloutWorkflow:
