@@ -161,7 +161,7 @@ def _require_descriptors(count: int) -> None:
     opened: list[int] = []
     try:
         while len(opened) < count:
-            opened.append(os.open(os.devnull, os.O_RDONLY))
+            opened.append(os.dup(opened[0]) if opened else os.open(os.devnull, os.O_RDONLY))
     except OSError as error:
         raise OSError(
             error.errno,

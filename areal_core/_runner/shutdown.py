@@ -38,7 +38,7 @@ class Closing:
 
     def cancel_tasks(self, patience_s: float) -> None:
         """Cancel every task, and those that come of it, and wait for them for *patience_s* seconds."""
-        self._attempt("cancel tasks", lambda: drive(self._loop, self._cancel_in_rounds(patience_s)))
+        self._drive("cancel tasks", lambda: drive(self._loop, self._cancel_in_rounds(patience_s)))
 
     def close(self, executor: ThreadPoolExecutor, deadline: float, grace_s: float) -> None:
         """Run loop cleanup, shut down async generators and *executor*, and close the loop, by *deadline*.
@@ -50,9 +50,9 @@ class Closing:
             return max(_SHORTEST_ROUND_S, min(most_s, part * (deadline - time.monotonic())))
 
         loop = self._loop
-        self._attempt("loop cleanup", lambda: run_loop_cleanup(loop, share(0.5, 10.0)))
+        self._drive("loop cleanup", lambda: run_loop_cleanup(loop, share(0.5, 10.0)))
         closing = self._close_generators(share(0.5, grace_s))
-        if not self._attempt("async generators", lambda: drive(loop, closing)):
+        if not self._drive("async generators", lambda: drive(loop, closing)):
             self._events.step_timed_out("async generators")
         until = time.monotonic() + share(0.8, math.inf)
         if not self._attempt("default executor", lambda: shut_down_executor(executor, until)):
@@ -106,14 +106,19 @@ class Closing:
                 _silence(task)
         _keep_open_ones(self._refused)
 
+    def _drive(self, step: str, action: Callable[[], Any]) -> Any:
+        """Attempt what lets the loop run, and keep what tasks there are then."""
+        try:
+            return self._attempt(step, action)
+        finally:
+            self._tasks |= asyncio.all_tasks(self._loop)
+
     def _attempt(self, step: str, action: Callable[[], Any]) -> Any:
         try:
             return action()
         except BaseException as error:  # the next step has to run all the same
             self._events.step_failed(step, error)
             return True
-        finally:
-            self._tasks |= asyncio.all_tasks(self._loop)
 
 
 def _is_cancelling(task: asyncio.Task[Any]) -> bool:
