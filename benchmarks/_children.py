@@ -6,8 +6,10 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
@@ -42,6 +44,18 @@ def in_child(measure: Callable[[], T]) -> T:
     if not succeeded:
         raise MeasurementError(result)
     return cast(T, result)
+
+
+@contextmanager
+def forked(work: Callable[[], object]) -> Iterator[BaseProcess]:
+    """Do *work* in a forked child for the block, at whose end it is killed."""
+    child = _context.Process(target=work, daemon=True)
+    child.start()
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.join()
 
 
 def _report(measure: Callable[[], Any], sender: Connection) -> None:

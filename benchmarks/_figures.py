@@ -99,13 +99,13 @@ def burst(contender: Contender, tasks: int) -> float:
 
 
 def episodes(contender: Contender, count: int, work: Work) -> float:
-    """Return how many calls of *work* per second are handed over, end, and are collected, *count* at once."""
+    """Return the seconds that each of *count* calls of *work* takes, handed over, ended and collected."""
     contender.start()
     _run(contender, work, count)
     gc.collect()
     begin = time.perf_counter()
     _run(contender, work, count)
-    return count / (time.perf_counter() - begin)
+    return (time.perf_counter() - begin) / count
 
 
 def throughput(contender: Contender, batches: int, tasks: int, parked: int = 0) -> float:
@@ -176,9 +176,9 @@ def memory(contender: Contender, tasks: int) -> float:
     contender.start()
     _run(contender, nothing, WARM_CALLS)
     gc.collect()
-    before = _resident_bytes()
+    before = resident_bytes()
     _park(contender, tasks)
-    return (_resident_bytes() - before) / tasks
+    return (resident_bytes() - before) / tasks
 
 
 def crowd(contender: Contender, tasks: int, naps: int) -> Mapping[str, float]:
@@ -190,12 +190,12 @@ def crowd(contender: Contender, tasks: int, naps: int) -> Mapping[str, float]:
     contender.start()
     _run(contender, nothing, WARM_CALLS)
     gc.collect()
-    people, before, begin = Crowd(tasks), _resident_bytes(), time.perf_counter()
+    people, before, begin = Crowd(tasks), resident_bytes(), time.perf_counter()
     contender.launch(people.stand, tasks)
     contender.settle(people.full)
     standing = time.perf_counter()
-    taken = _resident_bytes() - before
-    sleepers = Naps(0.2, 1.2)
+    taken = resident_bytes() - before
+    sleepers = Naps(0.2, 0.8)
     _run(contender, sleepers.nap, naps)
     parting = time.perf_counter()
     contender.value(people.let_go)
@@ -218,9 +218,9 @@ def in_flight(contender: Contender, parked: int, seconds: float) -> Mapping[str,
     contender.start()
     _run(contender, nothing, WARM_CALLS)
     gc.collect()
-    before = _resident_bytes()
+    before = resident_bytes()
     _park(contender, parked)
-    memory_taken = _resident_bytes() - before
+    memory_taken = resident_bytes() - before
     trips = _trips_within(contender, seconds)
     sleepers = Naps(0.1, seconds)
     _run(contender, sleepers.nap, 200)
@@ -232,12 +232,50 @@ def in_flight(contender: Contender, parked: int, seconds: float) -> Mapping[str,
     return measured | ({"memory": memory_taken / parked} if parked >= 1_000 else {})
 
 
+def bursts_of(contender: Contender, tasks: int, seconds: float, work: Work = nothing) -> Mapping[str, float]:
+    """Return the seconds that a task costs in bursts of *tasks*, one after the other, for *seconds* or so."""
+    contender.start()
+    _run(contender, work, min(tasks, 10_000))
+    gc.collect()
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while not taken or time.perf_counter() < end:
+        begin = time.perf_counter()
+        _run(contender, work, tasks)
+        taken.append((time.perf_counter() - begin) / tasks)
+    return {"burst": statistics.median(taken)}
+
+
 def _trips_within(contender: Contender, seconds: float) -> list[float]:
     trips: list[float] = []
     end = time.perf_counter() + seconds
     while len(trips) < 5 or (time.perf_counter() < end and len(trips) < 2_000):
         trips.append(_mean_trip(contender, 1))
     return trips
+
+
+def peer(contender: Contender, tasks: int, trips: int, parked: int) -> Mapping[str, float]:
+    """Return what a task costs in a burst, one at a time, and one at a time among *parked* others (0: none).
+
+    In seconds. The contender is stopped: it may have processes of its own.
+    """
+    contender.start()
+    try:
+        _run(contender, nothing, tasks)
+        gc.collect()
+        begin = time.perf_counter()
+        _run(contender, nothing, tasks)
+        measured = {"burst": (time.perf_counter() - begin) / tasks, "trip": _median_trip(contender, trips)}
+        if parked:
+            _park(contender, parked)
+            measured["among"] = _median_trip(contender, max(5, trips // 20))
+        return measured
+    finally:
+        contender.stop()
+
+
+def _median_trip(contender: Contender, trips: int) -> float:
+    return statistics.median(_mean_trip(contender, 1) for _ in range(trips))
 
 
 def lifetime(contender: Contender, cycles: int) -> float:
@@ -281,7 +319,8 @@ def _park(contender: Contender, tasks: int) -> None:
         contender.settle(parking.full)
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
+    """Return the memory that this process has resident."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except FileNotFoundError:  # no /proc: macOS

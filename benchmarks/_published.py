@@ -1,4 +1,4 @@
-"""Get the published areal wheel and load its task runner and its dispatcher, without the trainer around them."""
+"""Get the published areal wheel, and load its runner and its dispatcher without the trainer around them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 import types
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, MutableSequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -120,7 +120,9 @@ class _Nothing:
 class _StandIn(types.ModuleType):
     """A module of the trainer's."""
 
-    __path__: Sequence[str] = ()
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__path__: MutableSequence[str] = []
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -72,14 +72,14 @@ class Reading:
     read: Callable[[Values], float]
     aim: Aim | None = None
     compares: tuple[str, str] | None = None
-    """The two figures whose profiles explain it, the one in question first; None: it is no ratio."""
+    """The names in `Values` of what it compares, the one in question first; None: it is no ratio."""
 
 
 def ratio(top: str, bottom: str, aim: Aim | None = None, *, of: str = "", label: str = "") -> Reading:
     """Return the reading that divides one figure by another; *of* both it takes the part of that name."""
     above, below = (part(top, of), part(bottom, of)) if of else (top, bottom)
     label = label or f"{top} / {bottom}{of and ', '}{of}"
-    return Reading(label, lambda values: values[above] / values[below], aim, (top, bottom))
+    return Reading(label, lambda values: values[above] / values[below], aim, (above, below))
 
 
 def plain(name: str, aim: Aim | None = None, *, label: str = "", scale: float = 1.0) -> Reading:
@@ -98,8 +98,10 @@ class Row:
     """Of parts of figures, by their names; *unit* is that of all others."""
     rounds: int = 5
     """How often each figure is taken: more often where the ratio is noisy."""
-    profiles: Mapping[str, Figure] = field(default_factory=dict)
+    profiles: Mapping[str, Figure | Absent] = field(default_factory=dict)
     """What is profiled in a figure's place, with more of what is measured and less of what goes before."""
+    seldom: frozenset[str] = frozenset()
+    """Figures of every other round: slow ones, of which no aim speaks."""
 
     def unit_of(self, name: str) -> Unit:
         """Return the unit of a figure, or of a part of one."""
@@ -146,7 +148,10 @@ class Results:
 
 
 def measure(
-    row: Row, rounds: int, take: Callable[[Figure], Measured], on_round: Callable[[int], object] = lambda _: None
+    row: Row,
+    rounds: int,
+    take: Callable[[Figure], Measured],
+    on_round: Callable[[int], object] = lambda _: None,
 ) -> Results:
     """Take the figures of *rounds* rounds. Every other goes backwards, so that drift cancels out.
 
@@ -158,7 +163,10 @@ def measure(
     for count in range(rounds):
         on_round(count)
         values: dict[str, float] = {}
-        for name in list(figures) if count % 2 == 0 else list(figures)[::-1]:
+        is_odd = count % 2 == 1
+        for name in list(figures)[::-1] if is_odd else list(figures):
+            if is_odd and name in row.seldom:
+                continue
             try:
                 values |= _named(name, take(figures[name]))
             except MeasurementError as error:
@@ -180,10 +188,17 @@ def lines(row: Row, results: Results) -> Iterator[Line]:
     Readings of what was not measured are left out.
     """
     for reading in row.readings:
-        try:
-            yield Line(reading, Spread.of([reading.read(values) for values in results.rounds]))
-        except KeyError:
-            continue
+        found = [value for values in results.rounds for value in _read(reading, values)]
+        if found:
+            yield Line(reading, Spread.of(found))
+
+
+def _read(reading: Reading, values: Values) -> Iterator[float]:
+    """Yield what *reading* is in a round, if all it needs was taken in that."""
+    try:
+        yield reading.read(values)
+    except KeyError:
+        return
 
 
 def medians(results: Results) -> dict[str, float]:
