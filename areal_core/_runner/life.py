@@ -9,7 +9,6 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from areal_core._runner.events import Events
 from areal_core._runner.gate import Gate, GateEvent
 from areal_core._runner.guest import Guest
 from areal_core._runner.job import Job
+from areal_core._runner.late_pool import LatePool
 from areal_core._runner.launcher import Launcher, labels_of
 from areal_core._runner.ledger import Ledger
 from areal_core._runner.loop_thread import LoopFactory, LoopThread
@@ -63,8 +63,8 @@ class Life:
         )
         self._call_launcher = Launcher(self.thread, self._calls, None, settings.cancel_grace_s)
         self._guests: list[tuple[Guest, Launcher]] = []
-        # Ours, because the loop's own cannot be waited for with a limit. Its threads start on first use.
-        self._executor = ThreadPoolExecutor(thread_name_prefix="areal-core")
+        # Ours, because the loop's own cannot be waited for with a limit.
+        self._executor = LatePool("areal-core")
 
     @property
     def ending(self) -> Ending | None:
