@@ -20,10 +20,8 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from areal_core._agents.workflow import Agent
 from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
 from areal_core._executor.books import RolloutLedger
@@ -34,7 +32,7 @@ from areal_core._executor.report import StalenessReport
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
-from areal_core._executor.work import make_plan
+from areal_core._executor.work import Workflow, make_plan
 from areal_core._runner.arguments import (
     FIRST_OWN_ID,
     check_any_id,
@@ -47,14 +45,11 @@ from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import RunnerStoppedError
 from areal_core.staleness_manager import StalenessManager
-from areal_core.types import InferenceEngine, RolloutWorkflow
+from areal_core.types import InferenceEngine
 
 __all__ = ["RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecutor"]
 
 R = TypeVar("R")
-
-Workflow = RolloutWorkflow | Agent | type[RolloutWorkflow] | type[Agent] | str
-"""A workflow or an agent, the class of one, or an import path of either, ``"package.module:Class"``."""
 
 
 class WorkflowExecutor:
@@ -76,18 +71,10 @@ class WorkflowExecutor:
         *,
         loop_factory: LoopFactory | None = None,
     ) -> None:
-        if not isinstance(config, InferenceEngineConfig):
-            raise TypeError(f"config is a {type(config).__name__}; give an InferenceEngineConfig")
-        if staleness_manager is not None and not isinstance(staleness_manager, StalenessManager):
-            raise TypeError(
-                f"staleness_manager is a {type(staleness_manager).__name__}; give a StalenessManager, or None"
-            )
         self._config = config
         self._engine = inference_engine
         self._given_manager = staleness_manager
-        self._provider = inference_engine if staleness_manager is None else staleness_manager.version_provider
-        if not callable(getattr(self._provider, "get_version", None)):
-            raise TypeError(f"inference_engine={self._provider!r} has no get_version(); give one that has")
+        self._provider = settings.provider_of(config, inference_engine, staleness_manager)
         self._manager, self._rules = settings.of(config, self._provider, staleness_manager, 1)
         self._runner: AsyncTaskRunner[Any] = AsyncTaskRunner(
             self._rules.most_started, cancel_grace=config.cancel_grace, loop_factory=loop_factory
@@ -137,12 +124,7 @@ class WorkflowExecutor:
         self.initialize()
         return self
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc_value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.destroy()
 
     # -- rollouts ----------------------------------------------------------------------------------

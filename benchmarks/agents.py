@@ -46,13 +46,8 @@ class Row:
 
 
 ROWS = (
-    Row("whole", "neither the agents nor the engine stream", Manner(), Aim(MOST_RATIO)),
-    Row(
-        "collector",
-        f"as whole, with gc.set_threshold{SELDOM} in the trainer",
-        Manner(collector=SELDOM),
-        Aim(MOST_RATIO, must=MOST_RATIO),
-    ),
+    Row("whole", "neither the agents nor the engine stream", Manner(), Aim(MOST_RATIO, must=MOST_RATIO)),
+    Row("collector", f"as whole, with gc.set_threshold{SELDOM} in the trainer", Manner(collector=SELDOM)),
     Row("streamed", "the agents stream, and so the engine does", Manner(stream=True)),
     Row("engine-streams", "only the engine streams: stream_replies=True", Manner(stream_replies=True)),
     Row("aiohttp", "as whole, with the SDK's aiohttp client", Manner(arguments=("aiohttp",))),

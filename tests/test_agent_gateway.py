@@ -228,6 +228,25 @@ def test_each_episode_has_an_http_client_of_its_own_on_the_loops_pool(
     assert len(set(seen)) == 2
 
 
+def test_what_an_agent_sets_at_its_http_client_first_of_all_counts(
+    make_executor: MakeExecutor, engine: RemoteInfEngine
+) -> None:
+    class Setting:
+        async def run(self, data: Any, *, base_url: str, api_key: str, http_client: Any) -> None:
+            http_client.timeout = 17.0  # before anything is asked of it
+            http_client.headers = {"Authorization": f"Bearer {api_key}"}
+            assert (await http_client.get(f"{base_url}/models")).status_code == 200
+            assert http_client.timeout == httpx.Timeout(17.0)
+            assert http_client.headers["Authorization"] == f"Bearer {api_key}"
+            with pytest.raises(AttributeError, match="no 'nothing_of_that_name'"):
+                _ = http_client.nothing_of_that_name
+
+    executor = make_executor(engine)
+    executor.submit("hello", Setting())
+    (outcome,) = executor.wait_outcomes(1, 20)
+    assert (outcome.status, outcome.error) == ("rejected", None)
+
+
 def test_two_agents_in_one_episode_are_trained_apart(
     make_runner: MakeRunner, engine: RemoteInfEngine
 ) -> None:

@@ -53,8 +53,12 @@ class Lookout:
             is_gap = not (self._stopped or self._runs())
             if not self._is_in_place():
                 self._move(loop)
-        if is_gap:
-            self._on_gap()
+        try:
+            if is_gap:
+                self._on_gap()
+        except BaseException:
+            self.end_use(loop)
+            raise
 
     def end_use(self, loop: Loop) -> None:
         """Count one less."""

@@ -1,6 +1,6 @@
 """A rollout: one unit of work, from submit to its outcome. A group of episodes counts as one.
 
-Structs, since they are made several for each rollout: a frozen dataclass takes ten times as long.
+Structs, since they are made several for each rollout: to make a frozen dataclass takes five times as long.
 """
 
 from __future__ import annotations

@@ -6,12 +6,25 @@ from areal_core._executor.report import Tally
 from areal_core._executor.rules import Rules
 from areal_core.config import InferenceEngineConfig
 from areal_core.staleness_manager import StalenessManager, VersionProvider
+from areal_core.types import InferenceEngine
 
 NO_REPORT = Tally().report()
 
 _QUEUED_PER_ROLLOUT = 16
 _FEWEST_FAILURES = 32
 _UNACCEPTED_BATCHES = 64
+
+
+def provider_of(config: object, engine: InferenceEngine, given: object) -> VersionProvider:
+    """Return who knows the policy version. Raises TypeError for what an executor cannot be made with."""
+    if not isinstance(config, InferenceEngineConfig):
+        raise TypeError(f"config is a {type(config).__name__}; give an InferenceEngineConfig")
+    if not isinstance(given, StalenessManager | None):
+        raise TypeError(f"staleness_manager is a {type(given).__name__}; give a StalenessManager, or None")
+    provider = engine if given is None else given.version_provider
+    if not callable(getattr(provider, "get_version", None)):
+        raise TypeError(f"inference_engine={provider!r} has no get_version(); give one that has")
+    return provider
 
 
 def of(

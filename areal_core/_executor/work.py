@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
-from areal_core._agents.workflow import AgentWorkflow, is_agent
+from areal_core._agents.workflow import Agent, AgentWorkflow, is_agent
 from areal_core._checks import check_flag, check_integer, check_mapping
 from areal_core._executor.rollout import Accept, Work
 from areal_core.config import InferenceEngineConfig
 from areal_core.offload import Names, offloaded_as
 from areal_core.types import RolloutWorkflow
+
+Workflow = RolloutWorkflow | Agent | type[RolloutWorkflow] | type[Agent] | str
+"""A workflow or an agent, the class of one, or an import path of either, ``"package.module:Class"``."""
 
 _METHOD = "arun_episode"
 _AGENTS_METHOD = "run"

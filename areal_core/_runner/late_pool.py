@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class LatePool(ThreadPoolExecutor):
-    """A pool that is made by its first use: few runners ever block, and it takes a tenth of their start."""
+    """A pool that is made by its first use: few runners block, and it takes a twentieth of their life."""
 
     def __init__(self, thread_name_prefix: str) -> None:
         self._name = thread_name_prefix
