@@ -147,8 +147,11 @@ class RemoteInfEngine:
                 "with one rid for all"
             )
         running = self._running()
-        with running.lookout.in_use():
-            return await running.agenerate(request)
+        generation = running.begin(request)
+        try:
+            return await generation.run()
+        finally:
+            running.end(generation)
 
     # -- servers -----------------------------------------------------------------------------------
 

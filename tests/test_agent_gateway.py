@@ -7,6 +7,7 @@ import io
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -299,6 +300,38 @@ def test_calls_through_the_gateway_are_the_episodes(
     task_id = executor.submit("hello", Greeting())
     assert executor.wait_for_task(task_id, 20) is not None
     assert seen == [task_id]
+
+
+def test_a_session_leaves_nothing_of_its_context_to_the_next_one_on_its_connection(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    variable = ContextVar("variable", default="nothing")
+    seen = []
+
+    class Looking(Engine):
+        chat = engine.chat
+
+        async def agenerate(self, request: Any) -> Any:
+            seen.append(variable.get())
+            return await engine.agenerate(request)
+
+    async def session(client: httpx.AsyncClient, value: str | None) -> None:
+        if value is not None:
+            variable.set(value)
+
+        async def act(base_url: str, api_key: str) -> None:
+            for _ in range(2):
+                await ask(a_client(base_url, api_key, client), [user("hello")])
+
+        await play_on(Looking(), act)  # type: ignore[arg-type]
+
+    async def main() -> None:
+        async with httpx.AsyncClient(limits=httpx.Limits(max_connections=1)) as client:
+            for value in ("one", None, "another"):
+                await asyncio.create_task(session(client, value))
+
+    make_runner().run(main)
+    assert seen == ["one", "one", "nothing", "nothing", "another", "another"]
 
 
 def test_the_sdks_client_for_the_gateway_records_nothing_twice(

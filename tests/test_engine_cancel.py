@@ -10,6 +10,7 @@ import pytest
 
 from areal_core._engine import aborts, retries
 from areal_core._engine.backends import backend_named
+from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.events import Events
 from areal_core._engine.generation import Generation, Parts
 from areal_core._engine.insisting import AFTER_CANCELLATION_S
@@ -150,7 +151,9 @@ def test_one_that_is_connecting_ends_within_the_grace(play: Play, monkeypatch: p
             router.add(server)
             router.put_in(server, lambda: True)
             config = InferenceEngineConfig()
-            one = Generation(Parts(config, router, Opening(events), Policy(events), events), asking())
+            opening = Opening(events)
+            parts = Parts(config, router, opening, Policy(events), events, Deadlines(60.0, opening))
+            one = Generation(parts, asking())
             generation = asyncio.create_task(one.run())
             await turns_until(lambda: bool(server.calls))
             await cancelled(generation)

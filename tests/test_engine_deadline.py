@@ -11,6 +11,7 @@ from aiohttp import web
 from tenacity import wait_random_exponential
 
 from areal_core._engine import aborts, opening, retries
+from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.events import Events
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
@@ -161,7 +162,7 @@ def test_a_pause_is_not_charged_whether_it_began_before_or_in_the_middle(play: P
             await engine.pause_generation()
             gate.set()
             before = asyncio.create_task(engine.agenerate(asking()))
-            await turns_until(lambda: waiting_for_the_opening(engine) == 4)  # they and their deadlines
+            await turns_until(lambda: waiting_for_the_opening(engine) == 3)  # they and their deadlines
             assert len(server.generations) == 1
             assert not (before.done() or middle.done())
             await engine.continue_generation()
@@ -289,10 +290,9 @@ def test_destroy_while_a_late_generation_is_being_aborted_disturbs_nobody(
 
 def test_an_end_that_comes_before_the_limits_are_entered_is_obeyed(play: Play) -> None:
     async def act() -> None:
-        limits = Limits(60.0, Opening(Events()), lambda: "nothing yet")
+        limits = Limits(Deadlines(60.0, Opening(Events())), lambda: "nothing yet")
         limits.stop("it was destroyed")
-        with pytest.raises(EngineStoppedError, match=r"^it was destroyed$"):
-            async with limits:
-                await asyncio.get_running_loop().create_future()
+        with pytest.raises(EngineStoppedError, match=r"^it was destroyed$"), limits:
+            await asyncio.get_running_loop().create_future()
 
     play(act)

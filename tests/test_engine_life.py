@@ -14,7 +14,9 @@ import pytest
 
 import noticed
 from areal_core._engine.backends import sglang
+from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.events import Events
+from areal_core._engine.generation import Generation
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
 from areal_core._engine.router import Router
@@ -277,15 +279,15 @@ def test_a_generation_that_just_began_ends_with_the_engine_too(
     runner: Run, servers: list[ReusedServer], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with an_engine(*servers) as engine:
-        really = Running.agenerate
+        really = Running.begin
 
-        async def agenerate(running: Running, request: ModelRequest) -> ModelResponse:
+        def begin(running: Running, request: ModelRequest) -> Generation:
             thread = threading.Thread(target=engine.destroy)  # in the middle of it
             thread.start()
             thread.join()
-            return await really(running, request)
+            return really(running, request)
 
-        monkeypatch.setattr(Running, "agenerate", agenerate)
+        monkeypatch.setattr(Running, "begin", begin)
         sending = Sending(runner, engine)
         assert isinstance(sending.ending(sending.send(a_request(most=2))), EngineStoppedError)
         assert not any(server.stats().generations for server in servers)
@@ -327,14 +329,13 @@ def test_limits_that_are_stopped_before_they_begin_end_what_begins_and_complain_
     async def main() -> None:
         problems: list[Any] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, problem: problems.append(problem))
-        limits = Limits(60.0, Opening(Events()), lambda: "nothing yet")
+        limits = Limits(Deadlines(60.0, Opening(Events())), lambda: "nothing yet")
         limits.stop("destroyed")
         for _ in range(3):
             await asyncio.sleep(0)
         assert problems == []
-        with pytest.raises(EngineStoppedError, match="destroyed"):
-            async with limits:
-                await asyncio.Event().wait()
+        with pytest.raises(EngineStoppedError, match="destroyed"), limits:
+            await asyncio.Event().wait()
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(main())

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from areal_core._engine.backends.sglang import BACKEND
 from areal_core._engine.router import Router
-from areal_core._engine.server import Server
+from areal_core._engine.server import Pin, Server
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.exchange import Exchange
 from areal_core.errors import ServerUnreachableError
@@ -49,14 +49,23 @@ class Farm:
             self.router.add(server)
             assert self.router.put_in(server, always)
 
+    @contextmanager
+    def pinned(self, conversation: str | None) -> Iterator[Pin]:
+        """Be a call of *conversation*."""
+        pin = self.router.pin(conversation)
+        try:
+            yield pin
+        finally:
+            self.router.unpin(conversation)
+
     async def take(self, conversation: str | None = None, patience_s: float = PATIENCE_S) -> Server:
         """Take a slot for a call that has not ended yet; the pin is kept for as long."""
-        with self.router.pinned(conversation) as pin:
+        with self.pinned(conversation) as pin:
             return await self.router.take(pin, patience_s)
 
     async def call(self, conversation: str, until: asyncio.Event) -> Server:
         """Make a call of *conversation* that lasts *until*."""
-        with self.router.pinned(conversation) as pin:
+        with self.pinned(conversation) as pin:
             server = await self.router.take(pin, PATIENCE_S)
             try:
                 await until.wait()
@@ -194,7 +203,7 @@ def test_calls_of_one_conversation_that_wait_at_once_get_one_server(run: Callabl
 def test_without_an_id_a_call_is_pinned_to_nothing_that_lasts(run: Callable[..., None]) -> None:
     async def main() -> None:
         farm = Farm("ab")
-        with farm.router.pinned(None) as pin:
+        with farm.pinned(None) as pin:
             server = await farm.router.take(pin, PATIENCE_S)
             farm.router.give_back(server)
             server.in_flight += 5

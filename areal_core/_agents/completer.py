@@ -6,9 +6,8 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
-from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Self, TypeAlias
 
 from areal_core._agents.call import Call, ToolCall
 from areal_core._agents.chat_format import ChatFormat, ChatTemplateError
@@ -17,6 +16,7 @@ from areal_core._agents.recording import Recording
 from areal_core._agents.reply import Frame, error_body, event_of, message_of
 from areal_core._agents.request import Order, RefusedError, refuse_to_hold
 from areal_core._agents.speaking import Speaker, read_reply
+from areal_core._interruption import Interruption
 from areal_core._unique import unique_id
 from areal_core.errors import (
     ArealError,
@@ -44,12 +44,34 @@ class _Begun:
     began: float
 
 
+class _Generating(Interruption):
+    """A context that ends with the episode whose *completer* it is for. Raises RefusedError then."""
+
+    def __init__(self, completer: Completer) -> None:
+        super().__init__()
+        self._completer = completer
+
+    def __enter__(self) -> Self:
+        self._completer.began(self)
+        return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> None:
+        self._completer.ended(self)
+        super().__exit__(*raised)
+
+    def end(self) -> None:
+        """End the body."""
+        self._interrupt()
+
+    def _error(self) -> Exception:
+        return _over()
+
+
 class Completer:
     """Answers the calls of one episode, and records them.
 
-    All of them go to one server, as long as it is there: what they have in common is in its cache. It is made
-    in the episode, whose context its generations run in. Raises RuntimeError when the *engine* has no chat
-    format.
+    All of them go to one server, as long as it is there: what they have in common is in its cache. They are
+    made in the episode's context. Raises RuntimeError when the *engine* has no chat format.
     """
 
     def __init__(self, engine: InferenceEngine, recording: Recording) -> None:
@@ -64,14 +86,14 @@ class Completer:
         self._recording = recording
         self._conversations = Conversations()
         self._rid = unique_id()
-        self._context = copy_context()
-        self._generations: set[asyncio.Task[ModelResponse]] = set()
+        self._generating: set[_Generating] = set()
         self._has_ended = False
+        self._is_idle: asyncio.Future[None] | None = None  # what `end` waits for
 
     async def whole(self, order: Order, size: int = 0) -> bytes:
         """Return the completion that *order*, a body of *size* bytes, asks for. Raises RefusedError."""
         begun = await self._begin(order, size)
-        reply = await self._result_of(self._start(begun.request))
+        reply = await self._reply_to(begun.request)
         content, tools = read_reply(
             self._chat,
             reply.output_tokens,
@@ -91,19 +113,19 @@ class Completer:
         news: _News = asyncio.Queue()
         begun = await self._begin(order, size, news)
         speaker = Speaker(self._chat, begun.request.gconfig.stop, tools=order.offered_tools is not None)
-        generation = self._start(begun.request)
+        generation = asyncio.create_task(self._reply_to(begun.request))
         generation.add_done_callback(lambda _: news.put_nowait(None))
         try:
             tokens = await news.get()
             if tokens is None:
-                await self._result_of(generation)  # the reply is empty, or it has failed
+                await generation  # the reply is empty, or it has failed
             yield begun.frame.opening()
             try:
                 while tokens is not None:
                     if text := speaker.hear(tokens):
                         yield begun.frame.piece(text)
                     tokens = await news.get()
-                reply = await self._result_of(generation)
+                reply = await generation
             except RefusedError as error:
                 yield event_of(error_body(error.status, str(error)))
                 return
@@ -115,16 +137,15 @@ class Completer:
                 yield event
         finally:
             await _ended(generation)
-            self._generations.discard(generation)
 
     async def end(self) -> None:
         """Answer no more, and end the generations under way, on their servers too."""
         self._has_ended = True
-        self._context = Context()  # the episode's knows this: its tokens would wait for the garbage collector
-        for generation in self._generations:
-            generation.cancel()
-        if self._generations:
-            await asyncio.wait(self._generations)
+        for generating in self._generating:
+            generating.end()
+        if self._generating:
+            self._is_idle = self._is_idle or asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._is_idle,))
 
     async def _begin(self, order: Order, size: int, news: _News | None = None) -> _Begun:
         if not self._chat.advisory:
@@ -144,27 +165,25 @@ class Completer:
         frame = Frame(f"chatcmpl-{unique_id()}", int(time.time()), order, self._chat)
         return _Begun(order, prompt, frame, request, time.monotonic())
 
-    def _start(self, request: ModelRequest) -> asyncio.Task[ModelResponse]:
-        """Begin to generate. Raises RefusedError when the episode has ended."""
+    async def _reply_to(self, request: ModelRequest) -> ModelResponse:
+        """Return the engine's reply. Raises RefusedError."""
+        with _Generating(self):
+            try:
+                return await self._engine.agenerate(request)
+            except ArealError as error:
+                raise RefusedError(_status_of(error), str(error)) from error
+
+    def began(self, generating: _Generating) -> None:
+        """Know what generates for a call. Raises RefusedError when the episode has ended."""
         if self._has_ended:
             raise _over()
-        generate = self._engine.agenerate(request)
-        generation = asyncio.get_running_loop().create_task(generate, context=self._context)
-        self._generations.add(generation)
-        return generation
+        self._generating.add(generating)
 
-    async def _result_of(self, generation: asyncio.Task[ModelResponse]) -> ModelResponse:
-        """Return the reply that comes of *generation*, which ends with the caller. Raises RefusedError."""
-        try:
-            return await generation
-        except ArealError as error:
-            raise RefusedError(_status_of(error), str(error)) from error
-        except asyncio.CancelledError:
-            if self._has_ended and not _is_told_to_end():
-                raise _over() from None
-            raise
-        finally:
-            self._generations.discard(generation)
+    def ended(self, generating: _Generating) -> None:
+        """Know no more of it."""
+        self._generating.discard(generating)
+        if not self._generating and self._is_idle is not None:
+            self._is_idle.set_result(None)
 
     def _record(self, begun: _Begun, call: Call) -> None:
         self._recording.add(call)
@@ -207,11 +226,6 @@ async def _ended(generation: asyncio.Task[ModelResponse]) -> None:
         await asyncio.wait((generation,))  # it has its server end it
     if not generation.cancelled():
         generation.exception()
-
-
-def _is_told_to_end() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
 
 
 def _over() -> RefusedError:

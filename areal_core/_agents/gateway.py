@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from contextlib import aclosing
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -107,17 +108,22 @@ class Gateway:
             status, text = 500, f"the gateway failed: {describe(error)}"
         return web.Response(status=status, body=error_body(status, text), content_type=_JSON)
 
-    async def _route(self, request: web.BaseRequest) -> web.StreamResponse:
+    def _route(self, request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+        """Return what will answer *request*. Raises RefusedError."""
         found = _PATH.fullmatch(request.path)
         name, call = found.groups() if found else ("", "")
         session = self._session_of(request, name)
         if call == "chat/completions" and request.method == "POST":
-            return await self._complete(request, session.completer)
+            session.enter_context()  # aiohttp answers each request in a task of its own
+            return self._complete(request, session.completer)
         first, _, rest = call.partition("/")
         if first == "models" and request.method == "GET":
-            return web.Response(body=model(rest) if rest else models(), content_type=_JSON)
+            return self._say_models(rest)
         known = first == "models" or call == "chat/completions"
         raise RefusedError(405 if known else 404, f"{request.method} {call}: there are only chat completions")
+
+    async def _say_models(self, name: str) -> web.Response:
+        return web.Response(body=model(name) if name else models(), content_type=_JSON)
 
     async def _complete(self, request: web.BaseRequest, completer: Completer) -> web.StreamResponse:
         body = await request.read()

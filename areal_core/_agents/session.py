@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hmac
 import secrets
+from contextvars import copy_context
 
 from areal_core._agents.scope import Scope
 
@@ -19,6 +20,7 @@ class Session:
         self.id = secrets.token_hex(8)
         self.key = f"sk-{secrets.token_urlsafe(32)}"
         self.completer = scope.completer
+        self._context = copy_context()
         self._scope = scope
         self._base_url = f"{url}/sessions/{self.id}/v1"
         self._open_sessions = open_sessions
@@ -33,6 +35,11 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.id}>"
+
+    def enter_context(self) -> None:
+        """Give the running task the variables of the episode."""
+        for variable, value in self._context.items():
+            variable.set(value)
 
     def admits(self, key: str) -> bool:
         """Return whether *key* opens this session. How long that takes tells nothing of the right one."""

@@ -17,7 +17,8 @@
 
     running.py      one life of an engine: the parts, wired together
     generation.py   one agenerate                   attempt.py    one request of it at one server
-    limits.py       its deadline                    retries.py    what may be tried again, and when
+    limits.py       what ends it from outside       deadlines.py  one timer for all of a loop
+    retries.py      what may be tried again, and when
     aborts.py       ending attempts                 resting.py    the time between attempts, and where next
     proof.py        that tokens come from the right weights
     router.py       servers, conversations, slots   server.py     one server, and who waits for it

@@ -38,7 +38,7 @@ class Attempt:
         """
         call = self._backend.generate(self._ask)
         try:
-            async with Cut(self._server):
+            with Cut(self._server):
                 why_out = self._server.why_out  # since it was chosen; who comes after this cuts it
                 if why_out is not None:
                     message = f"{self._server.name} left rotation: {why_out}"

@@ -59,7 +59,7 @@ class Calls:
     async def make(self, server: Server, call: HttpCall | None) -> None:
         """Make *call*, if a dialect has it. Raises InferenceError."""
         if call is not None:
-            async with Cut(server):  # who falls silent meanwhile must not keep the others waiting
+            with Cut(server):  # who falls silent meanwhile must not keep the others waiting
                 await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
 
     async def insist(self, server: Server, call: HttpCall | None) -> None:

@@ -13,6 +13,7 @@ from areal_core import _record
 from areal_core._engine.aborts import abort, abort_after_cancellation
 from areal_core._engine.attempt import Attempt
 from areal_core._engine.backend import Ask, Piece
+from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.events import Events
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
@@ -21,7 +22,7 @@ from areal_core._engine.proof import OldWeightsError
 from areal_core._engine.resting import Resting
 from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, did_not_begin, may_try_again
 from areal_core._engine.router import Router
-from areal_core._engine.server import Pin, Server
+from areal_core._engine.server import Server
 from areal_core._engine.wire.exchange import StaleConnectionError
 from areal_core._unique import unique_id
 from areal_core.config import InferenceEngineConfig
@@ -44,10 +45,11 @@ class Parts:
     opening: Opening
     policy: Policy
     events: Events
+    deadlines: Deadlines
 
 
 class Generation:
-    """Makes the reply to one request."""
+    """Makes the reply to one request, on the running loop. `leave` has to follow."""
 
     def __init__(self, parts: Parts, request: ModelRequest) -> None:
         self._config = parts.config
@@ -57,7 +59,7 @@ class Generation:
         self._events = parts.events
         self._request = request
         self._conversation = request.rid or unique_id()
-        self.limits = Limits(self._config.request_timeout, self._opening, self._describe)
+        self.limits = Limits(parts.deadlines, self._describe)
         self.stage = "about to begin"
         """What it does, or waits for."""
         self._record = _record.current.get()  # of the episode it is for; None outside of one
@@ -75,6 +77,8 @@ class Generation:
         self._wire_id = self._new_wire_id()
         self._sent = Moment(0, 0)
         self._last_label: int | None = None
+        self._pin = self._router.pin(request.rid)
+        self._resting = Resting(self._router, self._pin, stays=request.rid is not None)
 
     async def run(self) -> ModelResponse:
         """Return the reply.
@@ -82,11 +86,17 @@ class Generation:
         Raises what `RemoteInfEngine.agenerate` does.
         """
         began = time.monotonic()
-        async with self.limits:
-            with self._router.pinned(self._request.rid) as pin:
-                resting = Resting(self._router, pin, stays=self._request.rid is not None)
-                while self._finish is None:
-                    await self._go_on(pin, resting)
+        with self.limits:
+            while self._finish is None:
+                failed: list[Exception] = []
+                try:
+                    await self._attempt()
+                except Exception as error:
+                    if not may_try_again(error):
+                        raise
+                    failed.append(error)
+                if failed:  # else without tenacity, which takes half as long as an exchange
+                    await self._try_again(failed)
         return ModelResponse(
             input_tokens=list(self._request.input_ids),
             output_tokens=self._tokens,
@@ -100,33 +110,25 @@ class Generation:
         )
 
     def leave(self) -> None:
-        """Let the record of the episode say that its workflow goes on."""
+        """Hold the conversation at its server no longer, and let the episode's record say that it plays on.
+
+        It is called once, whatever came of the generation.
+        """
+        self._router.unpin(self._request.rid)
         if self._record is not None:
             self._record.enter(_record.PLAYING)
 
-    async def _go_on(self, pin: Pin, resting: Resting) -> None:
-        """Make attempts until one brings a token or the end."""
-        failed: list[Exception] = []
-        try:
-            await self._attempt(pin, resting)
-        except Exception as error:
-            if not may_try_again(error):
-                raise
-            failed.append(error)
-        if failed:  # else without tenacity, which takes half as long as an exchange
-            await self._try_again(failed, pin, resting)
-
-    async def _try_again(self, failed: list[Exception], pin: Pin, resting: Resting) -> None:
+    async def _try_again(self, failed: list[Exception]) -> None:
         """Make further attempts after the one that *failed*."""
 
         async def attempt() -> None:
             if failed:
                 raise failed.pop()
-            await self._attempt(pin, resting)
+            await self._attempt()
 
-        patience = Patience(self._config.request_retries, self.limits.left_s, resting.asked_s)
+        patience = Patience(self._config.request_retries, self.limits.left_s, self._resting.asked_s)
         try:
-            await patience.retrying(self._about_to_sleep, resting.sleep)(attempt)
+            await patience.retrying(self._about_to_sleep, self._resting.sleep)(attempt)
         except ArealError as error:
             if patience.out_of_time:
                 raise GenerationTimeoutError(
@@ -144,15 +146,18 @@ class Generation:
     def _say_failed(self, error: BaseException, wait_s: float) -> None:
         self._events.attempt_failed(self._conversation, self._last_server, error, wait_s)
 
-    async def _attempt(self, pin: Pin, resting: Resting) -> None:
+    async def _attempt(self) -> None:
         """Send what is missing to a server once. Raises what went wrong, unless tokens came all the same."""
-        server = await self._next_server(pin, resting)
+        server = await self._next_server()
         before, closings = len(self._tokens), self._opening.closings
         self._last_server = server.name
         self._enter(f"generating on {server.name}", server.name)
         self.attempts += 1
         try:
-            await self._send(server)
+            await Attempt(server, self._next_ask(), self._take).run()
+        except asyncio.CancelledError:  # or out of time, or the engine was stopped
+            await abort_after_cancellation(self._router, server, self._wire_id)
+            raise
         except Exception as error:
             brought = len(self._tokens) > before
             await self._recover(server, error, brought)
@@ -172,20 +177,25 @@ class Generation:
         if len(self._tokens) >= self._request.gconfig.max_new_tokens and self._finish is None:
             self._finish = "length"
 
-    async def _next_server(self, pin: Pin, resting: Resting) -> Server:
+    async def _next_server(self) -> Server:
         while True:
             self._enter("waiting for generation to be continued")
             await self._opening.wait()
             self._enter("waiting for a server")
-            resting.choose()
-            server = await self._router.take(pin, self._config.setup_timeout)
+            self._resting.choose()
+            server = await self._router.take(self._pin, self._config.setup_timeout)
             if self._opening.is_open:
                 return server
             self._router.give_back(server)
 
-    async def _send(self, server: Server) -> None:
+    def _next_ask(self) -> Ask:
+        """Return what to ask for now, and note at which policy version that is."""
+        self._sent = self._policy.moment()
+        if self._record is not None:
+            self._record.segment_sent(self._sent.version)
+        self._last_label = None
         wanted = self._request.gconfig
-        ask = Ask(
+        return Ask(
             self._wire_id,
             [*self._request.input_ids, *self._tokens] if self._tokens else self._request.input_ids,
             wanted.max_new_tokens - len(self._tokens),
@@ -195,15 +205,6 @@ class Generation:
             self._config.model,
             self._config.stream_replies or self._request.on_tokens is not None,
         )
-        self._sent = self._policy.moment()
-        if self._record is not None:
-            self._record.segment_sent(self._sent.version)
-        self._last_label = None
-        try:
-            await Attempt(server, ask, self._take).run()
-        except asyncio.CancelledError:  # or out of time, or the engine was stopped
-            await abort_after_cancellation(self._router, server, self._wire_id)
-            raise
 
     async def _recover(self, server: Server, error: Exception, brought_tokens: bool) -> None:
         """Take care that nothing of a failed attempt runs on."""

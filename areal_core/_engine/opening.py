@@ -36,6 +36,8 @@ class Opening:
     @property
     def closed_s(self) -> float:
         """For how many seconds it has been closed, altogether."""
+        if self.is_open:  # the time is counted before that is said: no lock is needed to see it
+            return self._closed_s
         with self._lock:
             return self._closed_s + (0.0 if self._closed_at is None else time.monotonic() - self._closed_at)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-import contextlib
 import itertools
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from areal_core._engine.server import Pin, Server, Waiter
 from areal_core._engine.waking import wake
@@ -122,25 +121,30 @@ class Router:
 
     # -- generations -------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def pinned(self, conversation: str | None) -> Iterator[Pin]:
-        """Keep what has one *conversation* on one server; None is a conversation of its own."""
+    def pin(self, conversation: str | None) -> Pin:
+        """Return what keeps all that has one *conversation* on one server, until each has called `unpin`.
+
+        None is a conversation of its own.
+        """
         if conversation is None:
-            yield Pin()
-            return
+            return Pin()
         with self._lock:
             pin = self._busy_pins.get(conversation) or self._idle_pins.pop(conversation, None) or Pin()
             self._busy_pins[conversation] = pin
             pin.in_flight += 1
-        try:
-            yield pin
-        finally:
-            with self._lock:
-                pin.in_flight -= 1
-                if not pin.in_flight:
-                    self._idle_pins[conversation] = self._busy_pins.pop(conversation)
-                    while len(self._idle_pins) > self._most_pins:
-                        self._idle_pins.popitem(last=False)
+        return pin
+
+    def unpin(self, conversation: str | None) -> None:
+        """Let go of what `pin` gave for *conversation*."""
+        if conversation is None:
+            return
+        with self._lock:
+            pin = self._busy_pins[conversation]
+            pin.in_flight -= 1
+            if not pin.in_flight:
+                self._idle_pins[conversation] = self._busy_pins.pop(conversation)
+                while len(self._idle_pins) > self._most_pins:
+                    self._idle_pins.popitem(last=False)
 
     async def take(self, pin: Pin, patience_s: float) -> Server:
         """Wait for a server with a slot free, in the order of calls, and count one more in flight there.

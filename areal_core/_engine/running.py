@@ -10,6 +10,7 @@ from typing import Any
 
 from areal_core._engine.backend import Backend
 from areal_core._engine.control import Control
+from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.events import Events
 from areal_core._engine.generation import Generation, Parts
 from areal_core._engine.lookout import Lookout
@@ -25,7 +26,7 @@ from areal_core._engine.wire.decoding import encode, json_or_text
 from areal_core._engine.wire.exchange import Exchange
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import EngineStoppedError, ServerUnreachableError
-from areal_core.types import ModelRequest, ModelResponse
+from areal_core.types import ModelRequest
 
 _ADDRESSES_VARIABLE = "AREAL_LLM_SERVER_ADDRS"
 _PINS_PER_ROLLOUT = 8
@@ -47,7 +48,8 @@ class Running:
         most_pins = max(_FEWEST_PINS, _PINS_PER_ROLLOUT * config.concurrency)
         self.router = Router(config.max_inflight_per_server, most_pins, self._on_out, self._on_in)
         self.control = Control(config, self.router, self.opening, policy, events)
-        self._parts = Parts(config, self.router, self.opening, policy, events)
+        deadlines = Deadlines(config.request_timeout, self.opening)
+        self._parts = Parts(config, self.router, self.opening, policy, events, deadlines)
         self._policy = policy
         self.generations: set[Generation] = set()
         self.lookout = Lookout(lambda: self._new_prober().run(), self.router.renew_patience, events)
@@ -129,17 +131,21 @@ class Running:
 
     # -- work --------------------------------------------------------------------------------------
 
-    async def agenerate(self, request: ModelRequest) -> ModelResponse:
-        """Return a reply to *request*. Raises what the engine's method of that name does."""
+    def begin(self, request: ModelRequest) -> Generation:
+        """Take on what makes the reply to *request*; `end` has to follow. Raises EngineStoppedError."""
         generation = Generation(self._parts, request)
+        self.lookout.begin_use(generation.limits.loop)
         self.generations.add(generation)
-        try:
-            if self._stopped:  # a moment ago, and did not see it
-                raise EngineStoppedError(_DESTROYED)
-            return await generation.run()
-        finally:
-            self.generations.discard(generation)
-            generation.leave()
+        if self._stopped:  # a moment ago, and did not see it
+            self.end(generation)
+            raise EngineStoppedError(_DESTROYED)
+        return generation
+
+    def end(self, generation: Generation) -> None:
+        """Know no more of *generation*, whatever came of it."""
+        self.generations.discard(generation)
+        self.lookout.end_use(generation.limits.loop)
+        generation.leave()
 
     async def call_all(self, path: str, json: Any, timeout_s: float | None) -> dict[str, Any]:
         """POST *json* to the servers in rotation; return their answers by address. Raises ControlError."""

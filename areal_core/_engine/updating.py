@@ -63,8 +63,9 @@ class Updating:
     async def _give(self, server: Server, weights: Weights) -> None:
         if server.why_out is not None:
             await pause_or_resume(server, False, self._config.control_timeout)
-        async with server.loading, Cut(server, when_removed=True):
-            await load(server, weights, self._config.control_timeout)
+        async with server.loading:
+            with Cut(server, when_removed=True):
+                await load(server, weights, self._config.control_timeout)
 
     async def _roll_back(
         self, servers: Sequence[Server], previous: Weights | None, error: BaseException

@@ -113,9 +113,12 @@ class _Letters:
         return f"<|{role}|>\n{text}{self.end}\n"
 
     def _said(self, message: Mapping[str, Any]) -> str:
-        said = [message["content"]] if message.get("content") else []
-        calls = [json.dumps(_call(one["function"])) for one in message.get("tool_calls") or ()]
-        return "\n".join([*said, *(f"<tool_call>\n{call}\n</tool_call>" for call in calls)])
+        content, calls = message.get("content") or "", message.get("tool_calls")
+        if not calls:
+            return str(content)
+        said = [content] if content else []
+        texts = [json.dumps(_call(one["function"])) for one in calls]
+        return "\n".join([*said, *(f"<tool_call>\n{text}\n</tool_call>" for text in texts)])
 
 
 def _call(function: Mapping[str, Any]) -> dict[str, Any]:

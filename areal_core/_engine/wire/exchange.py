@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import io
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -216,11 +215,15 @@ class _Unknown:
     """Stands for a connection that is not known, and is like no other."""
 
 
-class _Body(aiohttp.BytesIOPayload):
-    """The body of a request, of any size: aiohttp warns of large ones that are bytes.
+class _Body(aiohttp.Payload):
+    """The body of a request, of any size: aiohttp's own warns of large ones that are bytes.
 
     It notes when the request leaves, and on which connection.
     """
+
+    _value: bytes
+    autoclose = True
+    """There is nothing to close."""
 
     connection: object = None
     transport: asyncio.WriteTransport | None = None
@@ -230,16 +233,29 @@ class _Body(aiohttp.BytesIOPayload):
     """When the first of it was written, by the loop's clock; None: not yet."""
 
     def __init__(self, content: bytes) -> None:
-        super().__init__(io.BytesIO(content), content_type="application/json")
+        super().__init__(content, content_type="application/json")
+
+    @property
+    def size(self) -> int:
+        """Return its length in bytes."""
+        return len(self._value)
+
+    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
+        """Return it as text."""
+        return self._value.decode(encoding, errors)
+
+    async def write(self, writer: AbstractStreamWriter) -> None:
+        """Write all of it."""
+        await self.write_with_length(writer, None)
 
     async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Begin to write. The headers go out with the first piece, not before."""
+        """Write it. The headers go out with it, not before."""
         self.connection = getattr(writer, "protocol", self.connection)
         self.transport = writer.transport
         self.reused = hasattr(self.connection, _USED)
         if self.transport is not None and not self.transport.is_closing():
             self.left_at = asyncio.get_running_loop().time()
-        await super().write_with_length(writer, content_length)
+        await writer.write(self._value)  # *content_length* is its own
 
 
 class _Request:

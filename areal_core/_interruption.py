@@ -1,0 +1,45 @@
+"""A body of a coroutine that something outside of it may end, with an error of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Self
+
+
+class Interruption(ABC):
+    """A context whose body ends with `_error` once `_interrupt` is called, on the loop of the body.
+
+    It is told from a cancellation by others as `asyncio.timeout` tells one, and takes no timer: there are two
+    for each reply that is on its way.
+    """
+
+    def __init__(self) -> None:
+        self._task: asyncio.Task[object] | None = None  # None before the body and behind it
+        self._interrupted = False
+
+    def __enter__(self) -> Self:
+        self._task = asyncio.current_task()
+        assert self._task is not None
+        self._cancelling = self._task.cancelling()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        task, self._task = self._task, None
+        if self._interrupted and task is not None:
+            is_ours = task.uncancel() <= self._cancelling  # nobody else has cancelled it since
+            if is_ours and kind is asyncio.CancelledError:
+                raise self._error() from None
+
+    def _interrupt(self) -> None:
+        """End the body. Nothing happens when it has not begun, or has ended, or is being ended."""
+        if self._task is not None and not self._interrupted:
+            self._interrupted = True
+            self._task.cancel()
+
+    @abstractmethod
+    def _error(self) -> Exception:
+        """Return what the body ends with."""

@@ -1,0 +1,132 @@
+"""Bodies that something outside of them ends, with an error of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias
+
+import pytest
+
+from areal_core._interruption import Interruption
+from threaded_loops import MakeLoop
+
+Play: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+
+
+class EndedError(Exception):
+    """What a body is ended with."""
+
+
+class Ended(Interruption):
+    """One that says its name."""
+
+    def __init__(self, name: str = "it") -> None:
+        super().__init__()
+        self._name = name
+
+    def end(self) -> None:
+        self._interrupt()
+
+    def _error(self) -> Exception:
+        return EndedError(self._name)
+
+
+@pytest.fixture
+def play(loop_factory: MakeLoop) -> Play:
+    def play(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(act())
+
+    return play
+
+
+def soon(act: Callable[[], object]) -> None:
+    asyncio.get_running_loop().call_soon(act)
+
+
+def cancelling() -> int:
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling()
+
+
+def test_a_body_that_is_ended_raises_its_error_and_the_task_goes_on(play: Play) -> None:
+    async def act() -> None:
+        one = Ended()
+        soon(one.end)
+        soon(one.end)
+        with pytest.raises(EndedError, match="it") as raised, one:
+            await asyncio.Event().wait()
+        assert raised.value.__cause__ is None
+        assert cancelling() == 0
+        await asyncio.sleep(0)
+
+    play(act)
+
+
+def test_an_end_before_the_body_or_behind_it_does_nothing(play: Play) -> None:
+    async def act() -> None:
+        one = Ended()
+        one.end()
+        with one:
+            await asyncio.sleep(0)
+        one.end()
+        await asyncio.sleep(0)
+        assert cancelling() == 0
+
+    play(act)
+
+
+def test_what_a_body_raises_instead_is_kept(play: Play) -> None:
+    async def act() -> None:
+        async def instead() -> None:
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise ValueError("instead") from None
+
+        one = Ended()
+        soon(one.end)
+        with pytest.raises(ValueError, match="instead"), one:
+            await instead()
+        assert cancelling() == 0
+
+    play(act)
+
+
+@pytest.mark.parametrize("others_first", [True, False])
+def test_a_cancellation_by_others_stays_one(play: Play, others_first: bool) -> None:
+    async def act() -> None:
+        one = Ended()
+
+        async def body() -> None:
+            with one:
+                await asyncio.Event().wait()
+
+        task = asyncio.create_task(body())
+        await asyncio.sleep(0)
+        ends: list[Callable[[], object]] = [task.cancel, one.end] if others_first else [one.end, task.cancel]
+        for end in ends:
+            end()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelled()
+
+    play(act)
+
+
+@pytest.mark.parametrize("order", ["outer first", "inner first", "inner"])
+def test_of_two_around_each_other_the_one_that_was_ended_counts_and_the_outer_most(
+    play: Play, order: str
+) -> None:
+    async def act() -> None:
+        outer, inner = Ended("outer"), Ended("inner")
+        ends = {"outer first": [outer, inner], "inner first": [inner, outer], "inner": [inner]}[order]
+        for one in ends:
+            soon(one.end)
+        with pytest.raises(EndedError, match="inner" if order == "inner" else "outer"), outer, inner:
+            await asyncio.Event().wait()
+        assert cancelling() == 0
+
+    play(act)
