@@ -74,18 +74,34 @@ def test_one_that_ends_early_leaves_the_others_their_time(play: Play) -> None:
     play(act)
 
 
-def test_generations_one_after_another_leave_nothing_behind(play: Play) -> None:
+def test_a_loop_does_not_keep_what_an_engine_had_on_it(play: Play) -> None:
     async def act() -> None:
-        deadlines = Deadlines(3600.0, Opening(Events()))
+        opening = Opening(Events())
+        deadlines = Deadlines(3600.0, opening)
         for _ in range(3):
             with Limits(deadlines, str):
                 await asyncio.sleep(0)
-        left = weakref.ref(deadlines)
-        del deadlines
+        left = weakref.ref(opening)
+        del deadlines, opening
         gc.collect()
         assert left() is None
 
     play(act)
+
+
+def test_an_engine_does_not_keep_the_loops_it_was_used_on(loop_factory: MakeLoop) -> None:
+    deadlines = Deadlines(3600.0, Opening(Events()))
+
+    async def act() -> weakref.ref[asyncio.AbstractEventLoop]:
+        with Limits(deadlines, str):
+            await asyncio.sleep(0)
+        return weakref.ref(asyncio.get_running_loop())
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        loop = runner.run(act())
+    del runner
+    gc.collect()
+    assert loop() is None
 
 
 def test_a_pause_that_outlasts_the_time_is_waited_for_by_one_for_all(play: Play) -> None:
