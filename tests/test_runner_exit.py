@@ -431,3 +431,50 @@ def test_threads_that_are_blocked_have_one_second_together(make_runner: MakeRunn
     for blockade, life in zip(blockades, lives, strict=True):
         blockade.lift()
         life.thread.thread.join(LONG_S)
+
+
+def test_a_thread_that_does_something_for_a_call_is_waited_for(run_script: RunScript) -> None:
+    child = run_script(
+        PRELUDE
+        + """
+    from areal_core._runner import exit_hook
+
+    initialized().destroy()
+    def work():
+        assert threading.get_ident() != main
+        asyncio.run(asyncio.sleep(0.2))
+        print("done")
+    main = threading.get_ident()
+    exit_hook.run_aside(work)
+    """
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "done\n", 0)
+
+
+def test_one_that_never_ends_keeps_the_exit_for_a_second_only(run_script: RunScript) -> None:
+    began = time.monotonic()
+    child = run_script(
+        PRELUDE
+        + """
+    from areal_core._runner import exit_hook
+
+    initialized().destroy()
+    exit_hook.run_aside(threading.Event().wait)
+    """
+    )
+    assert (child.stderr, child.returncode) == ("", 0)
+    assert time.monotonic() - began < PROMPT_S
+
+
+def test_past_the_exits_beginning_it_is_done_without_a_thread(run_script: RunScript) -> None:
+    child = run_script(
+        PRELUDE
+        + """
+    from areal_core._runner import exit_hook
+
+    initialized().destroy()
+    main = threading.get_ident()
+    atexit.register(exit_hook.run_aside, lambda: print(threading.get_ident() == main))
+    """
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "True\n", 0)

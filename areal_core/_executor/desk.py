@@ -10,7 +10,6 @@ So nothing a caller's thread is interrupted in can leave the core half changed.
 
 from __future__ import annotations
 
-import _thread
 import threading
 import time
 from collections import deque
@@ -119,12 +118,12 @@ class Desk(Guest):
                 return
             self._is_woken = True
             if self._is_closed:
-                self._work_aside()
+                exit_hook.run_aside(self._work)
             else:
                 self._life.thread.post(self._work)
                 self._see_closed()
         except RuntimeError:  # the loop was closed a moment ago
-            self._work_aside()
+            exit_hook.run_aside(self._work)
         except BaseException:
             self._is_woken = False  # interrupted, perhaps before it was posted: the next one posts again
             raise
@@ -195,13 +194,7 @@ class Desk(Guest):
 
     def _see_closed(self) -> None:
         if self._is_closed:  # while something was posted, which the loop may never get to
-            self._work_aside()
-
-    def _work_aside(self) -> None:
-        try:
-            _thread.start_new_thread(self._work, ())
-        except RuntimeError:  # no thread to be had
-            self._work()
+            exit_hook.run_aside(self._work)
 
     # -- port and clock ----------------------------------------------------------------------------
 

@@ -7,9 +7,11 @@ it joins its threads: after ours, because registered before it, comes that of `c
 
 from __future__ import annotations
 
+import _thread
 import concurrent.futures.thread  # noqa: F401  its own hook has to be registered before ours
 import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 from areal_core import _process
@@ -27,6 +29,7 @@ class Endable(Protocol):
         """Wait for the end, until *deadline* at most."""
 
 
+_aside: set[_thread.LockType] = set()  # of threads that are at work, each held until its work is done
 _never = threading.Lock()
 _never.acquire()
 _live: set[Endable] = set()
@@ -60,6 +63,34 @@ def stay_if_over() -> None:
         _never.acquire()
 
 
+def run_aside(work: Callable[[], None]) -> None:
+    """Do *work* in a short-lived thread, where no Ctrl-C comes; here, when there is no thread to be had.
+
+    The interpreter's end waits for it: Python 3.11.2 crashes when a thread has not taken its first step by
+    then.
+    """
+    held = _thread.allocate_lock()
+    held.acquire()
+
+    def run() -> None:
+        try:
+            work()
+        finally:
+            _aside.discard(held)
+            held.release()
+
+    _aside.add(held)
+    try:
+        if _over:
+            raise RuntimeError("the interpreter is exiting")
+        _thread.start_new_thread(run, ())
+    except RuntimeError:
+        run()
+    except BaseException:  # a Ctrl-C: it may have started
+        _aside.discard(held)
+        raise
+
+
 def _end_all() -> None:
     global _over
     _over = True
@@ -69,6 +100,8 @@ def _end_all() -> None:
         life.leave(deadline)
     for life in lives:
         life.join(deadline)
+    for held in list(_aside):
+        held.acquire(timeout=max(0.0, deadline - time.monotonic()))
 
 
 def _forget_all_in_child() -> None:
@@ -76,6 +109,7 @@ def _forget_all_in_child() -> None:
     if _live:
         _process.pin(list(_live))
     _live.clear()
+    _aside.clear()
 
 
 _process.call_in_child(_forget_all_in_child)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import asyncio
 import contextlib
 import math
@@ -10,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from areal_core import _process
@@ -184,10 +184,7 @@ class Life:
     def _leave_behind(self) -> None:
         # In a thread of its own: a Ctrl-C here would leave the lock of a log handler held for good.
         given_up = Gate()
-        try:
-            _thread.start_new_thread(self._give_up_once, (given_up,))
-        except RuntimeError:  # no thread to be had, and worse to come than that
-            self._give_up_once(given_up)
+        exit_hook.run_aside(partial(self._give_up_once, given_up))
         given_up.wait(_GIVE_UP_S)
 
     def _give_up_once(self, given_up: Gate) -> None:
