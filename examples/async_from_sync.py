@@ -34,7 +34,7 @@ def call_one(runner: AsyncTaskRunner[int]) -> None:
 
 def wait_for_values(runner: AsyncTaskRunner[int]) -> None:
     """Wait for values in the order they come. A wait that times out consumes nothing."""
-    runner.submit(count_words, "slow but sure", seconds=0.5)
+    runner.submit(count_words, "slow but sure", seconds=1.0)
     runner.submit(count_words, "quick")
     try:
         runner.wait(count=2, timeout=0.1)
