@@ -253,6 +253,7 @@ def test_a_thread_blocked_in_a_log_handler_does_not_hold_up_who_destroys(
         assert runner.thread is not None
         runner.thread.join(LONG_S)
         assert not runner.thread.is_alive()
+        exit_hook.join_aside(time.monotonic() + LONG_S)  # it logs, and the next test may look
     finally:
         logger.removeHandler(handler)
         logger.propagate = True

@@ -91,6 +91,12 @@ def run_aside(work: Callable[[], None]) -> None:
         raise
 
 
+def join_aside(deadline: float) -> None:
+    """Wait until what is done aside now is done, until *deadline* at most."""
+    for held in list(_aside):
+        held.acquire(timeout=max(0.0, deadline - time.monotonic()))
+
+
 def _end_all() -> None:
     global _over
     _over = True
@@ -100,8 +106,7 @@ def _end_all() -> None:
         life.leave(deadline)
     for life in lives:
         life.join(deadline)
-    for held in list(_aside):
-        held.acquire(timeout=max(0.0, deadline - time.monotonic()))
+    join_aside(deadline)
 
 
 def _forget_all_in_child() -> None:
