@@ -94,7 +94,8 @@ def run_aside(work: Callable[[], None]) -> None:
 def join_aside(deadline: float) -> None:
     """Wait until what is done aside now is done, until *deadline* at most."""
     for held in list(_aside):
-        held.acquire(timeout=max(0.0, deadline - time.monotonic()))
+        if held.acquire(timeout=max(0.0, deadline - time.monotonic())):
+            held.release()  # for others who wait for it
 
 
 def _end_all() -> None:
