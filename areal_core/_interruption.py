@@ -29,13 +29,14 @@ class Interruption(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         task, self._task = self._task, None
-        if self._interrupted and task is not None:
-            is_ours = task.uncancel() <= self._cancelling  # nobody else has cancelled it since
-            if is_ours and kind is asyncio.CancelledError:
-                raise self._error() from None
+        is_ours = self._interrupted and task is not None and task.uncancel() <= self._cancelling
+        # A task that ends with what is raised here keeps this frame, which must not keep it in turn.
+        del task, error, trace
+        if is_ours and kind is asyncio.CancelledError:  # else others have cancelled it since, or it went on
+            raise self._error() from None
 
     def _interrupt(self) -> None:
-        """End the body. Nothing happens when it has not begun, or has ended, or is being ended."""
+        """End the body, from outside of it. Nothing happens before it, behind it, or a second time."""
         if self._task is not None and not self._interrupted:
             self._interrupted = True
             self._task.cancel()

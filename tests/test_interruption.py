@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
@@ -128,5 +131,79 @@ def test_of_two_around_each_other_the_one_that_was_ended_counts_and_the_outer_mo
         with pytest.raises(EndedError, match="inner" if order == "inner" else "outer"), outer, inner:
             await asyncio.Event().wait()
         assert cancelling() == 0
+
+    play(act)
+
+
+@pytest.mark.parametrize("outer", ["the timeout", "the other"])
+def test_a_timeout_around_it_or_inside_it_is_told_from_it(play: Play, outer: str) -> None:
+    async def act() -> None:
+        one, late = Ended(), asyncio.timeout(None)
+
+        async def body() -> None:
+            if outer == "the timeout":
+                async with late:
+                    with one:
+                        await asyncio.Event().wait()
+            else:
+                with one:
+                    async with late:
+                        await asyncio.Event().wait()
+
+        loop = asyncio.get_running_loop()
+        soon(lambda: late.reschedule(loop.time() - 1))
+        soon(lambda: soon(one.end))  # in the turn in which that takes effect
+        with pytest.raises(TimeoutError if outer == "the timeout" else EndedError):
+            await body()
+        assert cancelling() == 0
+        one, late = Ended(), asyncio.timeout(None)
+        soon(one.end)
+        with pytest.raises(EndedError):
+            await body()
+        assert cancelling() == 0
+
+    play(act)
+
+
+def test_a_task_that_was_cancelled_before_it_can_still_be_ended(play: Play) -> None:
+    async def act() -> None:
+        async def body() -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            assert cancelling() == 1
+            one = Ended()
+            soon(one.end)
+            with pytest.raises(EndedError), one:
+                await asyncio.Event().wait()
+            assert cancelling() == 1
+
+        task = asyncio.create_task(body())
+        await asyncio.sleep(0)
+        task.cancel()
+        await task
+
+    play(act)
+
+
+def test_a_task_that_ends_with_it_is_not_left_to_the_garbage_collector(play: Play) -> None:
+    async def act() -> None:
+        async def body() -> None:
+            with one:
+                await asyncio.Event().wait()
+
+        one = Ended()
+        task = asyncio.create_task(body())
+        await asyncio.sleep(0)
+        one.end()
+        await asyncio.wait((task,))
+        assert isinstance(task.exception(), EndedError)
+        left = weakref.ref(task)
+        gc.disable()
+        try:
+            del task
+            await asyncio.sleep(0)
+            assert left() is None
+        finally:
+            gc.enable()
 
     play(act)

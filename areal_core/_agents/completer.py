@@ -52,8 +52,9 @@ class _Generating(Interruption):
         self._completer = completer
 
     def __enter__(self) -> Self:
+        super().__enter__()
         self._completer.began(self)
-        return super().__enter__()
+        return self
 
     def __exit__(self, *raised: Any) -> None:
         self._completer.ended(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -33,22 +34,26 @@ class Deadlines:
     def __init__(self, timeout_s: float, opening: Opening) -> None:
         self.timeout_s = timeout_s
         self.opening = opening
+        self._lock = threading.RLock()  # reentrant: the garbage collector may end one in the middle of this
         self._queues: dict[Loop, _Queue] = {}
 
     def begin(self, one: Late) -> None:
         """Have *one* end in time, which has begun now, on the running loop."""
-        queue = self._queues.get(one.loop)
-        if queue is None:
-            queue = self._queues[one.loop] = _Queue(one.loop, self.opening)
-        queue.add(one)
+        with self._lock:
+            queue = self._queues.get(one.loop)
+            if queue is None:
+                queue = self._queues[one.loop] = _Queue(one.loop, self.opening)
+            queue.add(one)
+            self._queues[one.loop] = queue  # the garbage collector may have ended its last one just now
 
     def drop(self, one: Late) -> None:
         """Know no more of *one*, which is over."""
-        queue = self._queues.get(one.loop)
-        if queue is not None:  # else all of them were over at once
-            queue.remove(one)
-            if queue.is_empty:
-                del self._queues[one.loop]
+        with self._lock:
+            queue = self._queues.get(one.loop)
+            if queue is not None:  # else all of them were over at once
+                queue.remove(one)
+                if queue.is_empty:
+                    del self._queues[one.loop]
 
 
 class _Queue:
@@ -80,8 +85,7 @@ class _Queue:
 
     def _look(self) -> None:
         self._unset = None
-        while self._waiting:
-            one = next(iter(self._waiting))
+        while (one := next(iter(self._waiting), None)) is not None:
             if not self._opening.is_open:
                 self._unset = self._opening.when_open(self._look)
                 return

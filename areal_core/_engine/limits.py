@@ -30,8 +30,9 @@ class Limits(Interruption):
             raise self._error()
         self._began = self.loop.time()
         self._closed_before_s = self._deadlines.opening.closed_s
+        super().__enter__()
         self._deadlines.begin(self)
-        return super().__enter__()
+        return self
 
     def __exit__(self, *raised: Any) -> None:
         self._deadlines.drop(self)

@@ -134,7 +134,11 @@ class Running:
     def begin(self, request: ModelRequest) -> Generation:
         """Take on what makes the reply to *request*; `end` has to follow. Raises EngineStoppedError."""
         generation = Generation(self._parts, request)
-        self.lookout.begin_use(generation.limits.loop)
+        try:
+            self.lookout.begin_use(generation.limits.loop)
+        except BaseException:
+            generation.leave()
+            raise
         self.generations.add(generation)
         if self._stopped:  # a moment ago, and did not see it
             self.end(generation)

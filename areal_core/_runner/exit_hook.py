@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import _thread
 import concurrent.futures.thread  # noqa: F401  its own hook has to be registered before ours
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -79,16 +80,12 @@ def run_aside(work: Callable[[], None]) -> None:
             _aside.discard(held)
             held.release()
 
-    _aside.add(held)
-    try:
-        if _over:
-            raise RuntimeError("the interpreter is exiting")
-        _thread.start_new_thread(run, ())
-    except RuntimeError:
-        run()
-    except BaseException:  # a Ctrl-C: it may have started
-        _aside.discard(held)
-        raise
+    _aside.add(held)  # a Ctrl-C before the thread starts costs the exit a second, and nothing else
+    if not _over:
+        with contextlib.suppress(RuntimeError):  # there is none to be had
+            _thread.start_new_thread(run, ())
+            return
+    run()
 
 
 def join_aside(deadline: float) -> None:
