@@ -21,6 +21,7 @@ from areal_core.errors import (
     FailureBudgetError,
     GenerationTimeoutError,
     InferenceError,
+    JournalError,
     MalformedReplyError,
     RunnerDiedError,
     RunnerStoppedError,
@@ -38,15 +39,18 @@ __all__ = [
     "AdmissionStalledError",
     "ArealError",
     "AsyncTaskRunner",
+    "CapacityExplanation",
     "ControlError",
     "EmbeddedServer",
     "EngineStoppedError",
+    "Explanation",
     "FailureBudgetError",
     "GenerationHyperparameters",
     "GenerationTimeoutError",
     "HttpConfig",
     "InferenceEngineConfig",
     "InferenceError",
+    "JournalError",
     "MalformedReplyError",
     "ModelRequest",
     "ModelResponse",
@@ -62,6 +66,7 @@ __all__ = [
     "ServerUnreachableError",
     "StalenessManager",
     "StalenessReport",
+    "StuckRollout",
     "TaskQueueFullError",
     "TimedResult",
     "UnknownTaskError",
@@ -69,6 +74,7 @@ __all__ = [
     "WorkerDiedError",
     "WorkflowContext",
     "WorkflowExecutor",
+    "install_explain_signal",
     "offloaded",
     "register_loop_cleanup",
     "unregister_loop_cleanup",
@@ -80,6 +86,12 @@ if TYPE_CHECKING:
     from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats, TimedResult
     from areal_core.config import InferenceEngineConfig
     from areal_core.embedded import EmbeddedServer
+    from areal_core.explain import (
+        CapacityExplanation,
+        Explanation,
+        StuckRollout,
+        install_explain_signal,
+    )
     from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
     from areal_core.offload import offloaded
     from areal_core.remote_inf_engine import RemoteInfEngine
@@ -98,7 +110,9 @@ else:  # a type checker that saw __getattr__ would let every misspelt name pass
         globals(),
         {
             "AsyncTaskRunner": "async_task_runner",
+            "CapacityExplanation": "explain",
             "EmbeddedServer": "embedded",
+            "Explanation": "explain",
             "GenerationHyperparameters": "types",
             "HttpConfig": "workflow_context",
             "InferenceEngineConfig": "config",
@@ -112,9 +126,11 @@ else:  # a type checker that saw __getattr__ would let every misspelt name pass
             "RunnerStats": "async_task_runner",
             "StalenessManager": "staleness_manager",
             "StalenessReport": "workflow_executor",
+            "StuckRollout": "explain",
             "TimedResult": "async_task_runner",
             "WorkflowContext": "workflow_context",
             "WorkflowExecutor": "workflow_executor",
+            "install_explain_signal": "explain",
             "offloaded": "offload",
             "register_loop_cleanup": "loop_cleanup",
             "unregister_loop_cleanup": "loop_cleanup",

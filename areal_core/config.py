@@ -87,6 +87,10 @@ class InferenceEngineConfig:
     loop_block_warning: float | None = 0.25
     """Seconds that user code may block the loop before its function is named in the log; None: never."""
 
+    stuck_warning: float | None = 300.0
+    """Seconds without the end of any rollout, though some run or wait to start, before the log says where
+    each of them is and why no more start; again after twice as long each time. None: never."""
+
     max_inflight_per_server: int | None = None
     """How many generations one server is given at once; the rest waits in order. None: no limit."""
 
@@ -171,6 +175,7 @@ _SECONDS = (
     "stall_timeout",
     "accept_timeout",
     "loop_block_warning",
+    "stuck_warning",
 )
 _OPTIONAL = (
     "max_concurrent_rollouts",
@@ -181,6 +186,7 @@ _OPTIONAL = (
     "episode_timeout",
     "accept_timeout",
     "loop_block_warning",
+    "stuck_warning",
 )
 _CHOICES = {
     "on_stale": ("mask", "drop", "requeue", "keep"),

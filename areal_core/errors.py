@@ -32,6 +32,7 @@ __all__ = [
     "FailureBudgetError",
     "GenerationTimeoutError",
     "InferenceError",
+    "JournalError",
     "MalformedReplyError",
     "RunnerDiedError",
     "RunnerStoppedError",
@@ -173,3 +174,7 @@ class ControlError(InferenceError):
 
 class WeightUpdateError(ControlError):
     """A weight update failed at some of the servers; the policy version did not rise."""
+
+
+class JournalError(ArealError, RuntimeError):
+    """A journal cannot be used, or resumed from there, or written."""

@@ -26,6 +26,7 @@ from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.handover import Feed, accepted, trajectories
+from areal_core._executor.looking import Looking
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.prompts import Prompts
 from areal_core._executor.report import StalenessReport
@@ -43,7 +44,6 @@ from areal_core._runner.arguments import (
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
-from areal_core.errors import RunnerStoppedError
 from areal_core.staleness_manager import StalenessManager
 from areal_core.types import InferenceEngine
 
@@ -52,7 +52,7 @@ __all__ = ["RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecut
 R = TypeVar("R")
 
 
-class WorkflowExecutor:
+class WorkflowExecutor(Looking):
     """Decides which rollouts may start, runs them, keeps every result, and bounds how stale the data is.
 
     Use it as a context manager, or call ``initialize`` and ``destroy``, as often as you like. Any thread may
@@ -332,50 +332,7 @@ class WorkflowExecutor:
         """
         return [self._runner.run(async_fn, *args)]
 
-    # -- looking -----------------------------------------------------------------------------------
-
-    @property
-    def runner(self) -> AsyncTaskRunner[Any]:
-        """What runs the rollouts; its ``run`` is for work beside them. They are not in its ledger."""
-        return self._runner
-
-    @property
-    def staleness_manager(self) -> StalenessManager:
-        """The one that is told of training rollouts. Its capacity is AReaL's; see `get_capacity`."""
-        return self._manager
-
-    @property
-    def ledger(self) -> RolloutLedger:
-        """The training rollouts: how many are where."""
-        return RolloutLedger() if self._shift is None else self._on_shift().desk.ledgers()[0]
-
-    @property
-    def eval_ledger(self) -> RolloutLedger:
-        """The evaluation rollouts: how many are where."""
-        return RolloutLedger() if self._shift is None else self._on_shift().desk.ledgers()[1]
-
-    def report(self) -> StalenessReport:
-        """Return how stale what was delivered is, and what the bound costs."""
-        return settings.NO_REPORT if self._shift is None else self._on_shift().report()
-
-    def get_capacity(self) -> int:
-        """Return how many rollouts of one sample may start now; negative after more than was planned for."""
-        return self._on_shift().desk.read(lambda core: core.budget.capacity)
-
-    def __repr__(self) -> str:
-        state = self._runner.stats().state
-        try:
-            return f"<{type(self).__name__} {state} {self.ledger}>"
-        except RunnerStoppedError:  # in a forked child
-            return f"<{type(self).__name__} {state}>"
-
     # -- inside ------------------------------------------------------------------------------------
-
-    def _on_shift(self) -> Shift:
-        if self._shift is None:
-            raise RunnerStoppedError("the executor was never initialized; call initialize(), or use `with`")
-        self._shift.raise_if_abroad()
-        return self._shift
 
     def _steer(self, event: str) -> None:
         shift = self._on_shift()

@@ -186,6 +186,22 @@ class Core:
                     episode.told_to_end = True
                     self.scheduler.episode_ended(episode)
 
+    # -- looking -----------------------------------------------------------------------------------
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing starts any more."""
+        return self._ending is not None
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """What callers wait for."""
+        return self._delivery.requests
+
+    def too_many_failures(self) -> BaseException | None:
+        """Return what waiting callers are told when too many rollouts brought nothing; None: not so many."""
+        return self._patience.error() if self._patience.is_over else None
+
     # -- what follows from them --------------------------------------------------------------------
 
     def go_on(self) -> None:

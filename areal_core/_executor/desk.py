@@ -34,6 +34,8 @@ from areal_core._watch.loop_watch import LoopWatch
 
 R = TypeVar("R")
 
+_GLIMPSES = 5
+
 
 class EpisodeJob(Job):
     """An episode, as the runner's launcher knows it."""
@@ -151,26 +153,53 @@ class Desk(Guest):
         with self._lock:
             return look(self.core)
 
+    def glimpse(self, look: Callable[[Core], R], patience_s: float) -> R:
+        """Do what `read` does, but without the lock if it is not to be had in *patience_s* seconds.
+
+        Only for threads where no Ctrl-C comes, which would leave the lock held.
+        """
+        for more in reversed(range(_GLIMPSES)):
+            held = self._lock.acquire(timeout=patience_s)
+            try:
+                return look(self.core)
+            except RuntimeError:  # something changed while it was looked at
+                if held or not more:
+                    raise
+            finally:
+                if held:
+                    self._lock.release()
+        raise AssertionError
+
     def ledgers(self) -> tuple[RolloutLedger, RolloutLedger]:
         """Return the books of training and of evaluation, what is still on the desk counted as pending."""
-        core = self.core
         with self._lock:
-            left = [args[0] for op, args in list(self._ops) if op in (core.submit, core.submit_and_ask)]
-            new = {one for rollouts in left for one in rollouts if not (one.is_submitted or one.is_abandoned)}
-            is_eval = [rollout.work.is_eval for rollout in new]
+            training, evaluation = self.left()
+            books = self.core.books
             return (
-                core.books.training.snapshot().with_pending(is_eval.count(False)),
-                core.books.evaluation.snapshot().with_pending(is_eval.count(True)),
+                books.training.snapshot().with_pending(training),
+                books.evaluation.snapshot().with_pending(evaluation),
             )
+
+    def left(self) -> tuple[int, int]:
+        """Return how many new rollouts, of training and of evaluation, are on the desk; with the lock."""
+        core = self.core
+        left = [args[0] for op, args in list(self._ops) if op in (core.submit, core.submit_and_ask)]
+        new = {one for rollouts in left for one in rollouts if not (one.is_submitted or one.is_abandoned)}
+        is_eval = [rollout.work.is_eval for rollout in new]
+        return is_eval.count(False), is_eval.count(True)
 
     # -- the thread that owns the core -------------------------------------------------------------
 
     def _work(self) -> None:
         self._is_woken = False  # before looking: who comes later wakes again
         with self._lock:
+            if self._is_working:  # a finalizer, in the middle of this thread's work past the exit's beginning
+                return
             self._is_working = True
             try:
                 self._do_all()
+                while self._ops:
+                    self._do_all()
             finally:
                 self._is_working = False
             jobs, self._to_launch = self._to_launch, []

@@ -9,6 +9,7 @@ from typing import Any
 
 from areal_core._executor.port import Witness
 from areal_core._executor.rollout import Rollout
+from areal_core._executor.stuck import StuckWatch
 from areal_core._log import describe, get_logger, log
 from areal_core._watch.looks import Blocked
 from areal_core.staleness_manager import StalenessManager
@@ -39,12 +40,17 @@ class Log:
 class Reporter(Witness):
     """Logs how rollouts end, and reports training to a manager in AReaL's terms."""
 
-    def __init__(self, log: Log, manager: StalenessManager, traces: bool) -> None:
+    def __init__(
+        self, log: Log, manager: StalenessManager, traces: bool, stuck: StuckWatch | None = None
+    ) -> None:
         self._log = log
         self._manager = manager
         self._traces = traces
+        self._stuck = stuck
 
     def enqueued(self, rollout: Rollout) -> None:
+        if self._stuck is not None:
+            self._stuck.began_to_wait()
         self._count(rollout, self._manager.on_rollout_enqueued)
 
     def began(self, rollout: Rollout) -> None:
@@ -55,6 +61,8 @@ class Reporter(Witness):
     def ended(self, rollout: Rollout) -> None:
         outcome = rollout.outcome
         assert outcome is not None
+        if self._stuck is not None:
+            self._stuck.ended()
         if outcome.start_version is None:
             self._count(rollout, self._manager.on_rollout_submitted)  # AReaL knows no ending of what waits
         accepted = outcome.status == "accepted"
@@ -73,6 +81,8 @@ class Reporter(Witness):
             self._log.line("debug", f"rollout_{outcome.status}", **fields, reason=outcome.reason)
 
     def ran_in_vain(self, rollout: Rollout) -> None:
+        if self._stuck is not None:
+            self._stuck.ended()
         self._count(rollout, self._manager.on_rollout_rejected)
 
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:

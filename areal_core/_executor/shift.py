@@ -12,11 +12,13 @@ from areal_core._executor.books import BothBooks, RolloutLedger
 from areal_core._executor.core import Core
 from areal_core._executor.desk import Desk
 from areal_core._executor.events import Log, Reporter
+from areal_core._executor.explaining import Explainer
 from areal_core._executor.handover import Handover
 from areal_core._executor.ids import Ids
 from areal_core._executor.playing import Player
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
+from areal_core._executor.stuck import StuckWatch
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
 from areal_core._watch.loop_watch import LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -50,7 +52,12 @@ class Shift:
         player = Player(engine, config.check_trajectory_format, rules.on_stale == "mask")
         self.desk: Desk = Desk(self._life, player, config.episode_timeout)
         self.desk.on_worked = self._log.write
-        reporter = Reporter(self._log, manager, config.enable_rollout_tracing)
+        stuck = StuckWatch(config.stuck_warning, self.desk, self._is_over)
+        self.explainer = Explainer(self.desk, rules, engine, self._life, stuck)
+        stuck.say = functools.partial(
+            self._life.thread.call_soon, self.explainer.log_stuck, self._log, config.stuck_warning
+        )
+        reporter = Reporter(self._log, manager, config.enable_rollout_tracing, stuck)
         self.desk.open(Core(rules, self.desk, self.desk, BothBooks(*ledgers), self.tally, reporter))
         if config.loop_block_warning is not None:
             thread = self._life.thread
@@ -108,6 +115,9 @@ class Shift:
             self._warned_of = count
             self._say("batch_is_not_consumer_batch_size", batch=count, consumer_batch_size=rules.batch)
         return count
+
+    def _is_over(self) -> bool:
+        return self._life.ending is not None
 
     def raise_if_ended(self) -> None:
         """Raise RunnerStoppedError, RunnerDiedError."""

@@ -12,6 +12,7 @@ from typing import Literal
 Origin = Literal["stdlib", "installed", "ours", "user"]
 
 _OURS = str(Path(__file__).parent.parent) + "/"  # all of areal_core
+_ABOVE_OURS = str(Path(__file__).parent.parent.parent) + "/"
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 _STDLIB = tuple({f"{sysconfig.get_paths()[kind]}/" for kind in ("stdlib", "platstdlib")})
 
@@ -52,6 +53,17 @@ def where(frame: FrameType) -> str:
     return f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
+def short_place(frame: FrameType) -> str:
+    """Return file, line and function of *frame*; of a library's file only what comes after its directory."""
+    code = frame.f_code
+    return f"{_short(code.co_filename)}:{frame.f_lineno} {code.co_qualname}"
+
+
+def is_users(frame: FrameType) -> bool:
+    """Return whether *frame* runs code that is neither the standard library's, nor ours, nor installed."""
+    return _origin(frame.f_code.co_filename) == "user"
+
+
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
@@ -60,6 +72,14 @@ def _callers(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _package(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__", "")).partition(".")[0]
+
+
+@functools.cache
+def _short(filename: str) -> str:
+    for directory in (*_INSTALLED, *_STDLIB):
+        if directory in filename:
+            return filename.rpartition(directory)[2]
+    return filename.removeprefix(_ABOVE_OURS) if filename.startswith(_OURS) else filename
 
 
 @functools.cache  # there are no more than there are source files
