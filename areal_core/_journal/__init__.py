@@ -1,0 +1,35 @@
+"""A file that remembers what happened to each item of data, so that a killed run goes on where it was.
+
+put, from any thread            the writer's thread                          the file
+-----------------------         ---------------------------------------     ----------------------------
+Queued, Ended, Reopened,   ->   writer.py: all that waits, in its order  ->  store.py: SQLite, one
+Delivered, Committed            in one transaction                           transaction, then fsync
+
+records.py       what is put, and `Recovered`: what a restart finds
+packing.py       items of data and trajectories as bytes, and back; no pickle
+writer.py        `Writer`: takes records without waiting, writes them, tries again, forgets nothing
+store.py         `Store`: the directory, its lock, transactions, reading, compaction
+rows.py          a record as a row that can tell whether it is whole
+replay.py        what rows say about each key, in the order they happened
+keys.py          many keys in little memory
+carving.py       rows out of a file that SQLite refuses
+salvage.py       a new file from what was carved, the old one kept beside
+crash_points.py  where tests kill the process
+
+What is promised, whatever the moment of a ``kill -9``:
+
+- What was delivered before a commit that is durable is given to no trainer that resumes from it.
+- What was delivered after that commit is delivered again, first, in its order.
+- What had ended and was not delivered is there with its trajectory; what was in flight is queued again.
+- Losing the last records is as if the process had been killed a moment earlier. It is never worse: no record
+  says anything that depends on a later one.
+
+`Writer.flush` returns when what was put before it is on the disk: whoever commits waits for that.
+Where the file was damaged, a row says less than it did, and nothing wrong: a damaged result makes a key that
+runs again, damaged data a key that the dataloader gives again. How many is in `Recovered.damaged`. Commits
+and what is done are there twice, in pages of their own: only damage that takes both, and the rows of
+deliveries, gives out again what was trained.
+The file does not shrink: the space of what is forgotten is used again.
+"""
+
+from __future__ import annotations

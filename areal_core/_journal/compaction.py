@@ -1,0 +1,72 @@
+"""Forget what no resume can ask for."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from areal_core._journal.keys import Keys
+from areal_core._journal.reading import STEPS_KEPT, read_log
+from areal_core._journal.replay import Entry, History
+from areal_core._journal.rows import Head, Kind, add_settled, by_epoch, open_settled, settled_of
+from areal_core._journal.schema import delete, insert_settled
+
+_MOST_ROWS = 64  # of an epoch under way: each commit adds one
+
+
+def compact(connection: sqlite3.Connection) -> None:
+    """Do it in the transaction that is open, at a cost that goes with what is not done yet."""
+    history = History()
+    heads = read_log(connection).heads
+    for head in heads.values():
+        history.tell(head)
+    oldest = history.commits[-STEPS_KEPT].row if len(history.commits) >= STEPS_KEPT else 0
+    done = {key for key, entry in history.entries.items() if entry.is_done(oldest)}
+    row = 1 + (connection.execute("SELECT max(row) FROM done").fetchone()[0] or 0)
+    for epoch, keys in by_epoch(history.entries[key].key for key in done).items():
+        insert_settled(connection, settled_of(row, epoch, keys))
+        row += 1
+    useless = [head.row for head in heads.values() if _is_useless(head, history, done, oldest)]
+    delete(connection, useless)
+    live = {entry.epoch for key, entry in history.entries.items() if key not in done}
+    _join_rows(connection, live, row)
+
+
+def _is_useless(head: Head, history: History, done: set[bytes], oldest: int) -> bool:
+    if head.kind is Kind.COMMITTED:
+        return head.row < oldest
+    if done.issuperset(head.keys):
+        return True
+    entry = history.entries[head.keys[0]]
+    # A result that was too old, and an item that was queued again after a restart.
+    return (head.kind is Kind.ENDED and _has_result(head) and entry.result != head.row) or (
+        head.kind is Kind.QUEUED and _is_surplus(entry, head)
+    )
+
+
+def _has_result(head: Head) -> bool:
+    return head.size is not None
+
+
+def _is_surplus(entry: Entry, head: Head) -> bool:
+    return entry.data is not None and head.row not in (entry.data, entry.seen)
+
+
+def _join_rows(connection: sqlite3.Connection, live: set[int], row: int) -> None:
+    """Make one row of an epoch's rows: when nothing of it is live and a later one is, or they are many."""
+    counts = connection.execute("SELECT epoch, count(*) FROM done GROUP BY epoch HAVING count(*) > 1")
+    for epoch, count in counts.fetchall():
+        is_over = epoch not in live and any(other > epoch for other in live)
+        if is_over or count > _MOST_ROWS:
+            _join(connection, epoch, row)
+            row += 1
+
+
+def _join(connection: sqlite3.Connection, epoch: int, row: int) -> None:
+    keys = Keys()
+    for table in ("done", "done_copy"):
+        for old, sealed in connection.execute(f"SELECT row, head FROM {table} WHERE epoch = ?", (epoch,)):
+            settled = open_settled(old, sealed)
+            if settled is not None:
+                add_settled(settled, keys)
+        connection.execute(f"DELETE FROM {table} WHERE epoch = ?", (epoch,))
+    insert_settled(connection, settled_of(row, epoch, keys))

@@ -1,0 +1,148 @@
+"""What a restart finds: `Reading`."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from areal_core._journal.keys import Keys
+from areal_core._journal.records import Finished, Pending, Recovered
+from areal_core._journal.replay import Commit, Entry, History
+from areal_core._journal.rows import Head, Kind, add_settled, is_whole, open_head, open_settled
+from areal_core._journal.salvage import without_body
+from areal_core._journal.schema import delete, insert
+from areal_core.errors import JournalError
+
+STEPS_KEPT = 2
+
+
+class Log(NamedTuple):
+    """The heads of all rows, in the order they were written."""
+
+    heads: dict[int, Head]
+    damaged: list[int]
+    """Rows whose heads cannot be read."""
+
+
+def read_log(connection: sqlite3.Connection) -> Log:
+    """Read the heads: not their bodies, which are most of the file."""
+    heads: dict[int, Head] = {}
+    damaged: list[int] = []
+    for table in ("log", "log_copy"):
+        for row, sealed in connection.execute(f"SELECT row, head FROM {table}"):
+            head = open_head(row, sealed)
+            if head is None:
+                damaged.append(row)
+            else:
+                heads[row] = head
+    return Log(dict(sorted(heads.items())), damaged)
+
+
+def read_settled(connection: sqlite3.Connection) -> tuple[Keys, int]:
+    """Return the keys that are done for good, and how many rows of them are damaged."""
+    keys, damaged, seen = Keys(), 0, set[bytes]()
+    for table in ("done", "done_copy"):
+        for row, sealed in connection.execute(f"SELECT row, head FROM {table}"):
+            settled = open_settled(row, sealed)
+            if settled is None:
+                damaged += 1
+            elif sealed not in seen:
+                seen.add(sealed)
+                add_settled(settled, keys)
+    return keys, damaged
+
+
+class Reading:
+    """What is in the file, and what of it counts once a step to resume is chosen."""
+
+    def __init__(self, log: Log, done: Keys, damaged: int) -> None:
+        self._log = log
+        self._done = done
+        self._damaged = damaged + len(log.damaged)
+        self._history = History()
+        for head in log.heads.values():
+            self._history.tell(head)
+        self._commit = Commit(-1, 0)
+        self._without_body: list[Head] = []
+
+    def steps(self) -> list[int]:
+        """Return the steps that can be resumed, ascending."""
+        return [commit.step for commit in self._history.commits[-STEPS_KEPT:]]
+
+    def choose(self, step: int | None, directory: Path) -> None:
+        """Go on from *step*; None: from nothing. Raises JournalError if that cannot be."""
+        steps = self.steps()
+        if step is None:
+            if self._log.heads or self._done or self._damaged:
+                raise JournalError(f"{directory} has the journal of an earlier run; {_advice(steps)}")
+            return
+        if step not in steps:
+            raise JournalError(f"the journal in {directory} cannot resume step {step}; {_advice(steps)}")
+        self._commit = next(commit for commit in self._history.commits if commit.step == step)
+
+    def recovered(self, connection: sqlite3.Connection, damaged: int, kept: tuple[Path, ...]) -> Recovered:
+        """Return what there is, with the bytes read and checked."""
+        finished: list[tuple[tuple[int, int, int], Finished]] = []
+        pending: list[Pending] = []
+        live = self._live()
+        for entry in sorted(live, key=lambda entry: entry.seen):
+            data = self._body(connection, entry.data)
+            result = self._body(connection, entry.result)
+            if result is None:
+                pending.append(Pending(entry.key, entry.epoch, data))
+            else:
+                again = entry.order is not None
+                one = Finished(entry.key, entry.epoch, data, result, again)
+                finished.append(((not again, *(entry.order or (entry.result or 0, 0))), one))
+        finished.sort(key=lambda pair: pair[0])
+        step = self._commit.step if self._commit.row else None
+        ordered = tuple(one for _, one in finished)
+        return Recovered(step, self._done, ordered, tuple(pending), damaged + self._damaged, kept)
+
+    def make_so(self, connection: sqlite3.Connection) -> None:
+        """Give up what later runs did, and what is damaged, in the transaction that is open."""
+        delete(connection, self._log.damaged)
+        for head in self._without_body:
+            if (left := without_body(head)) is None:
+                delete(connection, [head.row])
+            else:
+                insert(connection, left, None)
+        for head in self._log.heads.values():
+            if head.kind is Kind.COMMITTED:
+                self._keep_or_forget(connection, head)
+            elif head.kind is Kind.DELIVERED and head.row > self._commit.row:
+                insert(connection, msgspec.structs.replace(head, kind=Kind.RETURNED), None)
+
+    def _keep_or_forget(self, connection: sqlite3.Connection, head: Head) -> None:
+        if head.row <= self._commit.row and head.number in self.steps():
+            insert(connection, head, None)  # one of the two may be missing
+        else:
+            delete(connection, [head.row])
+
+    def _live(self) -> list[Entry]:
+        """Move those that are done to the others that are, and return the rest."""
+        entries = [entry for entry in self._history.entries.values() if entry.key not in self._done]
+        self._done.update([entry.key for entry in entries if entry.is_done(self._commit.row)])
+        return [entry for entry in entries if not entry.is_done(self._commit.row)]
+
+    def _body(self, connection: sqlite3.Connection, row: int | None) -> bytes | None:
+        if row is None:
+            return None
+        body = connection.execute("SELECT body FROM log WHERE row = ?", (row,)).fetchone()[0]
+        if not is_whole(self._log.heads[row], body):
+            self._damaged += 1
+            self._without_body.append(self._log.heads[row])
+            return None
+        return bytes(body)
+
+
+def _advice(steps: list[int]) -> str:
+    if not steps:
+        return (
+            "no step was committed that could be resumed: move the directory away and begin anew (who "
+            "commits a step before training can resume that)"
+        )
+    return f"give resume_from one of {steps}, or another directory to begin anew"

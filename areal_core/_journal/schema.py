@@ -1,0 +1,125 @@
+"""The tables of the file, and connections to it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from areal_core._journal.carving import PAGE
+from areal_core._journal.rows import Head, Kind, Settled, seal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+FORMAT = 1
+"""Of the file; a later one is refused."""
+
+_WAL_LIMIT = 64 * 2**20  # bytes that the write-ahead log may keep after a large transaction
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS log (row INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB);
+CREATE TABLE IF NOT EXISTS log_copy (row INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB);
+CREATE TABLE IF NOT EXISTS done (row INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, head BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS done_copy (row INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, head BLOB NOT NULL);
+"""
+# Of `done` and of the commits, which list what was delivered, there are two, in pages of their own: no other
+# row gives out again, when it is lost, what was trained.
+
+_NOT_THE_FILE = frozenset(
+    {
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_CANTOPEN,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_PERM,
+        sqlite3.SQLITE_NOMEM,
+        sqlite3.SQLITE_READONLY,
+        sqlite3.SQLITE_INTERRUPT,
+        sqlite3.SQLITE_PROTOCOL,
+    }
+)
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Return whether *error* is about what is in the file; else it is about the disk, or the permissions."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    return code == sqlite3.SQLITE_IOERR_SHORT_READ or code & 0xFF not in _NOT_THE_FILE
+
+
+def create(path: Path) -> None:
+    """Make an empty file that only its owner may read; SQLite's others beside it take its mode."""
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+    path.chmod(0o600)  # whatever the umask left of it
+    sync_directory(path.parent)
+
+
+def sync_directory(directory: Path) -> None:
+    """Have the names in *directory* on the disk."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
+    """Open the file and make what is missing in it. Any thread may use the connection, one at a time."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        connection.text_factory = lambda text: text.decode(errors="replace")
+        for pragma in (f"page_size={PAGE}", "secure_delete=ON", f"journal_mode={mode}", "synchronous=FULL"):
+            connection.execute(f"PRAGMA {pragma}")
+        connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
+        with transaction(connection):
+            _make_tables(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Have all that is written inside durable at the end, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # SQLite itself has ended it after some errors
+            connection.execute("ROLLBACK")
+        raise
+
+
+def insert(connection: sqlite3.Connection, head: Head, body: bytes | None) -> None:
+    """Add a row to the log, or replace it; a commit twice."""
+    values = (head.row, seal(head), body)
+    connection.execute("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", values)
+    if head.kind is Kind.COMMITTED:
+        connection.execute("INSERT OR REPLACE INTO log_copy VALUES (?, ?, ?)", values)
+
+
+def insert_settled(connection: sqlite3.Connection, settled: Settled) -> None:
+    """Add a row of keys that are done, twice."""
+    values = (settled.row, settled.epoch, seal(settled))
+    connection.execute("INSERT OR REPLACE INTO done VALUES (?, ?, ?)", values)
+    connection.execute("INSERT OR REPLACE INTO done_copy VALUES (?, ?, ?)", values)
+
+
+def delete(connection: sqlite3.Connection, rows: Iterable[int]) -> None:
+    """Delete rows of the log by their numbers."""
+    numbers = [(row,) for row in rows]
+    for table in ("log", "log_copy"):
+        connection.executemany(f"DELETE FROM {table} WHERE row = ?", numbers)
+
+
+def _make_tables(connection: sqlite3.Connection) -> None:
+    if not connection.execute("PRAGMA user_version").fetchone()[0]:
+        for statement in _TABLES.strip().split("\n"):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version={FORMAT}")

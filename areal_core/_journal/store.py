@@ -1,0 +1,265 @@
+"""The directory of a journal: `Store`."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sqlite3
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Self
+
+from areal_core import _process
+from areal_core._journal import compaction
+from areal_core._journal.carving import committed_frames
+from areal_core._journal.crash_points import reached
+from areal_core._journal.lock import DirectoryLock
+from areal_core._journal.reading import Reading, read_log, read_settled
+from areal_core._journal.records import Committed, Delivered, Record, Recovered, Reopened
+from areal_core._journal.rows import encode_key, head_of
+from areal_core._journal.salvage import beside, finish, salvage
+from areal_core._journal.schema import FORMAT, connect, create, insert, is_damage, transaction
+from areal_core.errors import JournalError
+
+_NAME = "journal.sqlite"
+
+
+class Store:
+    """The file of a journal, in a directory of its own: what is appended is durable when `append` returns.
+
+    ``open`` it, `read` it, then `append`; ``close`` it, or use it as a context manager. Threads may use it
+    one at a time. In a forked child it does nothing but refuse. All that goes wrong with the disk or the
+    file is a JournalError.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self._directory = Path(directory)
+        self._path = self._directory / _NAME
+        self._lock = DirectoryLock(self._directory / "journal.lock")
+        self._connection: sqlite3.Connection | None = None
+        self._reading: Reading | None = None
+        """What `read` found and the next `append` has yet to make so."""
+        self._is_read = False
+        self._next = 1
+        self._last_step: int | None = None
+        self._uncommitted: dict[bytes, None] = {}
+        """Keys that were delivered since the last commit, in that order."""
+        self._damaged = 0
+        self._kept: list[Path] = []
+
+    def __enter__(self) -> Self:
+        self.open()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {str(self._path)!r}>"
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        return self._path
+
+    @property
+    def last_step(self) -> int | None:
+        """The last step that was committed, of those that count after `read`."""
+        return self._last_step
+
+    def open(self) -> None:
+        """Make the directory if there is none, take its lock, and open the file; salvage a damaged one.
+
+        Raises JournalError when another process has it, or when it cannot be used.
+        """
+        with self._told("cannot be used"):
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock.acquire()
+        _open_ones.add(self)
+        try:
+            with self._told("cannot be used"):
+                self._open_file()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close the file and give the lock back. Does nothing a second time."""
+        connection, self._connection = self._connection, None
+        _open_ones.discard(self)
+        try:
+            if connection is not None:
+                with self._told("could not be closed"):
+                    connection.close()
+        finally:
+            self._lock.release()
+
+    def steps(self) -> list[int]:
+        """Return the steps that can be resumed, ascending: the last two that were committed."""
+        with self._told("cannot be read"):
+            return self._read().steps()
+
+    def read(self, resume_from: int | None = None) -> Recovered:
+        """Return what there is for who goes on from the commit of step *resume_from*; None: begins anew.
+
+        Changes nothing: what later runs did is given up by the first `append`. Raises JournalError unless
+        *resume_from* can be resumed, and with None unless the journal is empty.
+        """
+        with self._told("cannot be read"):
+            reading = self._read()
+            reading.choose(resume_from, self._directory)
+            recovered = reading.recovered(self._opened(), self._damaged, tuple(self._kept))
+        self._reading, self._is_read = reading, True
+        self._uncommitted, self._last_step = {}, resume_from
+        return recovered
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Add *records*: all of them are durable on return, or none is in the journal.
+
+        Raises JournalError; ValueError for a commit whose step is not above the last, and before `read`.
+        """
+        reached("before_append")
+        if not self._is_read:
+            raise ValueError("append before read; read first, which says where the journal is gone on with")
+        some = list(records)
+        last_step = self._checked_steps(some)
+        uncommitted = dict(self._uncommitted)
+        with self._told("could not be written"), transaction(self._opened()):
+            self._make_so()
+            for place, record in enumerate(some):
+                self._insert(self._next + place, record, uncommitted)
+                reached("after_append")
+            reached("before_fsync")
+        self._reading = None
+        self._next += len(some)
+        self._uncommitted, committed, self._last_step = uncommitted, last_step != self._last_step, last_step
+        reached("after_fsync")
+        if committed:
+            reached("after_commit")
+
+    def compact(self) -> None:
+        """Forget results and data of what was delivered before the commit before the last.
+
+        Of these keys only the keys are kept, and of those that were settled without being accepted.
+        """
+        if self._reading is not None:  # it would decide by what is given up
+            return
+        with self._told("could not be compacted"), transaction(self._opened()):
+            compaction.compact(self._opened())
+            reached("in_compaction")
+
+    def _read(self) -> Reading:
+        connection = self._opened()
+        settled = read_settled(connection)
+        return Reading(read_log(connection), *settled)
+
+    def _make_so(self) -> None:
+        if self._reading is not None:
+            self._reading.make_so(self._opened())
+
+    def _insert(self, row: int, record: Record, uncommitted: dict[bytes, None]) -> None:
+        head, body = head_of(row, record, uncommitted)
+        insert(self._opened(), head, body)
+        if isinstance(record, Delivered):
+            uncommitted.update(dict.fromkeys(head.keys))
+        elif isinstance(record, Reopened):
+            uncommitted.pop(encode_key(record.key), None)
+        elif isinstance(record, Committed):
+            uncommitted.clear()
+
+    def _checked_steps(self, records: Sequence[Record]) -> int | None:
+        last = self._last_step
+        for record in records:
+            if isinstance(record, Committed):
+                check_step(record.step, last)
+                last = record.step
+        return last
+
+    def _open_file(self) -> None:
+        finish(self._path)
+        wal = _content(beside(self._path, "-wal"))
+        if not self._path.exists():
+            create(self._path)
+        self._path.chmod(0o600)
+        emptied = self._path.stat().st_size == 0 and wal != b""
+        try:
+            if emptied:
+                raise sqlite3.DatabaseError("the file is empty, and its write-ahead log is not")
+            self._connect(committed_frames(wal))
+        except sqlite3.Error as error:
+            if not is_damage(error):
+                raise
+            self._replace_file(wal)
+        self._next = 1 + (self._opened().execute("SELECT max(row) FROM log").fetchone()[0] or 0)
+
+    def _connect(self, frames: int) -> None:
+        """Open the file and look at all of it. Raises sqlite3.Error."""
+        connection = self._connection = connect(self._path)
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == FORMAT + 1:
+            raise JournalError(f"{self._path} was written by a later version of areal_core")
+        found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+        mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        known = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        if (found, mode, version) != ("ok", "wal", FORMAT) or known < frames:
+            raise sqlite3.DatabaseError(f"{found}; {mode}; {version}; {known} of {frames} frames")
+
+    def _replace_file(self, wal: bytes) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
+        salvaged = salvage(self._path, wal)
+        self._damaged += salvaged.damaged
+        self._kept.append(salvaged.kept)
+        self._connect(0)
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._connection is None:
+            raise JournalError(f"the journal in {self._directory} is closed, or another process's")
+        return self._connection
+
+    @contextmanager
+    def _told(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, sqlite3.Error, MemoryError) as error:
+            raise JournalError(f"the journal in {self._directory} {what}: {error}") from error
+
+    def _leave_to_parent(self) -> None:
+        # Closing a connection that came with a fork may end the parent's.
+        _process.pin(self._connection)
+        self._connection = None
+        self._lock.release()
+
+
+def check_step(step: int, last: int | None) -> None:
+    """Raise ValueError unless *step* comes after the *last* that was committed."""
+    if last is not None and step <= last:
+        raise ValueError(
+            f"step={step} is not above {last}, the last that was committed; commit each step once"
+        )
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
+
+
+_open_ones: weakref.WeakSet[Store] = weakref.WeakSet()
+
+
+def _leave_all_to_parent() -> None:
+    for store in list(_open_ones):
+        store._leave_to_parent()
+    _open_ones.clear()
+
+
+def _close_all() -> None:
+    for store in list(_open_ones):
+        with suppress(Exception):
+            store.close()
+
+
+_process.call_in_child(_leave_all_to_parent)
+atexit.register(_close_all)  # after the threads of writers were joined

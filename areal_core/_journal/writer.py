@@ -1,0 +1,363 @@
+"""Take records without waiting, and have one thread write them: `Writer`."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+from areal_core import _process
+from areal_core._checks import check_integer
+from areal_core._journal.packing import PackingError, pack
+from areal_core._journal.records import ACCEPTED, Committed, Delivered, Ended, Queued, Record, Reopened
+from areal_core._journal.rows import LARGEST_BODY
+from areal_core._journal.store import Store, check_step
+from areal_core._log import describe, get_logger, log
+from areal_core._runner import exit_hook
+from areal_core.errors import JournalError
+
+NOTHING: Any = object()
+"""Stands for no value: None is one."""
+
+_BATCH_RECORDS = 1_000  # in a transaction: beyond that a larger one is no faster
+_BATCH_BYTES = 32 * 2**20
+_FIRST_DELAY_S = 0.05  # before a write that failed is tried again; then twice as long each time
+_LONGEST_DELAY_S = 5.0
+
+
+class Writer:
+    """Write records to *store* in the order of the calls, beside the event loop.
+
+    `put` never waits for the disk. A thread writes all that waits, in one transaction after the other; with
+    nothing to write there is none at work. `flush` waits until what was put before is durable. A write that
+    fails is logged, told to *on_failure* (on the writer's thread, which it must not wait for; once until one
+    succeeds), and tried again with growing delays, up to 5 s. Nothing is dropped for it, except of what comes
+    when too much waits: see `put`.
+
+    Give it an open *store* that was read, and use that for nothing else before `close`. What was put when
+    the interpreter exits is written first. In a forked child, `put` and `close` do nothing.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        on_failure: Callable[[JournalError], object] | None = None,
+        *,
+        max_waiting_bytes: int = 256 * 2**20,
+    ) -> None:
+        self._store = store
+        self._on_failure = on_failure
+        self._most = check_integer("max_waiting_bytes", max_waiting_bytes, least=1)
+        self._log = get_logger()
+        self._home = _process.home()
+        # Not a daemon's: the interpreter joins its thread, after that has written all that waits.
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="areal-journal")
+        self._changed = threading.Condition()
+        # It guards all below.
+        self._waiting: deque[tuple[Record, int]] = deque()
+        """With the bytes in each. They leave when they are durable."""
+        self._is_drained = True
+        """Whether no thread writes, nor is asked to."""
+        self._last_step = store.last_step
+        self._put = 0
+        self._durable = 0
+        """How many of those that were put are durable, or given up."""
+        self._attempts = 0
+        self._failure: tuple[int, JournalError] | None = None
+        """The attempt that failed last, if it was the last."""
+        self._hurry = False
+        """Whether somebody waits, so that the next attempt should not."""
+        self._leaving = False
+        self._closed = False
+        self.waiting_bytes = 0
+        """Bytes of data and results that wait to be written."""
+        self.left_out = 0
+        """How many results and items of data were left out: too much waited, or they cannot be written."""
+        self.failed = 0
+        """How many attempts to write have failed."""
+        self.lost = 0
+        """How many records were given up: at the end, or put after it."""
+        exit_hook.add(self)
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def put(self, record: Record, value: Any = NOTHING) -> None:
+        """Have *record* written after all that was put before. Any thread may call.
+
+        *value* is packed at once as the data of a Queued, or the result of an accepted Ended, so that nobody
+        can change it; give ready bytes in the record instead, to pack elsewhere. An item of data that cannot
+        be packed is written as one that the dataloader has to give again, and so is one with which more than
+        max_waiting_bytes would wait; an accepted Ended is left out, as if it had not ended. Both are counted
+        in `left_out`, and logged at the 1st, 2nd, 4th, ... time.
+
+        Raises ValueError for a commit that is not above the last, TypeError for what is no record.
+        """
+        if self._home is not _process.home():  # the lock may be held by a thread that is not here
+            return
+        _check_record(record)
+        packed, why = _packed(record, value)
+        with self._changed:
+            if isinstance(packed, Committed):
+                check_step(packed.step, self._last_step)
+                self._last_step = packed.step
+            if packed is not None and why is None:
+                packed, why = self._fitting(packed)
+            if packed is not None:
+                self._add(packed)
+            if why is not None:
+                self.left_out += 1
+            left_out = self.left_out
+        if why is not None and _is_told(left_out):
+            self._tell("warning", "journal_left_out", why=why, left_out=left_out)
+
+    def flush(self, timeout: float | None = None) -> None:
+        """Wait until all that was put before is durable.
+
+        Raises JournalError, with the reason, when an attempt that began after the call fails, TimeoutError
+        after *timeout* seconds (None: waits as long as it takes). What waits is still tried again.
+        """
+        if self._home is not _process.home():
+            raise JournalError("the journal's writer belongs to another process; make an executor here")
+        with self._changed:
+            target, attempts = self._put, self._attempts
+            self._hurry = True
+            self._wake()
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._durable >= target or self._failed_since(attempts), timeout)
+            if self._durable < target:
+                raise self._reason(attempts, timeout)
+            if self.lost:
+                raise JournalError(f"{self.lost} records of the journal were lost; see the log")
+
+    def close(self, timeout: float | None = 10.0) -> None:
+        """Write what waits, and end the thread. What fails now is given up, counted in `lost`, and logged.
+
+        After *timeout* seconds a thread that still writes is left alone with it. What is put from here on is
+        lost and logged. Close the store after this. Does nothing a second time.
+        """
+        if self._home is not _process.home():
+            return
+        with self._changed:
+            self._closed = self._leaving = True
+            self._changed.notify_all()
+            done = self._changed.wait_for(lambda: self._is_drained, timeout)
+            waiting = len(self._waiting)
+        if not done:
+            self._tell("warning", "journal_still_writing", waited_s=timeout, records=waiting)
+        self._pool.shutdown(wait=done)
+        exit_hook.discard(self)
+
+    def leave(self, deadline: float) -> None:
+        """Begin to end: a write that fails from here on is not tried for long. For the interpreter's exit."""
+        with self._changed:
+            self._leaving = True
+            self._changed.notify_all()
+
+    def join(self, deadline: float) -> None:
+        """Do nothing: the interpreter joins the thread after this."""
+
+    def _tell(self, level: str, event: str, **fields: object) -> None:
+        log(self._log, level, event, fields)  # which never raises: the thread has to go on
+
+    def _fitting(self, record: Record) -> tuple[Record | None, str | None]:
+        """Return what of *record* may wait, and why not all of it."""
+        size = _size(record)
+        if not size or not self._waiting_bytes_with(size):
+            return record, None
+        return _without_bytes(record), f"more than max_waiting_bytes={self._most} would be waiting"
+
+    def _waiting_bytes_with(self, size: int) -> bool:
+        """Return whether that is too much. Alone it never is."""
+        return self.waiting_bytes > 0 and self.waiting_bytes + size > self._most
+
+    def _add(self, record: Record) -> None:
+        if self._closed:
+            self._count_lost(1, "closed")
+            return
+        size = _size(record)
+        self._waiting.append((record, size))
+        self.waiting_bytes += size
+        self._put += 1
+        self._wake()
+
+    def _wake(self) -> None:
+        """Have a thread write what waits, if none does."""
+        if not self._is_drained or not self._waiting:
+            return
+        try:
+            self._pool.submit(self._drain)
+        except RuntimeError as error:  # the interpreter exits, or is out of threads
+            self._count_failed(JournalError(f"the journal has no thread to write with: {error}"))
+        else:
+            self._is_drained = False
+
+    def _drain(self) -> None:
+        delay = _FIRST_DELAY_S
+        while batch := self._next_batch():
+            failure = self._try_to_write(batch)
+            if failure is None:
+                self._count_durable(len(batch))
+                self._compact_after(batch)
+                delay = _FIRST_DELAY_S
+            elif self._waits_to_retry(failure, delay):
+                delay = min(2 * delay, _LONGEST_DELAY_S)
+
+    def _next_batch(self) -> list[Record]:
+        """Return the oldest records, none if no more wait: who puts the next one has to wake a thread."""
+        with self._changed:
+            self._is_drained = not self._waiting
+            self._attempts += not self._is_drained
+            self._hurry = False
+            batch, size = list[Record](), 0
+            for record, bytes_in_it in islice(self._waiting, _BATCH_RECORDS):
+                if batch and size + bytes_in_it > _BATCH_BYTES:
+                    break
+                batch.append(record)
+                size += bytes_in_it
+            self._changed.notify_all()
+        return batch
+
+    def _try_to_write(self, batch: list[Record]) -> JournalError | None:
+        leaving = self._leaving
+        try:
+            self._store.append(batch)
+        except JournalError as error:
+            return self._failed(error, leaving)
+        except Exception as error:
+            told = JournalError(f"the journal could not be written: {describe(error)}")
+            told.__cause__ = error
+            return self._failed(told, leaving)
+        return None
+
+    def _failed(self, error: JournalError, leaving: bool) -> JournalError:
+        is_first = self._failure is None
+        with self._changed:
+            self._count_failed(error)
+            if leaving:
+                self._give_up(error)
+            self._changed.notify_all()
+        if is_first and self._on_failure is not None:
+            try:
+                self._on_failure(error)
+            except Exception as raised:
+                self._tell("error", "journal_on_failure_raised", error=describe(raised))
+        return error
+
+    def _waits_to_retry(self, failure: JournalError, delay: float) -> bool:
+        """Wait for as long as *delay* seconds; return whether that was so, and nobody was in a hurry."""
+        with self._changed:
+            return not self._changed.wait_for(lambda: self._hurry or self._leaving, delay)
+
+    def _count_durable(self, count: int) -> None:
+        with self._changed:
+            self._forget(count)
+            recovered, self._failure = self._failure is not None, None
+            self._changed.notify_all()
+        if recovered:
+            self._tell("info", "journal_written_again", failed=self.failed)
+
+    def _compact_after(self, batch: list[Record]) -> None:
+        if not any(isinstance(record, Committed) for record in batch):
+            return
+        try:
+            self._store.compact()
+        except Exception as error:  # the next commit does it
+            self._tell("warning", "journal_not_compacted", error=describe(error))
+
+    def _count_failed(self, error: JournalError) -> None:
+        is_first = self._failure is None
+        self.failed += 1
+        self._failure = self._attempts, error
+        if is_first:
+            self._tell("warning", "journal_not_written", error=str(error), waiting=len(self._waiting))
+
+    def _give_up(self, error: JournalError) -> None:
+        count = len(self._waiting)
+        self._forget(count)
+        self._count_lost(count, str(error))
+
+    def _forget(self, count: int) -> None:
+        for _ in range(count):
+            self.waiting_bytes -= self._waiting.popleft()[1]
+        self._durable += count
+
+    def _count_lost(self, count: int, why: str) -> None:
+        before, self.lost = self.lost, self.lost + count
+        if self.lost.bit_length() > before.bit_length():
+            self._tell("error", "journal_lost", why=why, lost=self.lost)
+
+    def _failed_since(self, attempts: int) -> bool:
+        return self._failure is not None and (self._failure[0] > attempts or self._is_drained)
+
+    def _reason(self, attempts: int, timeout: float | None) -> Exception:
+        if self._failure is not None and self._failed_since(attempts):
+            error = JournalError(str(self._failure[1]))
+            error.__cause__ = self._failure[1]
+            return error
+        return TimeoutError(
+            f"the journal was not on the disk within {timeout} s; wait longer, or look at the disk"
+        )
+
+
+def _check_record(record: object) -> None:
+    """Raise TypeError for what the file cannot have: it would be tried again for ever."""
+    match record:
+        case Queued(str(), int() as number, bytes() | None):
+            pass
+        case Ended(str(), str(), bytes() | None) | Reopened(str()):
+            number = 0
+        case Delivered(tuple() as keys) if all(isinstance(key, str) for key in keys):
+            number = 0
+        case Committed(int() as number):
+            pass
+        case _:
+            raise TypeError(f"a {type(record).__name__} with such fields is no record of the journal")
+    if not -(2**63) <= number < 2**63:
+        raise ValueError("an epoch or step has more than 64 bits; give a smaller one")
+
+
+def _packed(record: Record, value: Any) -> tuple[Record | None, str | None]:
+    """Return *record* with *value* in it; without it, or None, and why it cannot be there."""
+    if value is NOTHING:
+        return _limited(record)
+    if not isinstance(record, Queued | Ended) or (isinstance(record, Ended) and record.status != ACCEPTED):
+        raise TypeError(
+            f"a {type(record).__name__} takes no value; give one with Queued or an accepted Ended"
+        )
+    try:
+        data = pack(value)
+    except Exception as error:  # an array's own methods may raise anything
+        words = str(error) if isinstance(error, PackingError) else describe(error)
+        return _without_bytes(record), words
+    if isinstance(record, Queued):
+        return _limited(Queued(record.key, record.epoch, data))
+    return _limited(Ended(record.key, record.status, data))
+
+
+def _limited(record: Record) -> tuple[Record | None, str | None]:
+    if _size(record) > LARGEST_BODY:
+        return _without_bytes(record), f"{_size(record)} bytes; {LARGEST_BODY} can be written"
+    return record, None
+
+
+def _without_bytes(record: Record) -> Record | None:
+    """Return what can be said of *record* without its bytes."""
+    return Queued(record.key, record.epoch) if isinstance(record, Queued) else None
+
+
+def _size(record: Record) -> int:
+    if isinstance(record, Queued):
+        return len(record.data or b"")
+    return len(record.result or b"") if isinstance(record, Ended) else 0
+
+
+def _is_told(count: int) -> bool:
+    """Return whether *count* is a power of two: one that runs fast fills no log."""
+    return count & (count - 1) == 0
