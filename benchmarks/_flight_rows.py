@@ -54,7 +54,7 @@ def _in_flight(measured: Mapping[str, Contender | Absent], counts: list[int]) ->
         ),
         MICROSECONDS,
         {"lag": MILLISECONDS, "idle": PERCENT, "memory": BYTES},
-        rounds=2,
+        rounds=3,
         seldom=_slowest(most),
     )
 
@@ -67,7 +67,7 @@ def _bursts(measured: Mapping[str, Contender | Absent], counts: list[int]) -> Ro
         _figures(measured, counts, figures.bursts_of),
         tuple(_growths(measured, ten, most, "burst", "task")),
         MICROSECONDS,
-        rounds=2,
+        rounds=3,
         seldom=_slowest(most),
     )
 

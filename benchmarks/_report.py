@@ -101,7 +101,10 @@ def _by(aim: Aim, spread: Spread) -> str:
 def _cells(line: Line) -> tuple[str, ...]:
     spread = line.spread
     quartiles, extremes = ("-".join(map(number, pair)) for pair in (spread.quartiles, spread.extremes))
-    return number(spread.median), quartiles, extremes, str(line.reading.aim or ""), line.verdict
+    if spread.count == 1:
+        quartiles = extremes = "one value"
+    verdict = line.verdict if line.is_clear else f"{line.verdict}, not clearly"
+    return number(spread.median), quartiles, extremes, str(line.reading.aim or ""), verdict
 
 
 def _medians(outcome: Outcome) -> Iterator[str]:
@@ -174,6 +177,7 @@ def _figure(outcome: Outcome, name: str) -> dict[str, Any]:
 def _spread(spread: Spread) -> dict[str, Any]:
     return {
         "median": spread.median,
+        "values": spread.count,
         "quartiles": list(spread.quartiles),
         "min": spread.extremes[0],
         "max": spread.extremes[1],

@@ -115,13 +115,15 @@ class Spread:
     median: float
     quartiles: tuple[float, float]
     extremes: tuple[float, float]
+    count: int
+    """How many values."""
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
         if len(values) == 1:
-            return cls(values[0], (values[0], values[0]), (values[0], values[0]))
+            return cls(values[0], (values[0], values[0]), (values[0], values[0]), 1)
         lower, middle, upper = statistics.quantiles(values, n=4, method="inclusive")
-        return cls(middle, (lower, upper), (min(values), max(values)))
+        return cls(middle, (lower, upper), (min(values), max(values)), len(values))
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ class Line:
     @property
     def verdict(self) -> str:
         return self.reading.aim.verdict(self.spread.median) if self.reading.aim else ""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the quartiles say what the median does."""
+        aim = self.reading.aim
+        return aim is None or len({aim.verdict(value) for value in self.spread.quartiles}) == 1
 
 
 @dataclass(frozen=True)
