@@ -160,10 +160,11 @@ def test_as_a_context_manager_it_runs_inside_only(loop_factory: LoopFactory) -> 
 
 def test_several_threads_may_destroy_it_at_once(make_executor: MakeExecutor) -> None:
     executor = make_executor(consumer_batch_size=4)
-    begin_everything(executor)
+    waiting = begin_everything(executor)
     callers = [Caller(executor.destroy) for _ in range(4)]
     for caller in callers:
         caller.result()
+    assert [type(caller.error()) for caller in waiting] == [RunnerStoppedError] * len(waiting)
     assert executor.ledger.running == 0
 
 
