@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Self
@@ -16,6 +17,8 @@ class Interruption(ABC):
     """
 
     def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        """Where the body runs."""
         self._task: asyncio.Task[object] | None = None  # None before the body and behind it
         self._interrupted = False
 
@@ -40,6 +43,11 @@ class Interruption(ABC):
         if self._task is not None and not self._interrupted:
             self._interrupted = True
             self._task.cancel()
+
+    def _interrupt_soon(self) -> None:
+        """Do that on the loop; any thread may."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and it is over
+            self.loop.call_soon_threadsafe(self._interrupt)
 
     @abstractmethod
     def _error(self) -> Exception:

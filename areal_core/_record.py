@@ -10,6 +10,9 @@ from typing import Any
 PLAYING = "playing its workflow"
 """The stage between all others."""
 
+PAUSED = "waiting for generation to be continued"
+"""The stage of a generation that may not be sent."""
+
 
 @dataclass(slots=True, eq=False)
 class EpisodeRecord:

@@ -21,6 +21,7 @@ from children import Children, RunScript, StartScript
 from logged import LogLines, LogLinesHandler
 
 if TYPE_CHECKING:
+    from areal_core._journal.store import Store
     from areal_core.async_task_runner import AsyncTaskRunner
     from areal_core.embedded import EmbeddedServer
     from areal_core.workflow_executor import WorkflowExecutor
@@ -277,3 +278,19 @@ def use(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[RunWi
 
     yield lambda work: run_with_session(loop_factory, work)
     configure_http(HttpConfig())
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """Name the directory of a journal, which is not there yet."""
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+def store(directory: Path) -> Iterator[Store]:
+    """Open a new journal's file, and read it."""
+    from areal_core._journal.store import Store
+
+    with Store(directory) as opened:
+        opened.read()
+        yield opened

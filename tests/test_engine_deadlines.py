@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
 
 import pytest
 
@@ -15,18 +13,8 @@ from areal_core._engine.events import Events
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
 from areal_core.errors import GenerationTimeoutError
+from scripted import Play
 from threaded_loops import MakeLoop
-
-Play: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
-
-
-@pytest.fixture
-def play(loop_factory: MakeLoop) -> Play:
-    def play(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(act())
-
-    return play
 
 
 async def until_late(deadlines: Deadlines, ended: list[str], name: str) -> None:

@@ -6,15 +6,12 @@ import asyncio
 import contextlib
 import gc
 import weakref
-from collections.abc import Callable, Coroutine
-from typing import Any, TypeAlias
+from collections.abc import Callable
 
 import pytest
 
 from areal_core._interruption import Interruption
-from threaded_loops import MakeLoop
-
-Play: TypeAlias = Callable[[Callable[[], Coroutine[Any, Any, None]]], None]
+from scripted import Play
 
 
 class EndedError(Exception):
@@ -33,15 +30,6 @@ class Ended(Interruption):
 
     def _error(self) -> Exception:
         return EndedError(self._name)
-
-
-@pytest.fixture
-def play(loop_factory: MakeLoop) -> Play:
-    def play(act: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        with asyncio.Runner(loop_factory=loop_factory) as runner:
-            runner.run(act())
-
-    return play
 
 
 def soon(act: Callable[[], object]) -> None:

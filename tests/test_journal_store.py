@@ -9,7 +9,7 @@ import shutil
 import sqlite3
 import stat
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,18 +20,6 @@ from areal_core._journal.store import Store
 from areal_core.errors import JournalError
 from children import RunScript, StartScript
 from journal_plans import Model, plan, state_of
-
-
-@pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
-
-
-@pytest.fixture
-def store(directory: Path) -> Iterator[Store]:
-    with Store(directory) as opened:
-        opened.read()
-        yield opened
 
 
 def write(directory: Path, *records: Record, resume_from: int | None = None) -> None:

@@ -46,18 +46,6 @@ class Disk:
 
 
 @pytest.fixture
-def directory(tmp_path: Path) -> Path:
-    return tmp_path / "journal"
-
-
-@pytest.fixture
-def store(directory: Path) -> Iterator[Store]:
-    with Store(directory) as opened:
-        opened.read()
-        yield opened
-
-
-@pytest.fixture
 def disk(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
     disk = Disk(store)
     monkeypatch.setattr(store, "append", disk.append)

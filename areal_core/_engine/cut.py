@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from typing import Any, Self
 
 from areal_core._engine.server import Server
@@ -25,15 +23,14 @@ class Cut(Interruption):
         super().__init__()
         self._server = server
         self._when_removed = when_removed
-        self._loop = asyncio.get_running_loop()
         self._why: str | None = None
 
     def cut(self, why: str) -> None:
         """End it; any thread may."""
         if self._when_removed and not self._server.removed:
             return
-        with contextlib.suppress(RuntimeError):  # its loop is closed, and it is over
-            self._loop.call_soon_threadsafe(self._cut, why)
+        self._why = self._why or why
+        self._interrupt_soon()
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -43,10 +40,6 @@ class Cut(Interruption):
     def __exit__(self, *raised: Any) -> None:
         self._server.calls.discard(self)
         super().__exit__(*raised)
-
-    def _cut(self, why: str) -> None:
-        self._why = self._why or why
-        self._interrupt()
 
     def _error(self) -> Exception:
         message = f"{self._server.name} was given up: {self._why}"

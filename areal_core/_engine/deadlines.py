@@ -40,11 +40,9 @@ class Deadlines:
     def begin(self, one: Late) -> None:
         """Have *one* end in time, which has begun now, on the running loop."""
         with self._lock:
-            queue = self._queues.get(one.loop)
-            if queue is None:
-                queue = self._queues[one.loop] = _Queue(one.loop, self.opening)
+            queue = self._queues.get(one.loop) or _Queue(one.loop, self.opening)
             queue.add(one)
-            self._queues[one.loop] = queue  # the garbage collector may have ended its last one just now
+            self._queues[one.loop] = queue  # also after the garbage collector has just ended its last one
 
     def drop(self, one: Late) -> None:
         """Know no more of *one*, which is over."""

@@ -179,7 +179,7 @@ class Generation:
 
     async def _next_server(self) -> Server:
         while True:
-            self._enter("waiting for generation to be continued")
+            self._enter(_record.PAUSED)
             await self._opening.wait()
             self._enter("waiting for a server")
             self._resting.choose()

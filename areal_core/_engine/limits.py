@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -20,7 +18,6 @@ class Limits(Interruption):
 
     def __init__(self, deadlines: Deadlines, describe: Callable[[], str]) -> None:
         super().__init__()
-        self.loop = asyncio.get_running_loop()
         self._deadlines = deadlines
         self._describe = describe
         self._stopped: str | None = None
@@ -53,8 +50,7 @@ class Limits(Interruption):
     def stop(self, why: str) -> None:
         """End the body with EngineStoppedError; any thread may."""
         self._stopped = why
-        with contextlib.suppress(RuntimeError):  # its loop is closed, and it is over
-            self.loop.call_soon_threadsafe(self._interrupt)
+        self._interrupt_soon()
 
     def _error(self) -> Exception:
         if self._stopped is not None:

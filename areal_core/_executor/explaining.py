@@ -21,7 +21,7 @@ from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
-from areal_core import _process
+from areal_core import _process, _record
 from areal_core._executor.capacity import capacity_of, wish_of
 from areal_core._executor.core import Core
 from areal_core._executor.desk import Desk
@@ -49,7 +49,6 @@ from areal_core._watch.user_frames import frames_of_callback, is_users, short_pl
 from areal_core.errors import EngineStoppedError
 
 _LOCK_S = 1.0  # for the loop's thread, which holds the lock for microseconds unless somebody's code blocks it
-_GENERATION_PAUSED = "waiting for generation to be continued"
 _LONGEST_NAME = 80
 _LARGEST_NUMBER = 2**64  # Python refuses to print one of 5000 digits
 _NEARLY = 0.9  # rollouts start a moment after they were submitted
@@ -155,7 +154,7 @@ class Explainer:
     def _facts(self, core: Core) -> _Facts:
         running, now = core.scheduler.running, self._desk.time()
         paused = sum(
-            one.record.stage == _GENERATION_PAUSED and not one.is_over
+            one.record.stage == _record.PAUSED and not one.is_over
             for rollout in running.values()
             for one in rollout.members()
         )

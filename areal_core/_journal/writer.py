@@ -169,12 +169,12 @@ class Writer:
     def _fitting(self, record: Record) -> tuple[Record | None, str | None]:
         """Return what of *record* may wait, and why not all of it."""
         size = _size(record)
-        if not size or not self._waiting_bytes_with(size):
+        if not size or not self._is_too_much(size):
             return record, None
         return _without_bytes(record), f"more than max_waiting_bytes={self._most} would be waiting"
 
-    def _waiting_bytes_with(self, size: int) -> bool:
-        """Return whether that is too much. Alone it never is."""
+    def _is_too_much(self, size: int) -> bool:
+        """Return whether so many more bytes may not wait. Alone any may."""
         return self.waiting_bytes > 0 and self.waiting_bytes + size > self._most
 
     def _add(self, record: Record) -> None:
@@ -206,7 +206,7 @@ class Writer:
                 self._count_durable(len(batch))
                 self._compact_after(batch)
                 delay = _FIRST_DELAY_S
-            elif self._waits_to_retry(failure, delay):
+            elif self._waits_to_retry(delay):
                 delay = min(2 * delay, _LONGEST_DELAY_S)
 
     def _next_batch(self) -> list[Record]:
@@ -250,7 +250,7 @@ class Writer:
                 self._tell("error", "journal_on_failure_raised", error=describe(raised))
         return error
 
-    def _waits_to_retry(self, failure: JournalError, delay: float) -> bool:
+    def _waits_to_retry(self, delay: float) -> bool:
         """Wait for as long as *delay* seconds; return whether that was so, and nobody was in a hurry."""
         with self._changed:
             return not self._changed.wait_for(lambda: self._hurry or self._leaving, delay)

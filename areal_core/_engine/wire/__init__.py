@@ -3,6 +3,7 @@
 ::
 
     exchange.py     sends a call, gives its reply; what goes wrong is one of our errors
+    body.py         the body of a request, and what becomes of it
     address.py      where a server is            api_key.py      the secret it asks for
     server_sent.py  events of a stream           complaint.py    what a server says of an error
     decoding.py     foreign JSON, checked against types

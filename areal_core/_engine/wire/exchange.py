@@ -17,7 +17,6 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
 import aiohttp
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_exceptions import BadHttpMessage, ContentLengthError, TransferEncodingError
 from yarl import URL
 
@@ -25,6 +24,7 @@ from areal_core._engine.backend import HttpCall, ReplyError
 from areal_core._engine.wire import complaint
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.api_key import ApiKey
+from areal_core._engine.wire.body import Body, mark_used
 from areal_core._engine.wire.server_sent import EventParser
 from areal_core.errors import (
     InferenceError,
@@ -45,8 +45,6 @@ _END_BYTES = 2**16
 _RACE_S = 1.0
 
 _STALE_IN_A_ROW = 3  # connections; the next one is new, or the server does this for ever
-
-_USED = "_areal_core_used"  # set on a connection that has brought a reply to us
 
 
 class StaleConnectionError(ServerUnreachableError):
@@ -215,49 +213,6 @@ class _Unknown:
     """Stands for a connection that is not known, and is like no other."""
 
 
-class _Body(aiohttp.Payload):
-    """The body of a request, of any size: aiohttp's own warns of large ones that are bytes.
-
-    It notes when the request leaves, and on which connection.
-    """
-
-    _value: bytes
-    autoclose = True
-    """There is nothing to close."""
-
-    connection: object = None
-    transport: asyncio.WriteTransport | None = None
-    reused = False
-    """Whether that connection has brought a reply before."""
-    left_at: float | None = None
-    """When the first of it was written, by the loop's clock; None: not yet."""
-
-    def __init__(self, content: bytes) -> None:
-        super().__init__(content, content_type="application/json")
-
-    @property
-    def size(self) -> int:
-        """Return its length in bytes."""
-        return len(self._value)
-
-    def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
-        """Return it as text."""
-        return self._value.decode(encoding, errors)
-
-    async def write(self, writer: AbstractStreamWriter) -> None:
-        """Write all of it."""
-        await self.write_with_length(writer, None)
-
-    async def write_with_length(self, writer: AbstractStreamWriter, content_length: int | None) -> None:
-        """Write it. The headers go out with it, not before."""
-        self.connection = getattr(writer, "protocol", self.connection)
-        self.transport = writer.transport
-        self.reused = hasattr(self.connection, _USED)
-        if self.transport is not None and not self.transport.is_closing():
-            self.left_at = asyncio.get_running_loop().time()
-        await writer.write(self._value)  # *content_length* is its own
-
-
 class _Request:
     """One request, and the errors that may come of it."""
 
@@ -265,7 +220,7 @@ class _Request:
         self._exchange = exchange
         self._call = call
         # One that sends nothing has a body too: what becomes of a request is seen there.
-        self._body = _Body(call.body or b"") if call.body is not None or call.method != "GET" else None
+        self._body = Body(call.body or b"") if call.body is not None or call.method != "GET" else None
         self.connection: object = None
 
     async def send(self, session: aiohttp.ClientSession) -> aiohttp.ClientResponse:
@@ -287,7 +242,7 @@ class _Request:
             raise
         else:
             self.connection = self._connection(response)
-            setattr(self.connection, _USED, True)
+            mark_used(self.connection)
             return response
         self.hang_up()
         raise failure
