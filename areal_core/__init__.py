@@ -55,6 +55,7 @@ __all__ = [
     "ModelRequest",
     "ModelResponse",
     "RemoteInfEngine",
+    "Resumed",
     "RolloutLedger",
     "RolloutOutcome",
     "RolloutStat",
@@ -99,6 +100,7 @@ if TYPE_CHECKING:
     from areal_core.types import GenerationHyperparameters, ModelRequest, ModelResponse, RolloutWorkflow
     from areal_core.workflow_context import HttpConfig, WorkflowContext
     from areal_core.workflow_executor import (
+        Resumed,
         RolloutLedger,
         RolloutOutcome,
         StalenessReport,
@@ -119,6 +121,7 @@ else:  # a type checker that saw __getattr__ would let every misspelt name pass
             "ModelRequest": "types",
             "ModelResponse": "types",
             "RemoteInfEngine": "remote_inf_engine",
+            "Resumed": "workflow_executor",
             "RolloutLedger": "workflow_executor",
             "RolloutOutcome": "workflow_executor",
             "RolloutStat": "staleness_manager",

@@ -81,6 +81,10 @@ class InferenceEngineConfig:
     dump_dir: str | os.PathLike[str] | None = None
     """Where delivered trajectories are written, ``<version>.jsonl``; None: nowhere."""
 
+    journal_dir: str | os.PathLike[str] | None = None
+    """Where items and trajectories of `prepare_batch` are kept, so that a killed run goes on where it had got
+    to; see the module `journal`. None: nowhere. Each process needs a directory of its own."""
+
     enable_rollout_tracing: bool = False
     """Whether each rollout's start and end is logged, as a debug event."""
 

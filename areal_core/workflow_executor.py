@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
@@ -31,6 +31,7 @@ from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.prompts import Prompts
 from areal_core._executor.report import StalenessReport
 from areal_core._executor.requests import Request, Want
+from areal_core._executor.resumed import Resumed
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
 from areal_core._executor.work import Workflow, make_plan
@@ -47,7 +48,10 @@ from areal_core.config import InferenceEngineConfig
 from areal_core.staleness_manager import StalenessManager
 from areal_core.types import InferenceEngine
 
-__all__ = ["RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecutor"]
+if TYPE_CHECKING:
+    from areal_core._executor.journaling import Journaling
+
+__all__ = ["Resumed", "RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecutor"]
 
 R = TypeVar("R")
 
@@ -60,7 +64,13 @@ class WorkflowExecutor(Looking):
 
     *inference_engine* is what workflows get tokens from, and knows the policy version. *staleness_manager*
     is told of training rollouts in AReaL's terms, and its limits are used in place of those in *config*;
-    None makes one. *loop_factory* makes the loop, as `AsyncTaskRunner`'s does. Raises TypeError.
+    None makes one. *loop_factory* makes the loop, as `AsyncTaskRunner`'s does.
+
+    With ``journal_dir`` in *config*, `prepare_batch` goes on where a run that was killed had come to:
+    *resume_from* is the step of the checkpoint that the trainer goes on from, which it gave to `commit`; None
+    is the beginning, as long as nothing was committed. See the module `journal`.
+
+    Raises TypeError, and ValueError for a step without a journal.
     """
 
     def __init__(
@@ -69,8 +79,10 @@ class WorkflowExecutor(Looking):
         inference_engine: InferenceEngine,
         staleness_manager: StalenessManager | None = None,
         *,
+        resume_from: int | None = None,
         loop_factory: LoopFactory | None = None,
     ) -> None:
+        self._resume_from = _checked_step(config, resume_from)
         self._config = config
         self._engine = inference_engine
         self._given_manager = staleness_manager
@@ -92,21 +104,31 @@ class WorkflowExecutor(Looking):
         *logger* is a structlog or a standard logger; None means the standard logger ``areal_core``.
         With *train_data_parallel_size* n the batch and the concurrency of this process are 1/n of the
         configured; None is 1. After ``destroy`` it starts clean and not paused; what was finished and never
-        collected is dropped with one warning and counted as ``discarded``.
+        collected is dropped with one warning and counted as ``discarded``. With a journal it goes on from the
+        last commit, as another process would.
 
-        Raises ValueError where n does not divide them, RuntimeError when it runs already, and whatever kept
-        thread or loop from starting.
+        Raises JournalError when the journal cannot be used, or not be resumed from there; ValueError where n
+        does not divide them, RuntimeError when it runs already, and whatever kept thread or loop from
+        starting.
         """
         parts = 1 if train_data_parallel_size is None else train_data_parallel_size
         parts = check_integer("train_data_parallel_size", parts, least=1)
         manager, rules = settings.of(self._config, self._provider, self._given_manager, parts)
         self._runner.initialize(logger)
+        journaling: Journaling | None = None
         try:
-            shift = Shift(self._config, rules, manager, self._engine, self._runner, logger, self._shift)
+            journaling = self._open_journal(logger)
+            shift = Shift(
+                self._config, rules, manager, self._engine, self._runner, logger, self._shift, journaling
+            )
             shift.begin()
         except BaseException:
             self._runner.destroy()
+            if journaling is not None:
+                journaling.close()
             raise
+        if journaling is not None:
+            self._prompts = Prompts(self._own_ids, journaling.recovery)
         self._manager, self._rules, self._shift = manager, rules, shift
 
     def destroy(self, timeout: float | None = 30.0) -> None:
@@ -282,12 +304,37 @@ class WorkflowExecutor(Looking):
         try:
             if self._turn.setdefault("of", me) is not me:
                 raise RuntimeError("prepare_batch() is under way already; make one call of it at a time")
+            if not self._prompts.is_recovered:
+                self.on_version_changed()  # what was recovered is judged by it
             return self._obtain("prepare_batch", request, accepted, feed=feed)
         finally:
             # Taken by one call of C code, and given back without any: at neither can a Ctrl-C leave it taken,
             # or lose the batch.
             if self._turn == {"of": me}:
                 self._turn = {}
+
+    def commit(self, step: int, timeout: float | None = None) -> None:
+        """Have all that `prepare_batch` returned so far never be given again to who resumes from *step*.
+
+        Call it once the trainer's checkpoint *step* is complete; it waits until it is on the disk, *timeout*
+        seconds at most (None: no limit). Steps rise; the same one once more is tried again. Until then what
+        was delivered counts as not trained: who resumes from the step before gets it again. The last two
+        steps can be resumed, so keep two checkpoints: a run may be killed between its checkpoint and this.
+
+        Raises JournalError when it cannot be written (which is tried on), TimeoutError; ValueError without a
+        journal, and for a step that is not above the last; RunnerStoppedError after ``destroy``; TypeError.
+        """
+        shift = self._on_shift()
+        step = check_integer("step", step, least=0)
+        if shift.journaling is None:
+            raise ValueError(f"commit({step}): there is no journal; give config.journal_dir")
+        shift.desk.call(shift.journaling.commit, step).wait(timeout)
+
+    @property
+    def resumed(self) -> Resumed | None:
+        """What ``initialize`` found in the journal; None: there is none."""
+        journaling = None if self._shift is None else self._on_shift().journaling
+        return None if journaling is None else journaling.recovery.resumed
 
     def give_back(self, count: int) -> None:
         """Free the budget of *count* delivered trajectories that are not trained on.
@@ -334,6 +381,19 @@ class WorkflowExecutor(Looking):
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _open_journal(self, logger: Any) -> Journaling | None:
+        """Open it. The life before is over: what it still has to write is written first."""
+        directory, step = self._config.journal_dir, self._resume_from
+        if directory is None:
+            return None
+        before = None if self._shift is None else self._shift.journaling
+        if before is not None:
+            before.close()
+            step = before.step
+        from areal_core._executor.journaling import Journaling  # SQLite and NumPy are not everybody's
+
+        return Journaling(directory, step, logger)
+
     def _steer(self, event: str) -> None:
         shift = self._on_shift()
         shift.raise_if_ended()
@@ -352,3 +412,11 @@ class WorkflowExecutor(Looking):
         shift = self._on_shift()
         shift.raise_on_loop_thread(caller)
         return shift.handover.obtain(request, deadline, rollouts, feed, shape=shape)
+
+
+def _checked_step(config: object, step: object) -> int | None:
+    if step is None:
+        return None
+    if getattr(config, "journal_dir", None) is None:
+        raise ValueError(f"resume_from={step!r}, and there is no journal; give config.journal_dir")
+    return check_integer("resume_from", step, least=0)

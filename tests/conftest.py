@@ -131,6 +131,7 @@ def make_executor(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iter
             logger: Any = None,
             parts: int | None = None,
             leave: bool = False,
+            resume_from: int | None = None,
             **config: Any,
         ) -> WorkflowExecutor:
             from areal_core.config import InferenceEngineConfig
@@ -143,6 +144,7 @@ def make_executor(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iter
                 InferenceEngineConfig(**config),
                 Engine() if engine is None else engine,
                 manager,
+                resume_from=resume_from,
                 loop_factory=loop_factory,
             )
             made.callback(executor.destroy, timeout=0.5 if leave else 10.0)

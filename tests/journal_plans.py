@@ -11,10 +11,19 @@ from typing import NamedTuple
 
 import msgspec
 
-from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Recovered, Reopened
+from areal_core._journal.records import (
+    Committed,
+    Delivered,
+    Ended,
+    Queued,
+    Record,
+    Recovered,
+    Reopened,
+    Returned,
+)
 
 _KINDS: dict[str, type[Record]] = {
-    kind.__name__: kind for kind in (Queued, Ended, Reopened, Delivered, Committed)
+    kind.__name__: kind for kind in (Queued, Ended, Reopened, Delivered, Returned, Committed)
 }
 
 
@@ -56,12 +65,18 @@ class Model:
             case Reopened(key):
                 self.results.pop(key, None)
                 self.order.pop(key, None)
-            case Delivered(keys):
-                for place, key in enumerate(keys):
-                    self.delivered[key] = self.time
-                    self.order[key] = self.time, place
+            case Delivered(keys) | Returned(keys):
+                self._pass_on(keys, is_delivered=isinstance(record, Delivered))
             case Committed(step):
                 self.commits = dict([*self.commits.items(), (step, self.time)][-2:])
+
+    def _pass_on(self, keys: Iterable[str], *, is_delivered: bool) -> None:
+        for place, key in enumerate(keys):
+            self.order[key] = self.time, place
+            if is_delivered:
+                self.delivered[key] = self.time
+            else:
+                del self.delivered[key]
 
     def tell_all(self, records: Iterable[Record]) -> Model:
         for record in records:
@@ -131,6 +146,8 @@ def _next(model: Model, chance: random.Random, largest: int) -> Record:
         return Delivered(tuple(chance.sample(accepted, min(len(accepted), chance.randint(1, 4)))))
     if what < 0.24 and accepted:
         return Reopened(chance.choice(accepted))
+    if what < 0.28 and (uncommitted := _uncommitted(model)):
+        return Returned(tuple(chance.sample(uncommitted, min(len(uncommitted), chance.randint(1, 3)))))
     if what < 0.6 and running:
         status = "accepted" if chance.random() < 0.8 else "rejected"
         result = chance.randbytes(chance.randrange(largest)) if status == "accepted" else None
@@ -148,6 +165,11 @@ def _running(model: Model) -> list[str]:
         for key in model.queued
         if key not in model.settled and key not in model.results and key not in model.delivered
     ]
+
+
+def _uncommitted(model: Model) -> list[str]:
+    last = max(model.commits.values(), default=0)
+    return [key for key, time in model.delivered.items() if time > last]
 
 
 def _accepted(model: Model) -> list[str]:

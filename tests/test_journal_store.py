@@ -15,7 +15,17 @@ from pathlib import Path
 import pytest
 
 from areal_core._journal.keys import Keys, epoch_of
-from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Recovered, Reopened
+from areal_core._journal.records import (
+    ACCEPTED,
+    Committed,
+    Delivered,
+    Ended,
+    Queued,
+    Record,
+    Recovered,
+    Reopened,
+    Returned,
+)
 from areal_core._journal.store import Store
 from areal_core.errors import JournalError
 from children import RunScript, StartScript
@@ -91,10 +101,27 @@ def test_reading_alone_gives_nothing_up(directory: Path) -> None:
         assert store.steps() == [1]
 
 
-def test_a_journal_of_an_earlier_run_is_not_begun_anew(directory: Path) -> None:
-    write(directory, Queued("0:a", 0))
-    with pytest.raises(JournalError, match="earlier run; no step was committed that could be resumed"):
-        read(directory, None)
+def test_before_the_first_commit_a_run_goes_on_from_the_beginning(directory: Path) -> None:
+    write(directory, Queued("0:a", 0), Ended("0:a", ACCEPTED, b"a"), Queued("0:b", 0), Delivered(("0:a",)))
+    with pytest.raises(JournalError, match="no step was committed: give resume_from=None"):
+        read(directory, 0)
+    found = read(directory, None)
+    assert (found.step, [one.key for one in found.finished], [one.key for one in found.pending]) == (
+        None,
+        ["0:a"],
+        ["0:b"],
+    )
+
+
+def test_what_was_given_back_before_a_commit_is_not_in_it(directory: Path) -> None:
+    some = [*accepted("0:0"), *accepted("0:1"), Delivered(("0:0", "0:1")), Returned(("0:1",)), Committed(0)]
+    write(directory, *some)
+    found = read(directory, 0)
+    assert list(found.done) == ["0:0"]
+    assert [one.key for one in found.finished] == ["0:1"]
+
+
+def test_nothing_is_appended_before_it_is_said_where_the_journal_goes_on(directory: Path) -> None:
     with Store(directory) as store, pytest.raises(ValueError, match="append before read"):
         store.append([Committed(1)])
 
@@ -449,7 +476,12 @@ def check_nothing_is_wrong(found: Recovered, records: list[Record]) -> None:
 
 def check_trained_is_done(found: Recovered, records: list[Record]) -> None:
     commit = records.index(Committed(found.step if found.step is not None else -1))
-    trained = {key for one in records[:commit] if isinstance(one, Delivered) for key in one.keys}
+    trained = set[str]()
+    for one in records[:commit]:
+        if isinstance(one, Delivered):
+            trained.update(one.keys)
+        elif isinstance(one, Returned):
+            trained.difference_update(one.keys)
     assert trained.isdisjoint(one.key for one in found.finished)
     assert trained.isdisjoint(one.key for one in found.pending)
 
@@ -655,3 +687,13 @@ def test_a_file_of_a_later_version_is_refused_and_left_as_it_is(directory: Path)
     with pytest.raises(JournalError, match="later version"), Store(directory):
         pass
     assert (directory / "journal.sqlite").read_bytes() == before
+
+
+def test_a_commit_says_what_is_in_it_also_when_the_row_of_what_was_given_back_is_damaged(
+    directory: Path,
+) -> None:
+    some = [*accepted("0:0"), *accepted("0:1"), Delivered(("0:0", "0:1")), Returned(("0:1",)), Committed(0)]
+    write(directory, *some)
+    damage_row(directory, "UPDATE log SET head = x'0011' WHERE row = 6")
+    found = read(directory, 0)
+    assert (list(found.done), [one.key for one in found.finished]) == (["0:0"], ["0:1"])

@@ -22,6 +22,7 @@
 | `port` | what the core needs of the world; `desk` is that world on a runner's loop |
 | `handover`, `prompts`, `work`, `settings`, `shift` | the callers' threads, what they give, and the wiring |
 | `playing`, `events` | one episode; the log |
+| `journaling`, `recovery`, `resumed` | what the journal is told; what an earlier run left in it |
 | `looking`, `explaining`, `capacity`, `explanation` | what it says of itself when asked, and in which words |
 | `stuck` | when it says so unasked |
 """

@@ -24,7 +24,7 @@ from areal_core._executor.patience import Patience
 from areal_core._executor.port import Clock, Port, Witness
 from areal_core._executor.report import Tally, Trained
 from areal_core._executor.requests import Request, Want
-from areal_core._executor.rollout import Episode, Lane, Rollout, State
+from areal_core._executor.rollout import LOST, Episode, Lane, Rollout, State
 from areal_core._executor.rules import Rules
 from areal_core._executor.scheduler import Scheduler
 from areal_core._executor.standstill import Standstill
@@ -69,6 +69,25 @@ class Core:
             self._enqueue(rollout)
             if self._ending is not None:
                 self.scheduler.cancel(rollout)
+
+    def recover(self, rollouts: Iterable[Rollout]) -> None:
+        """Take what an earlier run finished, each once, to be delivered before all else.
+
+        What is too old is played again; where its data is lost it is_abandoned instead.
+        """
+        for rollout in rollouts:
+            if rollout.is_submitted or rollout.is_abandoned:
+                continue
+            is_young = not self._ageing.has_expired(rollout, fell=True)
+            self._witness.recovered(rollout, is_young)
+            if is_young:
+                self._take_finished(rollout)
+            elif rollout.work.data is LOST:
+                rollout.is_abandoned = True
+            else:
+                rollout.restart()
+                rollout.requeues = 0
+                self.submit([rollout])
 
     def episodes_ended(self, episodes: Iterable[Episode]) -> None:
         """Take note of the ends of episodes; their fields say how."""
@@ -143,6 +162,8 @@ class Core:
         for rollout in given:
             self._rollouts[rollout.task_id] = rollout
             self.books.of(rollout).collected(-1)
+        if request.is_noted:
+            self._witness.came_back(given)
         self._expire(given)
         self._set_dynamic(self._is_dynamic)  # attempts may be back that count no longer
 
@@ -155,6 +176,8 @@ class Core:
         if request.is_withdrawn:  # interrupted on the last line, so that it has gone back
             return
         self._delivery.received(request)
+        request.is_noted = True
+        self._witness.delivered(request.rollouts)
         for one in trained:
             self.tally.delivered(one)
         t10 = self.tally.warning()
@@ -170,6 +193,7 @@ class Core:
         if self._ending is not None:
             return
         self._ending = ending
+        self._witness.ending()
         for line in (self.scheduler.training, self.scheduler.evaluation):
             for rollout in line.all_pending():
                 self.scheduler.cancel(rollout)
@@ -244,6 +268,15 @@ class Core:
         self.scheduler.enqueue(rollout, first=first)
         self._witness.enqueued(rollout)
 
+    def _take_finished(self, rollout: Rollout) -> None:
+        rollout.is_submitted = rollout.is_charged = True
+        self._rollouts[rollout.task_id] = rollout
+        books = self.books.of(rollout)
+        books.submitted()
+        books.ended(State.PENDING, "accepted")
+        self.budget.waiting += 1
+        self._delivery.keep(rollout)
+
     def _rollout_began(self, rollout: Rollout) -> None:
         self.books.of(rollout).began()
         self._witness.began(rollout)
@@ -313,8 +346,12 @@ class Core:
                 self._delivery.keep(rollout)
 
     def _may_run_again(self, rollout: Rollout) -> bool:
+        if self._ending is not None:
+            return False
+        if rollout.is_recovered:
+            return rollout.work.data is not LOST
         wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
-        return wanted and rollout.requeues < self._rules.max_requeues and self._ending is None
+        return wanted and rollout.requeues < self._rules.max_requeues
 
     def _run_again(self, rollout: Rollout) -> None:
         rollout.restart()

@@ -90,6 +90,15 @@ class Reporter(Witness):
         if self._traces:
             self._log.line("debug", "rollout_went_stale", **_names(rollout), runs_again=runs_again)
 
+    def recovered(self, rollout: Rollout, is_young: bool) -> None:
+        if is_young:
+            for count in (
+                self._manager.on_rollout_enqueued,
+                self._manager.on_rollout_submitted,
+                self._manager.on_rollout_accepted,
+            ):
+                self._count(rollout, count)
+
     def stalled(self, why: str) -> None:
         self._log.line("warning", "admission_stalled", why=why)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 from areal_core._executor.rollout import Episode, Rollout
@@ -65,3 +65,66 @@ class Witness:
 
     def unfair(self, t10: float) -> None:
         """Long rollouts are hardly trained on; see `StalenessReport.t10`."""
+
+    def recovered(self, rollout: Rollout, is_young: bool) -> None:
+        """*rollout* was finished by an earlier run, and can be delivered; or is too old, and will not be."""
+
+    def delivered(self, rollouts: Iterable[Rollout]) -> None:
+        """*rollouts* have reached their caller."""
+
+    def came_back(self, rollouts: Iterable[Rollout]) -> None:
+        """*rollouts* that were told of as delivered have not reached their caller: they wait again."""
+
+    def ending(self) -> None:
+        """All is to end: what is cancelled from here on is so for that."""
+
+
+class Witnesses(Witness):
+    """Tells *others*, one after the other."""
+
+    def __init__(self, *others: Witness) -> None:
+        self._others = others
+
+    def enqueued(self, rollout: Rollout) -> None:
+        for other in self._others:
+            other.enqueued(rollout)
+
+    def began(self, rollout: Rollout) -> None:
+        for other in self._others:
+            other.began(rollout)
+
+    def ended(self, rollout: Rollout) -> None:
+        for other in self._others:
+            other.ended(rollout)
+
+    def ran_in_vain(self, rollout: Rollout) -> None:
+        for other in self._others:
+            other.ran_in_vain(rollout)
+
+    def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
+        for other in self._others:
+            other.went_stale(rollout, runs_again)
+
+    def stalled(self, why: str) -> None:
+        for other in self._others:
+            other.stalled(why)
+
+    def unfair(self, t10: float) -> None:
+        for other in self._others:
+            other.unfair(t10)
+
+    def recovered(self, rollout: Rollout, is_young: bool) -> None:
+        for other in self._others:
+            other.recovered(rollout, is_young)
+
+    def delivered(self, rollouts: Iterable[Rollout]) -> None:
+        for other in self._others:
+            other.delivered(rollouts)
+
+    def came_back(self, rollouts: Iterable[Rollout]) -> None:
+        for other in self._others:
+            other.came_back(rollouts)
+
+    def ending(self) -> None:
+        for other in self._others:
+            other.ending()

@@ -10,11 +10,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice, repeat
-from typing import Any
+from operator import index
+from reprlib import repr as short
+from typing import TYPE_CHECKING, Any
 
 from areal_core._executor.desk import Desk
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.work import Plan, data_id_of
+
+if TYPE_CHECKING:
+    from areal_core._executor.recovery import Recovery
 
 _MOST_EMPTY = 1000  # lists in a row: a dataloader that gives more of them gives nothing else
 
@@ -22,14 +27,20 @@ _MOST_EMPTY = 1000  # lists in a row: a dataloader that gives more of them gives
 class Prompts:
     """Takes lists of items from a dataloader, and submits rollouts of them for batches.
 
-    An item's id is its own ``data_id``, or ``"epoch:index"``. *ids* are for the rollouts.
+    An item's id is its own ``data_id``, or ``"epoch:index"``. *ids* are for the rollouts. With a *recovery*
+    what an earlier run left comes first, and what the dataloader gives of it is left out; None: there is no
+    journal.
     """
 
-    def __init__(self, ids: Iterator[int]) -> None:
+    def __init__(self, ids: Iterator[int], recovery: Recovery | None = None) -> None:
         self._ids = ids
+        self._recovery = recovery
+        self._left: tuple[list[Rollout], list[Rollout]] | None = None  # by the earlier run
+        self._is_recovered = recovery is None
+        self._named: dict[str, int] = {}  # own ids in this pass, and the first place of each
         self._loader: Iterable[Any] | None = None
         self._lists: Iterator[Any] = iter(())
-        self._epoch = 0
+        self._epoch = 0 if recovery is None else recovery.resumed.epoch
         self._index = 0
         self._has_given = False  # this loader, in any pass
         self._empty = 0  # lists in a row
@@ -37,6 +48,11 @@ class Prompts:
         self._items: list[Any] = []  # those of that list
         self._made: Sequence[Rollout] = ()  # rollouts of such a list
         self._failure: tuple[Iterable[Any], Exception] | None = None  # of a loader, not raised so far
+
+    @property
+    def is_recovered(self) -> bool:
+        """Whether all that an earlier run left was handed over."""
+        return self._is_recovered
 
     def feed(self, desk: Desk, loader: Iterable[Any], plan: Plan, wanted: int, is_last: bool) -> bool:
         """Submit at least *wanted* rollouts of items of *loader*, which is iterated again at its end.
@@ -48,6 +64,8 @@ class Prompts:
 
         Another loader than last time is begun anew, once what was taken of the last is submitted.
         """
+        if not self._is_recovered:
+            wanted -= self._recover(desk, plan)
         if self._failure is None or self._failure[0] is not loader:
             self._failure = None
             try:
@@ -59,6 +77,25 @@ class Prompts:
             self._failure = None
             raise failure[1]
         return failure is None
+
+    def _recover(self, desk: Desk, plan: Plan) -> int:
+        """Hand over what an earlier run left; return how many of it are to be played.
+
+        Interrupted anywhere, it is called again.
+        """
+        recovery = self._recovery
+        assert recovery is not None
+        if self._left is None:
+            self._left = recovery.rollouts(plan, self._ids)
+        finished, pending = self._left
+        desk.call(desk.core.recover, finished)
+        for rollout in finished:
+            if rollout.is_abandoned:
+                recovery.leave_to_loader(rollout)
+        desk.post(desk.core.submit, pending)
+        recovery.forget()
+        self._left, self._is_recovered = None, True
+        return len(pending)
 
     def _submit(self, desk: Desk, loader: Iterable[Any], plan: Plan, wanted: int) -> None:
         while wanted > 0:
@@ -78,12 +115,12 @@ class Prompts:
             lists = iter(loader)
             epoch = self._epoch + (self._loader is not None)  # an id names one item of one loader
             self._loader, self._lists, self._epoch, self._index = loader, lists, epoch, 0
-            self._has_given, self._empty = False, 0
+            self._has_given, self._empty, self._named = False, 0, {}
         self._pulled.extend(zip(islice(self._lists, 1), repeat(plan)))
         if self._pulled:
             return
         lists, had_items = iter(loader), self._index > 0
-        self._lists, self._epoch, self._index = lists, self._epoch + 1, 0
+        self._lists, self._epoch, self._index, self._named = lists, self._epoch + 1, 0, {}
         if not had_items:
             raise ValueError(_why_nothing(self._has_given))
 
@@ -106,29 +143,58 @@ class Prompts:
         """Make rollouts of these items, the way that was asked for when they were pulled."""
         _, plan = self._pulled[0]
         try:
-            named = [(item, self._name(item, place)) for place, item in enumerate(self._items, self._index)]
             made = [
-                Rollout(next(self._ids), plan.work_on(item, data_id), Lane.BATCH) for item, data_id in named
+                rollout
+                for place, item in enumerate(self._items, self._index)
+                if (rollout := self._rollout_of(item, place, plan)) is not None
             ]
-            self._count_empty(made)
+            self._count_empty()
         except Exception:
             self._pulled, self._items = deque(), []  # or they would raise for ever
             raise
-        index, nothing = self._index + len(made), deque[tuple[Any, Plan]]()
-        self._made, self._pulled, self._items, self._index = made, nothing, [], index
-        self._has_given = self._has_given or index > 0
+        place, nothing = self._index + len(self._items), deque[tuple[Any, Plan]]()
+        self._made, self._pulled, self._items, self._index = made, nothing, [], place
+        self._has_given = self._has_given or place > 0
 
-    def _count_empty(self, made: Sequence[Rollout]) -> None:
-        self._empty = 0 if made else self._empty + 1
+    def _count_empty(self) -> None:
+        self._empty = 0 if self._items else self._empty + 1
         if self._empty >= _MOST_EMPTY:
             self._empty = 0
             raise ValueError(
                 f"the dataloader gave {_MOST_EMPTY} empty lists in a row; give one that gives lists of items"
             )
 
-    def _name(self, item: Any, place: int) -> Any:
+    def _rollout_of(self, item: Any, place: int, plan: Plan) -> Rollout | None:
+        """Return the rollout of the item at *place* of this pass; None if the journal knows better."""
         own = data_id_of(item)
-        return f"{self._epoch}:{place}" if own is None else own
+        by_place = f"{self._epoch}:{place}"
+        key = None
+        if self._recovery is not None:
+            key = by_place if own is None else self._key_of(own, place)
+            if self._recovery.is_known(key):
+                return None
+        return Rollout(next(self._ids), plan.work_on(item, by_place if own is None else own, key), Lane.BATCH)
+
+    def _key_of(self, own: Any, place: int) -> str:
+        """Return what the journal calls the item at *place*, whose id is its *own*: the same in any order.
+
+        Raises ValueError for an id that no other process can know again.
+        """
+        name = _lasting_name(own)
+        first = self._named.setdefault(name, place)  # as often as one likes: a Ctrl-C may come at any call
+        return f"{self._epoch}:{name}" if first == place else f"{self._epoch}:{name}#{place}"
+
+
+def _lasting_name(own: Any) -> str:
+    if not isinstance(own, str | bool) and hasattr(own, "__index__"):
+        return f"={index(own)}"  # NumPy's numbers too, and never mistaken for a place
+    name = repr(own)
+    if " at 0x" in name:
+        raise ValueError(
+            f"data_id={short(own)} is another in the next process, which the journal has to know it again "
+            "in; give a str or an int"
+        )
+    return name
 
 
 def _why_nothing(has_given: bool) -> str:

@@ -59,6 +59,8 @@ class Request:
     """Whether its caller has what it was given. Set by him, where no Ctrl-C can come before his return."""
     charged: frozenset[Rollout] = frozenset()
     """Those it was given that cost a unit of the budget."""
+    is_noted: bool = False
+    """Whether the core has taken note that its caller got what it was given."""
     is_in_hand: bool = False
     """Whether it was given them, and its caller has not got them yet."""
     claim: Claim = field(default_factory=Claim)

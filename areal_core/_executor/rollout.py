@@ -19,6 +19,9 @@ from areal_core.types import RolloutWorkflow
 
 Accept = Callable[[dict[str, Any]], Awaitable[bool]]
 
+LOST: Any = object()
+"""Stands for data that a journal could not keep."""
+
 
 class Lane(enum.Enum):
     """Who is to get the outcome."""
@@ -55,6 +58,8 @@ class Work(Struct, frozen=True, eq=False):
     is_eval: bool = False
     data_id: Any = None
     """What names the item of data; None: nothing does."""
+    key: str | None = None
+    """What the journal calls it; None: it is in none."""
 
 
 class Verdict(Struct, frozen=True, eq=False):
@@ -109,6 +114,8 @@ class Rollout(Struct, eq=False):
     """Whether a core has taken it."""
     is_abandoned: bool = False
     """Whether its caller was interrupted, so that no core is to take it any more."""
+    is_recovered: bool = False
+    """Whether an earlier run finished it, and this one has not played it."""
     claim: Claim | None = None
     """That of the caller to whom alone its outcome belongs; None: any."""
     episodes: list[Episode] = []
@@ -172,6 +179,6 @@ class Rollout(Struct, eq=False):
         """Make it what it was before its start."""
         self.state = State.PENDING
         self.outcome = None
-        self.is_doomed = False
+        self.is_doomed = self.is_recovered = False
         self.ages = UNKNOWN
         self.requeues += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from areal_core import _process
 from areal_core._checks import check_integer
@@ -16,6 +16,7 @@ from areal_core._executor.explaining import Explainer
 from areal_core._executor.handover import Handover
 from areal_core._executor.ids import Ids
 from areal_core._executor.playing import Player
+from areal_core._executor.port import Witness, Witnesses
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
@@ -26,6 +27,9 @@ from areal_core.config import InferenceEngineConfig
 from areal_core.staleness_manager import StalenessManager
 from areal_core.types import InferenceEngine
 from areal_core.workflow_context import ensure_descriptors
+
+if TYPE_CHECKING:
+    from areal_core._executor.journaling import Journaling
 
 
 class Shift:
@@ -40,11 +44,13 @@ class Shift:
         runner: AsyncTaskRunner[Any],
         logger: Any,
         before: Shift | None,
+        journaling: Journaling | None,
     ) -> None:
         self._life = life_of(runner)
         self._rules = rules
         self._provider = manager.version_provider
         self._log = Log(logger)
+        self.journaling = journaling
         self._warned_of = 0  # the last size of a batch that was said to be odd
         self.ids = Ids(lambda rollout: self.desk.read(lambda _: rollout.is_submitted))
         self.tally: Tally = Tally() if before is None else before.tally
@@ -58,7 +64,8 @@ class Shift:
             self._life.thread.call_soon, self.explainer.log_stuck, self._log, config.stuck_warning
         )
         reporter = Reporter(self._log, manager, config.enable_rollout_tracing, stuck)
-        self.desk.open(Core(rules, self.desk, self.desk, BothBooks(*ledgers), self.tally, reporter))
+        witness: Witness = reporter if journaling is None else Witnesses(reporter, journaling)
+        self.desk.open(Core(rules, self.desk, self.desk, BothBooks(*ledgers), self.tally, witness))
         if config.loop_block_warning is not None:
             thread = self._life.thread
             self.desk.watch = LoopWatch(
@@ -90,6 +97,8 @@ class Shift:
             return
         if self._dump is not None:
             self._dump.close(timeout_s)
+        if self.journaling is not None:
+            self.journaling.close(timeout_s)
         if self.desk.watch is not None:
             self.desk.watch.stop()
 

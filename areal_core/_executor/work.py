@@ -35,7 +35,7 @@ class Plan:
     keep_rest: bool
     is_eval: bool
 
-    def work_on(self, data: Any, data_id: Any = None) -> Work:
+    def work_on(self, data: Any, data_id: Any = None, key: str | None = None) -> Work:
         """Return the work on one item, in a copy of the caller's context variables."""
         return Work(
             data,
@@ -46,6 +46,7 @@ class Plan:
             contextvars.copy_context(),
             self.is_eval,
             data_id_of(data) if data_id is None else data_id,
+            key,
         )
 
 

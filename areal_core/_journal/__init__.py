@@ -2,8 +2,9 @@
 
 put, from any thread            the writer's thread                          the file
 -----------------------         ---------------------------------------     ----------------------------
-Queued, Ended, Reopened,   ->   writer.py: all that waits, in its order  ->  store.py: SQLite, one
-Delivered, Committed            in one transaction                           transaction, then fsync
+Queued, Ended, Reopened,        writer.py: all that waits, in its order      store.py: SQLite, one
+Delivered, Returned,       ->   in one transaction                       ->  transaction, then fsync
+Committed
 
 records.py       what is put, and `Recovered`: what a restart finds
 packing.py       items of data and trajectories as bytes, and back; no pickle

@@ -74,6 +74,10 @@ class Keys:
         if merged:
             self._bounds[epoch] = merged
 
+    def last_epoch(self) -> int:
+        """Return the greatest epoch that a key begins with; -1 if there is none."""
+        return max(*self._bounds, *map(epoch_of, self._others), NO_EPOCH, NO_EPOCH)
+
     def bounds(self) -> dict[int, list[int]]:
         """Return what `add_bounds` takes, of each epoch."""
         return {epoch: list(bounds) for epoch, bounds in self._bounds.items()}

@@ -73,14 +73,14 @@ class Reading:
         return [commit.step for commit in self._history.commits[-STEPS_KEPT:]]
 
     def choose(self, step: int | None, directory: Path) -> None:
-        """Go on from *step*; None: from nothing. Raises JournalError if that cannot be."""
+        """Go on from *step*; None: from the beginning. Raises JournalError if that cannot be."""
         steps = self.steps()
         if step is None:
-            if self._log.heads or self._done or self._damaged:
-                raise JournalError(f"{directory} has the journal of an earlier run; {_advice(steps)}")
+            if steps or self._done:  # done without a commit: those were lost
+                raise JournalError(f"{directory} has the journal of an earlier run; {self._advice(steps)}")
             return
         if step not in steps:
-            raise JournalError(f"the journal in {directory} cannot resume step {step}; {_advice(steps)}")
+            raise JournalError(f"the journal in {directory} cannot resume step {step}; {self._advice(steps)}")
         self._commit = next(commit for commit in self._history.commits if commit.step == step)
 
     def recovered(self, connection: sqlite3.Connection, damaged: int, kept: tuple[Path, ...]) -> Recovered:
@@ -122,6 +122,13 @@ class Reading:
         else:
             delete(connection, [head.row])
 
+    def _advice(self, steps: list[int]) -> str:
+        if steps:
+            return f"give resume_from one of {steps}, or another directory to begin anew"
+        if self._done:
+            return "its commits are lost: move the directory away to begin anew"
+        return "no step was committed: give resume_from=None, which goes on from the beginning"
+
     def _live(self) -> list[Entry]:
         """Move those that are done to the others that are, and return the rest."""
         entries = [entry for entry in self._history.entries.values() if entry.key not in self._done]
@@ -137,12 +144,3 @@ class Reading:
             self._without_body.append(self._log.heads[row])
             return None
         return bytes(body)
-
-
-def _advice(steps: list[int]) -> str:
-    if not steps:
-        return (
-            "no step was committed that could be resumed: move the directory away and begin anew (who "
-            "commits a step before training can resume that)"
-        )
-    return f"give resume_from one of {steps}, or another directory to begin anew"

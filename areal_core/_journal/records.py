@@ -43,13 +43,19 @@ class Delivered(msgspec.Struct, frozen=True):
     keys: tuple[str, ...]
 
 
+class Returned(msgspec.Struct, frozen=True):
+    """These were given to the trainer, and it did not get them, or does not want them: they wait again."""
+
+    keys: tuple[str, ...]
+
+
 class Committed(msgspec.Struct, frozen=True):
     """All that was delivered so far is in the trainer's checkpoint *step*."""
 
     step: int
 
 
-Record: TypeAlias = Queued | Ended | Reopened | Delivered | Committed
+Record: TypeAlias = Queued | Ended | Reopened | Delivered | Returned | Committed
 
 
 class Pending(msgspec.Struct, frozen=True):
@@ -78,7 +84,7 @@ class Recovered(msgspec.Struct, frozen=True):
     """What a restart finds. What is in none of its three parts is the dataloader's to give."""
 
     step: int | None
-    """The commit that is resumed; None: the journal was empty."""
+    """The commit that is resumed; None: the beginning, as nothing was committed."""
     done: Keys
     """Keys that are never given again: trained, or settled without being accepted."""
     finished: tuple[Finished, ...]

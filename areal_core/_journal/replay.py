@@ -84,16 +84,22 @@ class History:
 
     def returned(self, head: Head) -> None:
         for place, key in enumerate(head.keys):
-            self._entry(key, head).order = (head.row, place)
+            entry = self._entry(key, head)
+            entry.order = (head.row, place)
+            if entry.committed is None:  # what is in a checkpoint stays there
+                entry.delivered = False
+                self._uncommitted.discard(key)
 
     def committed(self, head: Head) -> None:
-        # The commit's own list makes up for rows of deliveries that were damaged.
-        for key in {*self._uncommitted, *head.keys}:
+        # The commit's own list makes up for rows of deliveries, and of returns, that were damaged.
+        for key in self._uncommitted.difference(head.keys):
+            self._entry(key, head).delivered = False
+        self._uncommitted.clear()
+        for key in head.keys:
             entry = self._entry(key, head)
             entry.delivered = True
             if entry.committed is None:
                 entry.committed = head.row
-        self._uncommitted.clear()
         self.commits.append(Commit(head.number, head.row))
 
     def _entry(self, key: bytes, head: Head) -> Entry:

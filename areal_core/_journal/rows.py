@@ -15,7 +15,7 @@ from typing import TypeVar
 import msgspec
 
 from areal_core._journal.keys import Keys, epoch_of
-from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Reopened
+from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Reopened, Returned
 
 LARGEST_BODY = 900 * 2**20
 """Bytes: SQLite takes a thousand million in a row."""
@@ -34,7 +34,8 @@ class Kind(IntEnum):
     DELIVERED = 4
     COMMITTED = 5
     RETURNED = 6
-    """These had been delivered by a run that is not resumed at that point."""
+    """These had been delivered, and are not with the trainer: it gave them back, or it was a run that is not
+    resumed at that point."""
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -92,6 +93,8 @@ def head_of(row: int, record: Record, also: Iterable[bytes] = ()) -> tuple[Head,
             return Head(row, Kind.REOPENED, (encode_key(key),)), None
         case Delivered(keys):
             return Head(row, Kind.DELIVERED, tuple(map(encode_key, keys))), None
+        case Returned(keys):
+            return Head(row, Kind.RETURNED, tuple(map(encode_key, keys))), None
         case Committed(step):
             return Head(row, Kind.COMMITTED, tuple(also), step), None
 

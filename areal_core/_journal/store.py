@@ -17,8 +17,8 @@ from areal_core._journal.carving import committed_frames
 from areal_core._journal.crash_points import reached
 from areal_core._journal.lock import DirectoryLock
 from areal_core._journal.reading import Reading, read_log, read_settled
-from areal_core._journal.records import Committed, Delivered, Record, Recovered, Reopened
-from areal_core._journal.rows import encode_key, head_of
+from areal_core._journal.records import Committed, Delivered, Record, Recovered, Reopened, Returned
+from areal_core._journal.rows import head_of
 from areal_core._journal.salvage import beside, finish, salvage
 from areal_core._journal.schema import FORMAT, connect, create, insert, is_damage, transaction
 from areal_core.errors import JournalError
@@ -102,10 +102,10 @@ class Store:
             return self._read().steps()
 
     def read(self, resume_from: int | None = None) -> Recovered:
-        """Return what there is for who goes on from the commit of step *resume_from*; None: begins anew.
+        """Return what there is for who goes on from step *resume_from*; None: from the beginning.
 
         Changes nothing: what later runs did is given up by the first `append`. Raises JournalError unless
-        *resume_from* can be resumed, and with None unless the journal is empty.
+        *resume_from* can be resumed; with None, where a step was committed.
         """
         with self._told("cannot be read"):
             reading = self._read()
@@ -164,8 +164,9 @@ class Store:
         insert(self._opened(), head, body)
         if isinstance(record, Delivered):
             uncommitted.update(dict.fromkeys(head.keys))
-        elif isinstance(record, Reopened):
-            uncommitted.pop(encode_key(record.key), None)
+        elif isinstance(record, Reopened | Returned):
+            for key in head.keys:
+                uncommitted.pop(key, None)
         elif isinstance(record, Committed):
             uncommitted.clear()
 

@@ -12,11 +12,21 @@ from typing import Any
 from areal_core import _process
 from areal_core._checks import check_integer
 from areal_core._journal.packing import PackingError, pack
-from areal_core._journal.records import ACCEPTED, Committed, Delivered, Ended, Queued, Record, Reopened
+from areal_core._journal.records import (
+    ACCEPTED,
+    Committed,
+    Delivered,
+    Ended,
+    Queued,
+    Record,
+    Reopened,
+    Returned,
+)
 from areal_core._journal.rows import LARGEST_BODY
 from areal_core._journal.store import Store, check_step
 from areal_core._log import describe, get_logger, log
 from areal_core._runner import exit_hook
+from areal_core._runner.gate import Gate
 from areal_core.errors import JournalError
 
 NOTHING: Any = object()
@@ -28,11 +38,39 @@ _FIRST_DELAY_S = 0.05  # before a write that failed is tried again; then twice a
 _LONGEST_DELAY_S = 5.0
 
 
+class Flush:
+    """Somebody who waits until what was put is durable. A Ctrl-C in `wait` leaves no lock held."""
+
+    def __init__(self, target: int, attempts: int) -> None:
+        self.target = target
+        """How many records have to be durable."""
+        self.attempts = attempts
+        """How many attempts had begun before."""
+        self.failure: JournalError | None = None
+        self._gate = Gate()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait. Raises like `Writer.flush`."""
+        if not self._gate.wait(timeout):
+            raise TimeoutError(
+                f"the journal was not on the disk within {timeout} s; wait longer, or look at the disk"
+            )
+        exit_hook.stay_if_over()
+        if self.failure is not None:
+            raise JournalError(str(self.failure)) from self.failure
+
+    def answer(self, failure: JournalError | None) -> None:
+        """Let who waits go on, with *failure* if it failed."""
+        self.failure = failure
+        self._gate.open()
+
+
 class Writer:
     """Write records to *store* in the order of the calls, beside the event loop.
 
     `put` never waits for the disk. A thread writes all that waits, in one transaction after the other; with
-    nothing to write there is none at work. `flush` waits until what was put before is durable. A write that
+    nothing to write there is none at work. `flush` waits until what was put before is durable; a thread where
+    a Ctrl-C may come has another one call `ask_flush`, and waits for what that returned. A write that
     fails is logged, told to *on_failure* (on the writer's thread, which it must not wait for; once until one
     succeeds), and tried again with growing delays, up to 5 s. Nothing is dropped for it, except of what comes
     when too much waits: see `put`.
@@ -68,6 +106,7 @@ class Writer:
         self._attempts = 0
         self._failure: tuple[int, JournalError] | None = None
         """The attempt that failed last, if it was the last."""
+        self._flushes: list[Flush] = []
         self._hurry = False
         """Whether somebody waits, so that the next attempt should not."""
         self._leaving = False
@@ -123,18 +162,20 @@ class Writer:
         Raises JournalError, with the reason, when an attempt that began after the call fails, TimeoutError
         after *timeout* seconds (None: waits as long as it takes). What waits is still tried again.
         """
+        self.ask_flush().wait(timeout)
+
+    def ask_flush(self) -> Flush:
+        """Have what was put before written now; return what to wait for. Raises JournalError in a fork."""
         if self._home is not _process.home():
             raise JournalError("the journal's writer belongs to another process; make an executor here")
         with self._changed:
-            target, attempts = self._put, self._attempts
+            flush = Flush(self._put, self._attempts)
+            self._flushes.append(flush)
             self._hurry = True
             self._wake()
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._durable >= target or self._failed_since(attempts), timeout)
-            if self._durable < target:
-                raise self._reason(attempts, timeout)
-            if self.lost:
-                raise JournalError(f"{self.lost} records of the journal were lost; see the log")
+            self._answer_flushes()
+        return flush
 
     def close(self, timeout: float | None = 10.0) -> None:
         """Write what waits, and end the thread. What fails now is given up, counted in `lost`, and logged.
@@ -243,6 +284,7 @@ class Writer:
             if leaving:
                 self._give_up(error)
             self._changed.notify_all()
+            self._answer_flushes()
         if is_first and self._on_failure is not None:
             try:
                 self._on_failure(error)
@@ -260,6 +302,7 @@ class Writer:
             self._forget(count)
             recovered, self._failure = self._failure is not None, None
             self._changed.notify_all()
+            self._answer_flushes()
         if recovered:
             self._tell("info", "journal_written_again", failed=self.failed)
 
@@ -293,17 +336,17 @@ class Writer:
         if self.lost.bit_length() > before.bit_length():
             self._tell("error", "journal_lost", why=why, lost=self.lost)
 
-    def _failed_since(self, attempts: int) -> bool:
-        return self._failure is not None and (self._failure[0] > attempts or self._is_drained)
-
-    def _reason(self, attempts: int, timeout: float | None) -> Exception:
-        if self._failure is not None and self._failed_since(attempts):
-            error = JournalError(str(self._failure[1]))
-            error.__cause__ = self._failure[1]
-            return error
-        return TimeoutError(
-            f"the journal was not on the disk within {timeout} s; wait longer, or look at the disk"
-        )
+    def _answer_flushes(self) -> None:
+        """Tell those who wait what is known by now; with the lock."""
+        waiting, self._flushes = self._flushes, []
+        for flush in waiting:
+            if self._durable >= flush.target:
+                lost = JournalError(f"{self.lost} records of the journal were lost; see the log")
+                flush.answer(lost if self.lost else None)
+            elif self._failure is not None and (self._failure[0] > flush.attempts or self._is_drained):
+                flush.answer(self._failure[1])
+            else:
+                self._flushes.append(flush)
 
 
 def _check_record(record: object) -> None:
@@ -313,7 +356,7 @@ def _check_record(record: object) -> None:
             pass
         case Ended(str(), str(), bytes() | None) | Reopened(str()):
             number = 0
-        case Delivered(tuple() as keys) if all(isinstance(key, str) for key in keys):
+        case Delivered(tuple() as keys) | Returned(tuple() as keys) if all(map(_is_text, keys)):
             number = 0
         case Committed(int() as number):
             pass
@@ -321,6 +364,10 @@ def _check_record(record: object) -> None:
             raise TypeError(f"a {type(record).__name__} with such fields is no record of the journal")
     if not -(2**63) <= number < 2**63:
         raise ValueError("an epoch or step has more than 64 bits; give a smaller one")
+
+
+def _is_text(key: object) -> bool:
+    return isinstance(key, str)
 
 
 def _packed(record: Record, value: Any) -> tuple[Record | None, str | None]:

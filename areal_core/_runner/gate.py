@@ -9,6 +9,7 @@ could come after.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 
 class Gate:
@@ -67,3 +68,10 @@ class GateEvent(threading.Event):
 
     def wait(self, timeout: float | None = None) -> bool:
         return self._gate.wait(timeout)
+
+
+def thread_of_gates(target: Callable[[], object], name: str, *, daemon: bool) -> threading.Thread:
+    """Make a thread that a Ctrl-C in its ``start`` harms neither: its own event would be left locked."""
+    thread = threading.Thread(target=target, name=name, daemon=daemon)
+    thread._started = GateEvent()  # type: ignore[attr-defined]
+    return thread

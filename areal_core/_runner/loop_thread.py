@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import os
 import threading
 import traceback
 from collections.abc import Callable
 from typing import Any
 
 from areal_core import _process
+from areal_core._descriptors import require_descriptors_for_loop
 from areal_core._frames import frames_of_threads
 from areal_core._runner.events import Events
-from areal_core._runner.gate import Gate, GateEvent
+from areal_core._runner.gate import Gate, thread_of_gates
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
-
-_SPARE_DESCRIPTORS = 8  # libuv aborts the process when its first loop finds fewer than two
 
 
 class LoopThread:
@@ -50,9 +48,7 @@ class LoopThread:
         self.finished = Gate()
         """Opened on the thread's last line: `Thread.join` misses it after a Ctrl-C on 3.11."""
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.thread = threading.Thread(target=self._main, name="areal-core-runner", daemon=True)
-        # Thread.start waits for it, and a Ctrl-C would leave its own one locked: the thread hangs on that.
-        self.thread._started = GateEvent()  # type: ignore[attr-defined]
+        self.thread = thread_of_gates(self._main, "areal-core-runner", daemon=True)
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
@@ -105,7 +101,7 @@ class LoopThread:
 
     def _run(self) -> None:
         try:
-            _require_descriptors(_SPARE_DESCRIPTORS)
+            require_descriptors_for_loop()
             loop = self._new_loop()
             if not isinstance(loop, asyncio.AbstractEventLoop):
                 raise TypeError(f"loop_factory gave {loop!r}, which is no event loop; return a new loop")
@@ -154,20 +150,3 @@ class LoopThread:
         except Exception as error:
             self._events.fell_back_to_asyncio(error)
             return asyncio.new_event_loop()
-
-
-def _require_descriptors(count: int) -> None:
-    """Raise OSError unless *count* descriptors can be opened."""
-    opened: list[int] = []
-    try:
-        while len(opened) < count:
-            opened.append(os.dup(opened[0]) if opened else os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"an event loop needs {count} spare file descriptors and only {len(opened)} are left; "
-            "close some, or raise the limit (ulimit -n)",
-        ) from error
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)

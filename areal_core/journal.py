@@ -1,0 +1,55 @@
+"""Go on where a killed run had come to.
+
+```python
+config = InferenceEngineConfig(consumer_batch_size=128, journal_dir="run/journal")
+step = max(set(resumable_steps("run/journal")) & set(my_checkpoints()), default=None)
+engine.set_version(load_checkpoint(step))
+with WorkflowExecutor(config, engine, resume_from=step) as executor:
+    for step in range(0 if step is None else step + 1, steps):
+        train_on(executor.prepare_batch(dataloader, workflow))
+        save_checkpoint(step)
+        executor.commit(step)
+```
+
+Whatever the moment of a ``kill -9``: what `prepare_batch` had returned before the commit that is resumed is
+never given again; what it returned after that is given again, first and in the same order, or its item is
+played again if by then the trajectory is too old; what was in flight is played again; and the dataloader goes
+on behind all these. Items that ended without being accepted are not played again.
+
+- **An item is known again** by its ``data_id``, in any order within a pass; without one by its place, for
+  which the dataloader has to give the same order. It always begins with a whole pass, which counts as pass
+  ``executor.resumed.epoch``: a sampler that shuffles by epoch needs that, and none may skip ahead by itself.
+- **The version** is the trainer's to restore before the first `prepare_batch`. Trajectories with tokens of
+  versions that are no more, because the trainer went back behind them, count as too old.
+- **Only `prepare_batch`** is in the journal. What was submitted otherwise is its submitter's to submit again.
+- **Nothing waits for the disk** but `commit`; all else is written beside the loop. The file forgets
+  trajectories at the second commit after their delivery, so commit now and then.
+- **Files** are their owner's alone to read, and hold MessagePack and arrays, no pickle. What cannot be
+  written so (an item, or a trajectory, with other objects in it) is left out, which is logged: such an item
+  has to be given by the dataloader again, such a trajectory is played again.
+- **Damage**, such as a torn end or flipped bits, is noticed by checksums, logged as ``journal_damaged``,
+  counted in ``executor.resumed.damaged``, and survived: the damaged file is kept beside the new one.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from areal_core._executor.resumed import Resumed
+
+__all__ = ["Resumed", "resumable_steps"]
+
+
+def resumable_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """Return the steps that `WorkflowExecutor` can resume from in *directory*, ascending: the last two.
+
+    Empty where nothing was committed, or is no journal: ``resume_from=None`` then begins at the beginning.
+    Raises JournalError when another process uses it, or when it cannot be read.
+    """
+    from areal_core._journal.store import Store  # SQLite is not for those who only look for a type
+
+    if not Path(directory).is_dir():
+        return []
+    with Store(directory) as store:
+        return store.steps()

@@ -1,0 +1,484 @@
+"""A run that ended, and another that goes on where it had come to: two executors in one process."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from areal_core._journal import crash_points
+from areal_core.config import InferenceEngineConfig
+from areal_core.errors import JournalError, RunnerStoppedError
+from areal_core.journal import resumable_steps
+from areal_core.workflow_executor import WorkflowExecutor
+from conftest import MakeExecutor
+from doors import Door, turn_loop
+from executor_tools import Engine, Playing, TellingEngine, balance, park, trajectory_of, values_of
+from interrupts import interrupt
+from logged import LogLines
+
+ITEMS = [list(range(first, first + 4)) for first in range(0, 40, 4)]
+"""One pass of a dataloader; no test comes to its end."""
+
+SHORT = ITEMS[:3]
+"""One that is soon begun again."""
+
+
+class Player:
+    """A workflow that makes a trajectory of the item's number, and notes what it has played."""
+
+    def __init__(self, version: int | None = None) -> None:
+        self.played: list[int] = []
+        self.version = version
+        self.workflow = Playing(self._play)
+
+    async def _play(self, data: Any) -> Any:
+        number = data["number"] if isinstance(data, dict) else data
+        self.played.append(number)
+        return trajectory_of(number, versions=self.version)
+
+
+@pytest.fixture
+def config(directory: Path) -> dict[str, Any]:
+    return {"consumer_batch_size": 4, "max_head_offpolicyness": 1, "journal_dir": directory}
+
+
+@pytest.fixture
+def player() -> Player:
+    return Player()
+
+
+def take(executor: WorkflowExecutor, player: Player, items: Any = ITEMS) -> list[int | None]:
+    return values_of(executor.prepare_batch(items, player.workflow))
+
+
+def test_what_was_committed_is_never_given_again_and_what_was_not_is_without_being_played(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    first = make_executor(**config)
+    assert take(first, player) == [0, 1, 2, 3]
+    first.commit(0)
+    assert take(first, player) == [4, 5, 6, 7]
+    first.destroy()
+
+    second, after = make_executor(resume_from=0, **config), Player()
+    assert take(second, after) == [4, 5, 6, 7]
+    assert not set(after.played) & {4, 5, 6, 7}, "they came out of the journal"
+    second.commit(1)
+    balance(second.ledger)
+    second.destroy()
+    third = make_executor(TellingEngine(), resume_from=1, **config)
+    assert take(third, after) == [8, 9, 10, 11]
+    assert len(after.played) == len(set(after.played))
+
+
+def test_a_trajectory_comes_back_as_it_was_with_all_that_is_known_of_it(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    engine = Engine(version=3)
+    workflow = Player(version=3).workflow
+    items = [[{"data_id": name, "number": number} for number, name in enumerate("abcd")]]
+    first = make_executor(engine, on_stale="mask", **config)
+    given = first.prepare_batch(items, workflow)
+    first.destroy()
+    second = make_executor(engine, on_stale="mask", **config)
+    again = second.prepare_batch(items, workflow)
+    for before, after in zip(given, again, strict=True):
+        assert before.keys() == after.keys()
+        for name in before:
+            np.testing.assert_array_equal(before[name], after[name])
+            assert before[name].dtype == after[name].dtype
+    assert second.report().delivered == 4
+
+
+def test_what_was_in_flight_is_played_again_before_what_the_dataloader_gives(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    door = Door()
+
+    async def through(number: int) -> Any:
+        return await door.walk_through(trajectory_of(number)) if number in (1, 5) else trajectory_of(number)
+
+    first = make_executor(**config)
+    given = values_of(first.prepare_batch(ITEMS, Playing(through)))
+    door.wait_for(2)
+    first.commit(0)
+    first.destroy()
+
+    second = make_executor(resume_from=0, **config)
+    assert second.resumed is not None
+    assert (second.resumed.done, second.resumed.to_play) == (4, first.ledger.cancelled)
+    given += take(second, player) + take(second, player)
+    assert sorted(given, key=str) == sorted(range(12), key=str)
+    assert {1, 5} <= set(player.played)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("on_stale", ["mask", "drop", "requeue"])
+def test_one_that_is_too_old_by_now_is_played_again_instead_of_being_given(
+    make_executor: MakeExecutor, config: dict[str, Any], on_stale: str
+) -> None:
+    first = make_executor(Engine(version=1), on_stale=on_stale, **config)
+    take(first, Player(version=1))
+    first.commit(0)
+    take(first, Player(version=1))
+    first.destroy()
+    second, after = make_executor(Engine(version=3), on_stale=on_stale, resume_from=0, **config), Player(3)
+    assert sorted(take(second, after), key=str) == [4, 5, 6, 7]
+    assert {4, 5, 6, 7} <= set(after.played)
+    assert second.ledger.stale == 0
+    balance(second.ledger)
+
+
+@pytest.mark.any_loop
+def test_one_that_becomes_too_old_after_it_came_back_is_played_again(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    config = {**config, "consumer_batch_size": 2}
+    items = [[0, 1], [2, 3]]
+    engine = TellingEngine()
+    first = make_executor(engine, **config)
+    take(first, Player(0), items)
+    take(first, Player(0), items)
+    first.destroy()
+    second, after = make_executor(engine, **config), Player(2)
+    assert take(second, after, items) == [0, 1]
+    engine.set_version(2)
+    assert sorted(take(second, after, items), key=str) == [2, 3]
+    assert {2, 3} <= set(after.played)
+    balance(second.ledger)
+
+
+@pytest.mark.any_loop
+def test_what_was_made_by_a_version_that_is_no_more_is_played_again(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    first = make_executor(Engine(version=5), **config)
+    take(first, Player(5))
+    first.destroy()
+    second, after = make_executor(Engine(version=4), **config), Player(4)
+    assert sorted(take(second, after), key=str) == [0, 1, 2, 3]
+    assert {0, 1, 2, 3} <= set(after.played)
+
+
+@pytest.mark.any_loop
+def test_what_was_too_old_once_stays_so_for_the_run_after_the_next(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    door = Door()
+
+    async def through(number: int) -> Any:
+        return await door.walk_through(trajectory_of(number))
+
+    first = make_executor(Engine(version=5), **config)
+    take(first, Player(5))
+    first.destroy()
+    second = make_executor(Engine(version=4), **config)
+    with ThreadPoolExecutor(1) as pool:
+        batch = pool.submit(second.prepare_batch, ITEMS, Playing(through))
+        door.wait_for(4)
+        second.destroy()
+        assert isinstance(batch.exception(20.0), RunnerStoppedError)
+    third, after = make_executor(Engine(version=5), **config), Player(5)
+    assert sorted(take(third, after), key=str) == [0, 1, 2, 3]
+    assert {0, 1, 2, 3} <= set(after.played)
+
+
+def test_what_ended_otherwise_than_accepted_is_not_played_again_but_what_the_end_cancelled_is(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    parked = threading.Event()
+
+    async def play(number: int) -> Any:
+        if number == 0:
+            return None
+        if number == 1:
+            raise ValueError("a failure of the workflow")
+        if number in (2, 3):
+            parked.set()
+            await park()
+        return trajectory_of(number)
+
+    first = make_executor(on_stale="keep", **config)
+    first.prepare_batch(ITEMS, Playing(play))
+    assert parked.wait(20.0)
+    by_id = {stuck.data_id: stuck.task_id for stuck in first.explain().rollouts}
+    assert first.cancel(by_id["0:2"])
+    turn_loop(first.runner)
+    first.commit(0)
+    first.destroy()
+
+    second = make_executor(resume_from=0, **config)
+    got = {*take(second, player), *take(second, player)}
+    assert not {0, 1, 2} & set(player.played), "rejected, failed, cancelled by the caller"
+    assert 3 in got, "cancelled because all ended"
+
+
+@pytest.mark.any_loop
+def test_the_dataloader_may_shuffle_items_that_have_ids_of_their_own(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    def items(order: list[int]) -> list[list[dict[str, Any]]]:
+        return [[{"data_id": f"q{number}", "number": number} for number in order]]
+
+    first = make_executor(**config)
+    given = take(first, player, items([3, 1, 4, 5, 9, 2, 6, 0]))
+    first.commit(0)
+    first.destroy()
+    second = make_executor(resume_from=0, **config)
+    given += take(second, player, items([9, 0, 1, 2, 3, 4, 5, 6]))
+    assert sorted(given, key=str) == [0, 1, 2, 3, 4, 5, 6, 9]
+
+
+@pytest.mark.any_loop
+def test_an_id_that_a_pass_gives_twice_names_two_items(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    items = [[{"data_id": 7, "number": number} for number in range(8)]]
+    first = make_executor(**config)
+    assert take(first, player, items) == [0, 1, 2, 3]
+    first.commit(0)
+    first.destroy()
+    second = make_executor(resume_from=0, **config)
+    assert take(second, player, items) == [4, 5, 6, 7]
+
+
+@pytest.mark.any_loop
+def test_an_id_that_no_other_process_knows_again_is_refused(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    executor = make_executor(**config)
+    with pytest.raises(ValueError, match="give a str or an int"):
+        take(executor, player, [[{"data_id": object()}]])
+
+
+@pytest.mark.any_loop
+def test_passes_go_on_being_counted_and_each_items_comes_once_in_each(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    engine = TellingEngine()
+    executor, given = make_executor(engine, **config), list[int | None]()
+    for step in range(9):
+        engine.set_version(step)
+        given += take(executor, player, SHORT)
+        executor.commit(step)
+        executor.destroy()
+        executor = make_executor(engine, resume_from=step, **config)
+    assert executor.resumed is not None
+    assert executor.resumed.epoch >= 2
+    assert sorted(given, key=str) == sorted([*range(12)] * 3, key=str)
+
+
+class Unwritable:
+    """What no journal can hold."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+@pytest.mark.any_loop
+def test_an_item_that_cannot_be_written_is_given_by_the_dataloader_again(
+    make_executor: MakeExecutor, config: dict[str, Any], log_lines: LogLines
+) -> None:
+    played = []
+
+    async def play(item: Unwritable) -> Any:
+        played.append(item.number)
+        return trajectory_of(item.number)
+
+    def items() -> list[list[Unwritable]]:
+        return [[Unwritable(number) for number in range(40)]]
+
+    first = make_executor(Engine(version=1), **config)
+    workflow = Playing(play)
+    assert values_of(first.prepare_batch(items(), workflow)) == [0, 1, 2, 3]
+    first.commit(0)
+    assert values_of(first.prepare_batch(items(), workflow)) == [4, 5, 6, 7]
+    first.destroy()
+    played.clear()
+    again = make_executor(Engine(version=1), resume_from=0, **config)
+    assert values_of(again.prepare_batch(items(), workflow)) == [4, 5, 6, 7]
+    assert not set(played) & {4, 5, 6, 7}, "the trajectories are there"
+    again.destroy()
+    late = make_executor(Engine(version=9), resume_from=0, **config)
+    assert sorted(values_of(late.prepare_batch(items(), workflow)), key=str) == [4, 5, 6, 7]
+    assert {4, 5, 6, 7} <= set(played), "the dataloader has given what was too old once more"
+    assert "why=" in log_lines.wait_for("journal_left_out").message
+
+
+@pytest.mark.any_loop
+def test_a_trajectory_that_cannot_be_written_is_played_again_unless_it_was_committed(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    async def play(number: int) -> Any:
+        return {**trajectory_of(number), "picture": object()}
+
+    first = make_executor(**config)
+    assert values_of(first.prepare_batch(ITEMS, Playing(play))) == [0, 1, 2, 3]
+    first.commit(0)
+    assert values_of(first.prepare_batch(ITEMS, Playing(play))) == [4, 5, 6, 7]
+    first.destroy()
+    second, player = make_executor(resume_from=0, **config), Player()
+    assert take(second, player) == [4, 5, 6, 7]
+    assert {4, 5, 6, 7} <= set(player.played)
+
+
+@pytest.mark.any_loop
+def test_a_ctrl_c_at_any_step_of_a_batch_loses_nothing_to_a_commit(
+    make_executor: MakeExecutor, config: dict[str, Any], tmp_path: Path
+) -> None:
+    config["max_head_offpolicyness"] = 5
+
+    def survives(step: int) -> bool:
+        """Interrupt a batch there, commit, go on, and see that all are given once; False past its end."""
+        here = {**config, "journal_dir": tmp_path / str(step)}
+        first, player, given = make_executor(**here), Player(), list[int | None]()
+        hit = interrupt(lambda: given.extend(take(first, player)), step)
+        turn_loop(first.runner)  # what was interrupted may still be taken back
+        first.commit(0)
+        first.destroy()
+        if not hit.noticed:  # or in the line that was to keep the batch
+            return False
+        second = make_executor(resume_from=0, **here)
+        while len(given) < 8:
+            given += take(second, player)
+        second.destroy()
+        assert sorted(given, key=str) == list(range(8)), hit.where
+        return True
+
+    step = 0
+    while survives(step):
+        step += 61  # a prime; all steps of the whole call would take minutes
+    for last in range(step - 60, step):  # where it is told that the batch has come to its caller
+        survives(last)
+    assert step > 300
+
+
+def test_a_commit_is_of_a_greater_step_each_time_and_the_same_one_may_be_tried_again(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, directory: Path
+) -> None:
+    executor = make_executor(**config)
+    take(executor, player)
+    executor.commit(3)
+    executor.commit(3)
+    with pytest.raises(ValueError, match="step=2 is not above 3"):
+        executor.commit(2)
+    take(executor, player)
+    with pytest.raises(ValueError, match="step=3 is not above 3"):
+        executor.commit(3)
+    executor.commit(4)
+    executor.destroy()
+    assert resumable_steps(directory) == [3, 4]
+
+
+@pytest.mark.any_loop
+def test_where_nothing_can_be_committed_it_says_so(
+    make_executor: MakeExecutor, config: dict[str, Any], directory: Path
+) -> None:
+    without = make_executor()
+    assert without.resumed is None
+    with pytest.raises(ValueError, match=r"commit\(1\): there is no journal; give config\.journal_dir"):
+        without.commit(1)
+    assert resumable_steps(directory) == []
+    executor = make_executor(**config)
+    for step, error in ((True, TypeError), ("1", TypeError), (-1, ValueError)):
+        with pytest.raises(error, match="step="):
+            executor.commit(step)  # type: ignore[arg-type]
+    executor.destroy()
+    with pytest.raises(RunnerStoppedError, match="its journal is closed"):
+        executor.commit(1)
+
+
+@pytest.mark.any_loop
+def test_what_cannot_be_resumed_is_refused_and_nothing_is_left_open(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    with pytest.raises(ValueError, match=r"resume_from=3, and there is no journal"):
+        WorkflowExecutor(InferenceEngineConfig(), Engine(), resume_from=3)
+    with pytest.raises(JournalError, match="no step was committed: give resume_from=None"):
+        make_executor(resume_from=0, **config)
+    first = make_executor(**config)
+    with pytest.raises(JournalError, match="is in use by process"):
+        make_executor(**config)
+    take(first, player)
+    first.commit(0)
+    first.destroy()
+    with pytest.raises(JournalError, match=r"give resume_from one of \[0\]"):
+        make_executor(**config)
+    assert take(make_executor(resume_from=0, **config), player) == [4, 5, 6, 7]
+
+
+def test_initialized_again_it_goes_on_from_its_last_commit(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    executor = make_executor(**config)
+    assert take(executor, player) == [0, 1, 2, 3]
+    executor.commit(0)
+    assert take(executor, player) == [4, 5, 6, 7]
+    executor.destroy()
+    executor.initialize()
+    assert take(executor, player) == [4, 5, 6, 7]
+    assert take(executor, player) == [8, 9, 10, 11]
+    balance(executor.ledger)
+
+
+@pytest.mark.any_loop
+def test_a_commit_that_the_disk_refuses_is_an_error_and_can_be_made_again(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(**config)
+    take(executor, player)
+
+    def refuse(point: str) -> None:
+        if point == "before_fsync":
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(crash_points, "hook", refuse)
+    with pytest.raises(JournalError, match="disk is full"):
+        executor.commit(0)
+    monkeypatch.setattr(crash_points, "hook", None)
+    executor.commit(0)
+    executor.destroy()
+    assert take(make_executor(resume_from=0, **config), player) == [4, 5, 6, 7]
+
+
+@pytest.mark.any_loop
+def test_damage_is_told_and_survived(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, directory: Path, log_lines: LogLines
+) -> None:
+    first = make_executor(**config)
+    take(first, player)
+    first.commit(0)
+    take(first, player)
+    first.destroy()
+    path = directory / "journal.sqlite"
+    torn = bytearray(path.read_bytes())
+    torn[4096:4160] = b"\0" * 64
+    path.write_bytes(torn)
+    second = make_executor(resume_from=0, **config)
+    assert second.resumed is not None
+    assert second.resumed.damaged > 0
+    assert [copy.parent for copy in second.resumed.kept_beside] == [directory]
+    assert "kept_beside=" in log_lines.wait_for("journal_damaged").message
+    assert not {0, 1, 2, 3} & {*take(second, player), *take(second, player)}
+
+
+@pytest.mark.any_loop
+def test_other_rollouts_are_not_in_the_journal(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    first = make_executor(**config)
+    first.submit(100, player.workflow)
+    first.submit(101, player.workflow, is_eval=True)
+    first.rollout_batch([102], player.workflow)
+    first.wait(1, timeout=20.0)
+    first.wait_outcomes(1, timeout=20.0, is_eval=True)
+    first.destroy()
+    second = make_executor(**config)
+    assert second.resumed is not None
+    assert (second.resumed.done, second.resumed.to_deliver, second.resumed.to_play) == (0, 0, 0)
