@@ -22,8 +22,8 @@ on behind all these. Items that ended without being accepted are not played agai
 - **The version** is the trainer's to restore before the first `prepare_batch`. Trajectories with tokens of
   versions that are no more, because the trainer went back behind them, count as too old.
 - **Only `prepare_batch`** is in the journal. What was submitted otherwise is its submitter's to submit again.
-- **Nothing waits for the disk** but `commit`; all else is written beside the loop. The file forgets
-  trajectories at the second commit after their delivery, so commit now and then.
+- **Nothing waits for the disk** but `commit`; all else is written beside the loop, some milliseconds later.
+  The file forgets trajectories some commits after their delivery, so commit now and then.
 - **Files** are their owner's alone to read, and hold MessagePack and arrays, no pickle. What cannot be
   written so (an item, or a trajectory, with other objects in it) is left out, which is logged: such an item
   has to be given by the dataloader again, such a trajectory is played again.

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import logging
+import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,6 +63,8 @@ class Settings:
     staleness: int
 
 
+_journals = tempfile.TemporaryDirectory(prefix="areal-core-journals-")  # until the benchmark ends
+
 UNBOUNDED = Settings(None, 1 << 20, 0)
 
 
@@ -86,17 +90,23 @@ class Queueing(Producer, Protocol):
 
 
 class ExecutorProducer:
-    """`WorkflowExecutor.prepare_batch`."""
+    """`WorkflowExecutor.prepare_batch`. If it *keeps_journal* each version is a step that is committed."""
+
+    def __init__(self, *, keeps_journal: bool = False) -> None:
+        self._keeps_journal = keeps_journal
 
     def start(self, workflow: Plays, settings: Settings) -> None:
         self._workflow = workflow
-        self.engine, self.executor = _executor(settings)
+        journal = Path(tempfile.mkdtemp(dir=_journals.name)) if self._keeps_journal else None
+        self.engine, self.executor = _executor(settings, journal)
         self._lists = [[ITEM] * settings.batch]
 
     def batch(self) -> list[Any]:
         return self.executor.prepare_batch(self._lists, self._workflow)
 
     def set_version(self, version: int) -> None:
+        if self._keeps_journal:
+            self.executor.commit(version)
         self.engine.set_version(version)
 
     def queue(self, count: int) -> None:
@@ -227,6 +237,7 @@ class Given:
 
 
 OURS_PRODUCING = ExecutorProducer()
+OURS_WITH_JOURNAL = ExecutorProducer(keeps_journal=True)
 BY_HAND = HandProducer()
 OURS_EXECUTING = ExecutorContender()
 
@@ -252,13 +263,14 @@ def _dispatching() -> Dispatching | Absent:
         return Absent(f"{RELEASE} cannot be had: {error}")
 
 
-def _executor(settings: Settings) -> tuple[RemoteInfEngine, WorkflowExecutor]:
+def _executor(settings: Settings, journal: Path | None = None) -> tuple[RemoteInfEngine, WorkflowExecutor]:
     config = InferenceEngineConfig(
         consumer_batch_size=settings.batch,
         max_concurrent_rollouts=settings.at_once,
         max_head_offpolicyness=settings.staleness,
         episode_timeout=2 * HOUR_S,
         stall_timeout=PATIENCE_S,
+        journal_dir=journal,
     )
     logging.getLogger("areal_core").setLevel(logging.ERROR)  # no descriptors for connections nobody makes
     engine = RemoteInfEngine(config)  # knows the version; nobody asks it for tokens

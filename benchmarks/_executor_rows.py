@@ -12,6 +12,7 @@ from _executor_contenders import (
     BY_HAND,
     OURS_EXECUTING,
     OURS_PRODUCING,
+    OURS_WITH_JOURNAL,
     Queueing,
     areal_dispatching,
     areal_producing,
@@ -96,6 +97,7 @@ def _prepare(areal: Queueing | Absent, batches: int) -> Row:
         {
             "by hand": figure(executor.preparing, BY_HAND, batches, size),
             "ours": figure(executor.preparing, OURS_PRODUCING, batches, size),
+            "with journal": figure(executor.preparing, OURS_WITH_JOURNAL, batches, size),
             "areal": figure(executor.preparing, areal, batches, size),
         },
         (
@@ -103,6 +105,12 @@ def _prepare(areal: Queueing | Absent, batches: int) -> Row:
             ratio("areal", "by hand", of="cpu", label="areal's dispatcher / by hand, cpu"),
             ratio("ours", "by hand", of="time"),
             ratio("areal", "by hand", of="time", label="areal's dispatcher / by hand, time"),
+            ratio("with journal", "ours", of="cpu", label="with a journal / without, cpu"),
+            ratio("with journal", "ours", of="time", label="with a journal / without, time"),
+            Reading(
+                "a journal adds, us of cpu",
+                lambda values: 1e6 * (values["with journal: cpu"] - values["ours: cpu"]),
+            ),
         ),
         MICROSECONDS,
         rounds=7,

@@ -151,7 +151,7 @@ def _trip_against_areal(areal: Contender | Absent, trips: int) -> Row:
             "ours": figure(figures.trip, OURS, trips, 1_000),
             "areal": figure(figures.trip, areal, 10, 1_000),
         },
-        (ratio("areal", "ours", Aim(500, at_most=False, must=500)),),
+        (ratio("areal", "ours", Aim(300, at_most=False, must=100)),),
         MICROSECONDS,
         rounds=11,
     )

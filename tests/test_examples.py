@@ -128,6 +128,14 @@ def test_async_work_from_sync_code_shows_each_outcome_with_its_error(run_example
     ]
 
 
+def test_a_trainer_that_is_killed_again_and_again_trains_on_every_item_once(run_example: RunExample) -> None:
+    output = run_example("survive_a_kill.py")
+
+    killed = re.findall(r"^killed [\d.]+ s after it began: \d+ items trained on$", output, re.MULTILINE)
+    assert output.endswith(f"{len(killed)} kills; 0 of 80 items are missing, and 0 were trained on twice\n")
+    assert killed
+
+
 def test_no_conversation_is_lost_with_its_server(run_example: RunExample) -> None:
     output = run_example("survive_a_server.py")
 

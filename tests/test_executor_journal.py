@@ -18,7 +18,7 @@ from areal_core.journal import resumable_steps
 from areal_core.workflow_executor import WorkflowExecutor
 from conftest import MakeExecutor
 from doors import Door, turn_loop
-from executor_tools import Engine, Playing, TellingEngine, balance, park, trajectory_of, values_of
+from executor_tools import Engine, Lists, Playing, TellingEngine, balance, park, trajectory_of, values_of
 from interrupts import interrupt
 from logged import LogLines
 
@@ -119,6 +119,45 @@ def test_what_was_in_flight_is_played_again_before_what_the_dataloader_gives(
 
 
 @pytest.mark.any_loop
+def test_while_there_is_enough_of_the_run_before_the_dataloader_is_not_asked(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    first = make_executor(**config)
+    take(first, player)
+    assert (first.ledger.finished, first.ledger.pending) == (4, 8)
+    first.destroy()
+    second, lists = make_executor(**config), Lists(4)
+    assert take(second, player, lists) == [0, 1, 2, 3]
+    assert lists.next == 0
+
+
+@pytest.mark.any_loop
+def test_what_comes_back_is_judged_by_the_version_that_the_trainer_has_set_by_then(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    first = make_executor(Engine(version=5), **config)
+    take(first, Player(5))
+    first.destroy()
+    engine = Engine(version=0)
+    second, after = make_executor(engine, **config), Player(5)
+    engine.version = 5
+    assert take(second, after) == [0, 1, 2, 3]
+    assert not {0, 1, 2, 3} & set(after.played)
+
+
+@pytest.mark.any_loop
+def test_a_start_that_fails_leaves_the_journal_to_the_next(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    engine = Engine()
+    executor = WorkflowExecutor(InferenceEngineConfig(**config), engine)
+    engine.version = "no number"  # type: ignore[assignment]
+    with pytest.raises(TypeError, match="the version of the provider"):
+        executor.initialize()
+    assert take(make_executor(**config), player) == [0, 1, 2, 3]
+
+
+@pytest.mark.any_loop
 @pytest.mark.parametrize("on_stale", ["mask", "drop", "requeue"])
 def test_one_that_is_too_old_by_now_is_played_again_instead_of_being_given(
     make_executor: MakeExecutor, config: dict[str, Any], on_stale: str
@@ -152,6 +191,26 @@ def test_one_that_becomes_too_old_after_it_came_back_is_played_again(
     assert sorted(take(second, after, items), key=str) == [2, 3]
     assert {2, 3} <= set(after.played)
     balance(second.ledger)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize(("on_stale", "plays_again"), [("requeue", True), ("drop", False)])
+def test_what_became_too_old_before_it_was_given_is_what_it_was_to_the_run_before(
+    make_executor: MakeExecutor, config: dict[str, Any], on_stale: str, plays_again: bool
+) -> None:
+    engine = TellingEngine()
+    first = make_executor(engine, on_stale=on_stale, **config)
+    take(first, Player(0))
+    turn_loop(first.runner)  # 4 to 7 have ended, and wait
+    first.commit(0)
+    first.pause()
+    engine.set_version(9)
+    turn_loop(first.runner)
+    assert first.ledger.stale == (0 if plays_again else 4)
+    first.destroy()
+    second, after = make_executor(engine, on_stale=on_stale, resume_from=0, **config), Player(9)
+    take(second, after)
+    assert ({4, 5, 6, 7} <= set(after.played)) is plays_again
 
 
 @pytest.mark.any_loop
@@ -309,6 +368,25 @@ def test_an_item_that_cannot_be_written_is_given_by_the_dataloader_again(
     assert sorted(values_of(late.prepare_batch(items(), workflow)), key=str) == [4, 5, 6, 7]
     assert {4, 5, 6, 7} <= set(played), "the dataloader has given what was too old once more"
     assert "why=" in log_lines.wait_for("journal_left_out").message
+
+
+@pytest.mark.any_loop
+def test_the_dataloader_begins_with_the_pass_of_the_first_item_it_has_to_give_again(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    async def play(item: Unwritable) -> Any:
+        return trajectory_of(item.number)
+
+    items = [[Unwritable(number) for number in range(6)]]
+    first = make_executor(**config)
+    assert values_of(first.prepare_batch(items, Playing(play))) == [0, 1, 2, 3]
+    first.pause()
+    first.commit(0)
+    first.destroy()
+    second = make_executor(Engine(version=9), resume_from=0, **config)
+    assert second.resumed is not None
+    assert second.resumed.epoch == 0
+    assert values_of(second.prepare_batch(items, Playing(play))) == [4, 5, 0, 1]
 
 
 @pytest.mark.any_loop

@@ -687,13 +687,3 @@ def test_a_file_of_a_later_version_is_refused_and_left_as_it_is(directory: Path)
     with pytest.raises(JournalError, match="later version"), Store(directory):
         pass
     assert (directory / "journal.sqlite").read_bytes() == before
-
-
-def test_a_commit_says_what_is_in_it_also_when_the_row_of_what_was_given_back_is_damaged(
-    directory: Path,
-) -> None:
-    some = [*accepted("0:0"), *accepted("0:1"), Delivered(("0:0", "0:1")), Returned(("0:1",)), Committed(0)]
-    write(directory, *some)
-    damage_row(directory, "UPDATE log SET head = x'0011' WHERE row = 6")
-    found = read(directory, 0)
-    assert (list(found.done), [one.key for one in found.finished]) == (["0:0"], ["0:1"])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areal_core._journal import fitting
 from areal_core._journal import writer as module
 from areal_core._journal.packing import unpack
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Reopened
@@ -168,7 +169,7 @@ def test_results_are_left_out_when_too_much_waits_and_nothing_else(
 def test_a_record_too_large_for_the_file_is_left_out(
     store: Store, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "LARGEST_BODY", 100)
+    monkeypatch.setattr(fitting, "LARGEST_BODY", 100)
     writer.put(Queued("0:0", 0, bytes(101)))
     writer.put(Ended("0:0", "accepted", bytes(101)))
     writer.put(Committed(1))
@@ -351,17 +352,17 @@ def test_compaction_that_fails_is_told_and_costs_no_record(
 
 
 def test_what_was_committed_long_ago_is_compacted(store: Store, writer: Writer) -> None:
-    for step in range(5):
+    most = 0
+    for step in range(50):
         writer.put(Queued(f"0:{step}", 0, b"d"))
         writer.put(Ended(f"0:{step}", "accepted", b"r"))
         writer.put(Delivered((f"0:{step}",)))
         writer.put(Committed(step))
         writer.flush(LONG_S)
+        most = max(most, *store._opened().execute("SELECT count(*) FROM log").fetchone())
     writer.close()
-    assert (
-        store._opened().execute("SELECT count(*) FROM log").fetchone()[0] == 5
-    )  # of the last, and two commits
-    assert len(store.read(4).done) == 5
+    assert most < 20, "the rows of the last two commits, and as many again"
+    assert len(store.read(49).done) == 50
 
 
 def test_a_trajectory_of_a_hundred_megabytes(store: Store) -> None:

@@ -86,7 +86,6 @@ class Core:
                 rollout.is_abandoned = True
             else:
                 rollout.restart()
-                rollout.requeues = 0
                 self.submit([rollout])
 
     def episodes_ended(self, episodes: Iterable[Episode]) -> None:

@@ -13,10 +13,11 @@ from areal_core._executor.port import Witness
 from areal_core._executor.recovery import Recovery, describe_result
 from areal_core._executor.rollout import Rollout
 from areal_core._journal.crash_points import reached
+from areal_core._journal.flush import Flush
 from areal_core._journal.keys import epoch_of
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Reopened, Returned
 from areal_core._journal.store import Store
-from areal_core._journal.writer import Flush, Writer
+from areal_core._journal.writer import Writer
 from areal_core._log import get_logger, log
 from areal_core._runner.gate import Gate, thread_of_gates
 from areal_core.errors import RunnerStoppedError

@@ -9,6 +9,8 @@ Committed
 records.py       what is put, and `Recovered`: what a restart finds
 packing.py       items of data and trajectories as bytes, and back; no pickle
 writer.py        `Writer`: takes records without waiting, writes them, tries again, forgets nothing
+fitting.py       what of a record and its value can be written
+flush.py         who waits until it is
 store.py         `Store`: the directory, its lock, transactions, reading, compaction
 rows.py          a record as a row that can tell whether it is whole
 replay.py        what rows say about each key, in the order they happened

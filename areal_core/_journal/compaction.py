@@ -13,8 +13,11 @@ from areal_core._journal.schema import delete, insert_settled
 _MOST_ROWS = 64  # of an epoch under way: each commit adds one
 
 
-def compact(connection: sqlite3.Connection) -> None:
-    """Do it in the transaction that is open, at a cost that goes with what is not done yet."""
+def compact(connection: sqlite3.Connection) -> int:
+    """Do it in the transaction that is open, at a cost that goes with the rows there are.
+
+    Return how many of them are left.
+    """
     history = History()
     heads = read_log(connection).heads
     for head in heads.values():
@@ -29,6 +32,7 @@ def compact(connection: sqlite3.Connection) -> None:
     delete(connection, useless)
     live = {entry.epoch for key, entry in history.entries.items() if key not in done}
     _join_rows(connection, live, row)
+    return len(heads) - len(useless)
 
 
 def _is_useless(head: Head, history: History, done: set[bytes], oldest: int) -> bool:

@@ -91,15 +91,14 @@ class History:
                 self._uncommitted.discard(key)
 
     def committed(self, head: Head) -> None:
-        # The commit's own list makes up for rows of deliveries, and of returns, that were damaged.
-        for key in self._uncommitted.difference(head.keys):
-            self._entry(key, head).delivered = False
-        self._uncommitted.clear()
-        for key in head.keys:
+        # The commit's own list makes up for rows of deliveries that were damaged; what else was delivered is
+        # in the list of an earlier commit, which may be gone.
+        for key in {*self._uncommitted, *head.keys}:
             entry = self._entry(key, head)
             entry.delivered = True
             if entry.committed is None:
                 entry.committed = head.row
+        self._uncommitted.clear()
         self.commits.append(Commit(head.number, head.row))
 
     def _entry(self, key: bytes, head: Head) -> Entry:

@@ -139,16 +139,18 @@ class Store:
         if committed:
             reached("after_commit")
 
-    def compact(self) -> None:
+    def compact(self) -> int:
         """Forget results and data of what was delivered before the commit before the last.
 
-        Of these keys only the keys are kept, and of those that were settled without being accepted.
+        Of these keys only the keys are kept, and of those that were settled without being accepted. Return
+        how many rows are left in the log.
         """
         if self._reading is not None:  # it would decide by what is given up
-            return
+            return 0
         with self._told("could not be compacted"), transaction(self._opened()):
-            compaction.compact(self._opened())
+            left = compaction.compact(self._opened())
             reached("in_compaction")
+        return left
 
     def _read(self) -> Reading:
         connection = self._opened()

@@ -11,69 +11,30 @@ from typing import Any
 
 from areal_core import _process
 from areal_core._checks import check_integer
-from areal_core._journal.packing import PackingError, pack
-from areal_core._journal.records import (
-    ACCEPTED,
-    Committed,
-    Delivered,
-    Ended,
-    Queued,
-    Record,
-    Reopened,
-    Returned,
-)
-from areal_core._journal.rows import LARGEST_BODY
+from areal_core._journal.fitting import NOTHING, check_record, packed_with, size_of, without_bytes
+from areal_core._journal.flush import Flush
+from areal_core._journal.records import Committed, Record
 from areal_core._journal.store import Store, check_step
 from areal_core._log import describe, get_logger, log
 from areal_core._runner import exit_hook
-from areal_core._runner.gate import Gate
 from areal_core.errors import JournalError
-
-NOTHING: Any = object()
-"""Stands for no value: None is one."""
 
 _BATCH_RECORDS = 1_000  # in a transaction: beyond that a larger one is no faster
 _BATCH_BYTES = 32 * 2**20
+_GATHER_S = 0.02  # for which more may come, unless somebody waits: each transaction has its own cost
 _FIRST_DELAY_S = 0.05  # before a write that failed is tried again; then twice as long each time
 _LONGEST_DELAY_S = 5.0
-
-
-class Flush:
-    """Somebody who waits until what was put is durable. A Ctrl-C in `wait` leaves no lock held."""
-
-    def __init__(self, target: int, attempts: int) -> None:
-        self.target = target
-        """How many records have to be durable."""
-        self.attempts = attempts
-        """How many attempts had begun before."""
-        self.failure: JournalError | None = None
-        self._gate = Gate()
-
-    def wait(self, timeout: float | None = None) -> None:
-        """Wait. Raises like `Writer.flush`."""
-        if not self._gate.wait(timeout):
-            raise TimeoutError(
-                f"the journal was not on the disk within {timeout} s; wait longer, or look at the disk"
-            )
-        exit_hook.stay_if_over()
-        if self.failure is not None:
-            raise JournalError(str(self.failure)) from self.failure
-
-    def answer(self, failure: JournalError | None) -> None:
-        """Let who waits go on, with *failure* if it failed."""
-        self.failure = failure
-        self._gate.open()
 
 
 class Writer:
     """Write records to *store* in the order of the calls, beside the event loop.
 
-    `put` never waits for the disk. A thread writes all that waits, in one transaction after the other; with
-    nothing to write there is none at work. `flush` waits until what was put before is durable; a thread where
-    a Ctrl-C may come has another one call `ask_flush`, and waits for what that returned. A write that
-    fails is logged, told to *on_failure* (on the writer's thread, which it must not wait for; once until one
-    succeeds), and tried again with growing delays, up to 5 s. Nothing is dropped for it, except of what comes
-    when too much waits: see `put`.
+    `put` never waits for the disk. A thread writes all that waits, in one transaction after the other, some
+    milliseconds after the first of it was put; with nothing to write there is none at work. `flush` waits
+    until what was put before is durable; a thread where a Ctrl-C may come has another one call `ask_flush`,
+    and waits for what that returned. A write that fails is logged, told to *on_failure* (on the writer's
+    thread, which it must not wait for; once until one succeeds), and tried again with growing delays, up to
+    5 s. Nothing is dropped for it, except of what comes when too much waits: see `put`.
 
     Give it an open *store* that was read, and use that for nothing else before `close`. What was put when
     the interpreter exits is written first. In a forked child, `put` and `close` do nothing.
@@ -107,6 +68,8 @@ class Writer:
         self._failure: tuple[int, JournalError] | None = None
         """The attempt that failed last, if it was the last."""
         self._flushes: list[Flush] = []
+        self._left = self._since_compaction = 0
+        """Records that the last compaction left, and that were written since; its thread's alone."""
         self._hurry = False
         """Whether somebody waits, so that the next attempt should not."""
         self._leaving = False
@@ -140,8 +103,8 @@ class Writer:
         """
         if self._home is not _process.home():  # the lock may be held by a thread that is not here
             return
-        _check_record(record)
-        packed, why = _packed(record, value)
+        check_record(record)
+        packed, why = packed_with(record, value)
         with self._changed:
             if isinstance(packed, Committed):
                 check_step(packed.step, self._last_step)
@@ -209,10 +172,10 @@ class Writer:
 
     def _fitting(self, record: Record) -> tuple[Record | None, str | None]:
         """Return what of *record* may wait, and why not all of it."""
-        size = _size(record)
+        size = size_of(record)
         if not size or not self._is_too_much(size):
             return record, None
-        return _without_bytes(record), f"more than max_waiting_bytes={self._most} would be waiting"
+        return without_bytes(record), f"more than max_waiting_bytes={self._most} would be waiting"
 
     def _is_too_much(self, size: int) -> bool:
         """Return whether so many more bytes may not wait. Alone any may."""
@@ -222,7 +185,7 @@ class Writer:
         if self._closed:
             self._count_lost(1, "closed")
             return
-        size = _size(record)
+        size = size_of(record)
         self._waiting.append((record, size))
         self.waiting_bytes += size
         self._put += 1
@@ -253,6 +216,8 @@ class Writer:
     def _next_batch(self) -> list[Record]:
         """Return the oldest records, none if no more wait: who puts the next one has to wake a thread."""
         with self._changed:
+            if self._waiting:
+                self._changed.wait_for(self._is_enough, _GATHER_S)
             self._is_drained = not self._waiting
             self._attempts += not self._is_drained
             self._hurry = False
@@ -264,6 +229,10 @@ class Writer:
                 size += bytes_in_it
             self._changed.notify_all()
         return batch
+
+    def _is_enough(self) -> bool:
+        """Return whether what waits is to be written now."""
+        return self._hurry or self._leaving or len(self._waiting) >= _BATCH_RECORDS
 
     def _try_to_write(self, batch: list[Record]) -> JournalError | None:
         leaving = self._leaving
@@ -307,10 +276,11 @@ class Writer:
             self._tell("info", "journal_written_again", failed=self.failed)
 
     def _compact_after(self, batch: list[Record]) -> None:
-        if not any(isinstance(record, Committed) for record in batch):
-            return
+        self._since_compaction += len(batch)
+        if self._since_compaction < self._left or not any(isinstance(record, Committed) for record in batch):
+            return  # it costs what is left: at each commit that would be most of all that is done
         try:
-            self._store.compact()
+            self._left, self._since_compaction = self._store.compact(), 0
         except Exception as error:  # the next commit does it
             self._tell("warning", "journal_not_compacted", error=describe(error))
 
@@ -347,62 +317,6 @@ class Writer:
                 flush.answer(self._failure[1])
             else:
                 self._flushes.append(flush)
-
-
-def _check_record(record: object) -> None:
-    """Raise TypeError for what the file cannot have: it would be tried again for ever."""
-    match record:
-        case Queued(str(), int() as number, bytes() | None):
-            pass
-        case Ended(str(), str(), bytes() | None) | Reopened(str()):
-            number = 0
-        case Delivered(tuple() as keys) | Returned(tuple() as keys) if all(map(_is_text, keys)):
-            number = 0
-        case Committed(int() as number):
-            pass
-        case _:
-            raise TypeError(f"a {type(record).__name__} with such fields is no record of the journal")
-    if not -(2**63) <= number < 2**63:
-        raise ValueError("an epoch or step has more than 64 bits; give a smaller one")
-
-
-def _is_text(key: object) -> bool:
-    return isinstance(key, str)
-
-
-def _packed(record: Record, value: Any) -> tuple[Record | None, str | None]:
-    """Return *record* with *value* in it; without it, or None, and why it cannot be there."""
-    if value is NOTHING:
-        return _limited(record)
-    if not isinstance(record, Queued | Ended) or (isinstance(record, Ended) and record.status != ACCEPTED):
-        raise TypeError(
-            f"a {type(record).__name__} takes no value; give one with Queued or an accepted Ended"
-        )
-    try:
-        data = pack(value)
-    except Exception as error:  # an array's own methods may raise anything
-        words = str(error) if isinstance(error, PackingError) else describe(error)
-        return _without_bytes(record), words
-    if isinstance(record, Queued):
-        return _limited(Queued(record.key, record.epoch, data))
-    return _limited(Ended(record.key, record.status, data))
-
-
-def _limited(record: Record) -> tuple[Record | None, str | None]:
-    if _size(record) > LARGEST_BODY:
-        return _without_bytes(record), f"{_size(record)} bytes; {LARGEST_BODY} can be written"
-    return record, None
-
-
-def _without_bytes(record: Record) -> Record | None:
-    """Return what can be said of *record* without its bytes."""
-    return Queued(record.key, record.epoch) if isinstance(record, Queued) else None
-
-
-def _size(record: Record) -> int:
-    if isinstance(record, Queued):
-        return len(record.data or b"")
-    return len(record.result or b"") if isinstance(record, Ended) else 0
 
 
 def _is_told(count: int) -> bool:
