@@ -39,7 +39,8 @@ def _reasons(core: Core, rules: Rules, are_some_left: bool) -> Iterator[Reason]:
     if core.has_ended:
         yield Reason("ended", "the runner has ended; initialize() starts it again")
     if scheduler.is_paused:
-        yield Reason("paused", "pause() was called; resume() starts what waits")
+        ago = f"{core.paused_for_s():.1f} s ago"
+        yield Reason("paused", f"pause() was called {ago}; resume() starts what waits")
     if failures is not None:
         yield Reason("failures", str(failures))
     lines = (scheduler.training, scheduler.evaluation)

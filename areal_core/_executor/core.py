@@ -53,6 +53,7 @@ class Core:
         self._patience = Patience(rules)
         self._rollouts: dict[int, Rollout] = {}  # all that are not collected
         self._ending: Callable[[], BaseException] | None = None
+        self._paused_at = 0.0
         self._unseen: list[Request] = []  # asked since the last time
         self._is_dynamic = False  # whether the batches count attempts
 
@@ -122,6 +123,8 @@ class Core:
 
     def pause(self) -> None:
         """Start nothing more."""
+        if not self.scheduler.is_paused:
+            self._paused_at = self._clock.time()
         self.scheduler.is_paused = True
 
     def resume(self) -> None:
@@ -224,6 +227,10 @@ class Core:
     def too_many_failures(self) -> BaseException | None:
         """Return what waiting callers are told when too many rollouts brought nothing; None: not so many."""
         return self._patience.error() if self._patience.is_over else None
+
+    def paused_for_s(self) -> float:
+        """Return how long ago it was paused, if it is."""
+        return self._clock.time() - self._paused_at
 
     # -- what follows from them --------------------------------------------------------------------
 
