@@ -7,8 +7,9 @@ import queue
 import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -73,17 +74,41 @@ class Trial:
     def run(self, sample: int | None) -> tuple[Tally, float]:
         """Run the mutants that have no outcome yet; return how all fared, and the seconds it took now.
 
-        Raises RedError when the tests do not pass as it is.
+        With a *sample* only so many of them all, the same ones each time. Raises RedError when the tests do
+        not pass as it is.
         """
         began = time.monotonic()
+        with self._opened() as database:
+            chosen = self._chosen(database, sample)
+            if self._waiting(database, chosen) or (
+                self._other is not None and _survivors(database, SURVIVED)
+            ):
+                baseline = take(self._sandboxes[0], self._patterns, self._store)
+                self._run_waiting(database, baseline, chosen)
+                self._run_survivors_on_other(database, baseline)
+            return self._tally(database, chosen), time.monotonic() - began
+
+    def count(self) -> int:
+        """Return how many mutants there are, apart from those that need no test."""
+        with self._opened() as database:
+            return len(_tested(database))
+
+    @contextmanager
+    def _opened(self) -> Iterator[WorkDB]:
         name = self._file.removesuffix(".py").replace("/", ".")
         with use_db(str(self._store / f"{name}.sqlite"), WorkDB.Mode.create) as database:
             self._list(database, self._store / f"{name}.state")
-            if _waiting(database) or (self._other is not None and _survivors(database, SURVIVED)):
-                baseline = take(self._sandboxes[0], self._patterns, self._store)
-                self._run_waiting(database, baseline, sample)
-                self._run_survivors_on_other(database, baseline)
-            return self._tally(database), time.monotonic() - began
+            yield database
+
+    def _chosen(self, database: WorkDB, sample: int | None) -> frozenset[str]:
+        """Return the ids of those to run: all, or a sample that depends on the module alone."""
+        tested = sorted(_tested(database), key=lambda item: item.mutations[0].start_pos)
+        if sample is not None:
+            tested = random.Random(self._file).sample(tested, min(sample, len(tested)))
+        return frozenset(item.job_id for item in tested)
+
+    def _waiting(self, database: WorkDB, chosen: frozenset[str]) -> list[WorkItem]:
+        return [item for item in _waiting(database) if item.job_id in chosen]
 
     def _list(self, database: WorkDB, note: Path) -> None:
         """List the mutants anew when module or operators changed; forget survivors when anything did."""
@@ -97,10 +122,8 @@ class Trial:
             database.set_multiple_results(again, WorkResult(WorkerOutcome.ABNORMAL))
         note.write_text(f"{source} {tree}")
 
-    def _run_waiting(self, database: WorkDB, baseline: Baseline, sample: int | None) -> None:
-        waiting = sorted(_waiting(database), key=lambda item: item.mutations[0].start_pos)
-        if sample is not None:
-            waiting = random.sample(waiting, min(sample, len(waiting)))
+    def _run_waiting(self, database: WorkDB, baseline: Baseline, chosen: frozenset[str]) -> None:
+        waiting = sorted(self._waiting(database, chosen), key=lambda item: item.mutations[0].start_pos)
         free: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
         for sandbox in self._sandboxes:
             free.put(sandbox)
@@ -165,8 +188,8 @@ class Trial:
                 return run
             limits = {test: 2 * limit for test, limit in limits.items()}
 
-    def _tally(self, database: WorkDB) -> Tally:
-        tally = Tally(waiting=len(_waiting(database)))
+    def _tally(self, database: WorkDB, chosen: frozenset[str]) -> Tally:
+        tally = Tally(waiting=len(self._waiting(database, chosen)))
         for item, result in database.completed_work_items:
             if result.worker_outcome is WorkerOutcome.SKIPPED:
                 tally.annotations += result.output == ANNOTATION
@@ -193,6 +216,16 @@ def _survivors(database: WorkDB, output: str | None = None) -> list[WorkItem]:
         for item, result in database.completed_work_items
         if result.test_outcome is TestOutcome.SURVIVED and output in (None, result.output)
     ]
+
+
+def _tested(database: WorkDB) -> list[WorkItem]:
+    """Return those that are not left out."""
+    left_out = {
+        item.job_id
+        for item, result in database.completed_work_items
+        if result.worker_outcome is WorkerOutcome.SKIPPED
+    }
+    return [item for item in database.work_items if item.job_id not in left_out]
 
 
 def _waiting(database: WorkDB) -> list[WorkItem]:

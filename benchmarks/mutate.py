@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import random
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
 from _baseline import RedError
@@ -35,6 +37,18 @@ _CLIENTS = (
     "tests/test_workflow_context.py",
 )
 _RUNNER = ("tests/test_runner_*.py",)
+_SCHEDULING = ("tests/test_core_*.py", "tests/test_staleness_manager.py", "tests/test_executor_*.py")
+_JOURNAL = ("tests/test_journal_*.py", "tests/test_executor_journal.py", "tests/test_executor_crashes.py")
+_WIRE = (
+    "tests/test_backend_*.py",
+    "tests/test_exchange*.py",
+    "tests/test_server_sent.py",
+    "tests/test_address.py",
+    "tests/test_fuzz_*.py",
+)
+_AGENTS = ("tests/test_agent_*.py",)
+_ENGINE = ("tests/test_engine_*.py",)
+_EXECUTOR = ("tests/test_executor_*.py", "tests/test_explain*.py")
 
 # Which tests are to kill the mutants of which modules.
 TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -47,6 +61,68 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("areal_core/_http/*.py", _CLIENTS),
     ("areal_core/async_task_runner.py", _RUNNER),
     ("areal_core/_runner/*.py", _RUNNER),
+    *(
+        (f"areal_core/_executor/{name}.py", _SCHEDULING)
+        for name in (
+            "ageing",
+            "books",
+            "budget",
+            "core",
+            "delivery",
+            "ending",
+            "freshness",
+            "hold",
+            "line",
+            "patience",
+            "report",
+            "requests",
+            "rollout",
+            "rules",
+            "scheduler",
+            "settings",
+            "standstill",
+        )
+    ),
+    ("areal_core/staleness_manager.py", _SCHEDULING),
+    *(
+        (f"areal_core/_executor/{name}.py", (*_JOURNAL, "tests/test_executor_dataloaders.py"))
+        for name in (
+            "journaling",
+            "prompts",
+            "recovery",
+        )
+    ),
+    ("areal_core/journal.py", _JOURNAL),
+    ("areal_core/_journal/*.py", _JOURNAL),
+    ("areal_core/_engine/backends/*.py", _WIRE),
+    ("areal_core/_engine/wire/*.py", (*_WIRE, "tests/test_engine_hostile.py")),
+    ("areal_core/_agents/tool_calls.py", _AGENTS),
+)
+
+# And of the others, of which `--rest` takes a sample.
+REST: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("areal_core/_agents/*.py", _AGENTS),
+    ("areal_core/_engine/*.py", _ENGINE),
+    ("areal_core/_executor/*.py", _EXECUTOR),
+    ("areal_core/_offload/*.py", ("tests/test_offload.py",)),
+    ("areal_core/_trajectory/*.py", ("tests/test_trajectory_*.py",)),
+    ("areal_core/_watch/*.py", ("tests/test_loop_watch.py", "tests/test_explain*.py")),
+    ("areal_core/embedded/*.py", ("tests/test_embedded*.py", "tests/test_pytest_plugin.py")),
+    ("areal_core/embedded/_*/*.py", ("tests/test_embedded*.py",)),
+    ("areal_core/workflows/*.py", ("tests/test_workflows.py",)),
+    ("areal_core/_checks.py", ("tests/test_types.py", "tests/test_config.py")),
+    ("areal_core/_context.py", _CLIENTS + _AGENTS),
+    ("areal_core/_frames.py", ("tests/test_frames.py", "tests/test_loop_watch.py")),
+    ("areal_core/_interruption.py", ("tests/test_interruption.py",)),
+    ("areal_core/_lazy.py", ("tests/test_facade.py",)),
+    ("areal_core/_record.py", _EXECUTOR),
+    ("areal_core/_unique.py", _ENGINE),
+    ("areal_core/config.py", ("tests/test_config.py",)),
+    ("areal_core/explain.py", ("tests/test_explain*.py",)),
+    ("areal_core/offload.py", ("tests/test_offload.py",)),
+    ("areal_core/remote_inf_engine.py", _ENGINE),
+    ("areal_core/types.py", ("tests/test_types.py",)),
+    ("areal_core/workflow_executor.py", _EXECUTOR),
 )
 
 
@@ -67,9 +143,14 @@ def main() -> int:
         tried = f"what survives is tried on {OTHER_PYTHON} too" if other else "on no other"
         print(f"Python {THIS_PYTHON}; {tried}", flush=True)
         print(_row("module", "mutants", "by assertion", "by timeout", "survived", "", "seconds"), flush=True)
-        for file, patterns in _modules(options.module):
+        trials = {
+            file: Trial(file, patterns, STORE, sandboxes, other)
+            for file, patterns in _modules(REST if options.rest else TESTS, options.module)
+        }
+        samples = _share(trials, options.rest) if options.rest else dict.fromkeys(trials, options.sample)
+        for file, trial in trials.items():
             try:
-                tally, seconds = Trial(file, patterns, STORE, sandboxes, other).run(options.sample)
+                tally, seconds = trial.run(samples[file])
             except RedError as error:
                 print(f"{file}: the tests do not pass on the unchanged code\n{error}", flush=True)
                 untested.append(file)
@@ -82,19 +163,32 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--module", action="append", help="only those whose path contains this; repeatable")
-    parser.add_argument("--sample", type=int, help="run so many of each module's mutants, chosen at random")
+    parser.add_argument(
+        "--sample", type=int, help="run so many of each module's mutants, the same ones each time"
+    )
+    parser.add_argument("--rest", type=int, metavar="N", help="instead, N mutants of all the other modules")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="how many at once")
     parser.add_argument("--fresh", action="store_true", help="forget all outcomes")
     parser.add_argument("--this-python-only", action="store_true", help=f"do without Python {OTHER_PYTHON}")
     return parser.parse_args()
 
 
-def _modules(wanted: Sequence[str] | None) -> Iterator[tuple[str, tuple[str, ...]]]:
-    for pattern, tests in TESTS:
-        for path in sorted(ROOT.glob(pattern)):
-            file = str(path.relative_to(ROOT))
-            if _wanted(file, wanted):
+def _modules(
+    table: Sequence[tuple[str, tuple[str, ...]]], wanted: Sequence[str] | None
+) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield the modules of *table*, each once; those of `TESTS` are in no other."""
+    seen: set[str] = set()
+    for pattern, tests in TESTS if table is TESTS else (*TESTS, *table):
+        for file in sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern)):
+            if file not in seen and _wanted(file, wanted) and (pattern, tests) in table:
                 yield file, tests
+            seen.add(file)
+
+
+def _share(trials: Mapping[str, Trial], count: int) -> dict[str, int]:
+    """Return how many of *count* mutants, chosen from all of *trials* alike, are each module's."""
+    all_of_them = [file for file, trial in trials.items() for _ in range(trial.count())]
+    return Counter(random.Random(0).sample(all_of_them, min(count, len(all_of_them))))
 
 
 def _wanted(file: str, wanted: Sequence[str] | None) -> bool:
