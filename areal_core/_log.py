@@ -17,6 +17,9 @@ import structlog
 # Got here once: a Ctrl-C inside getLogger leaves the lock of all logging held for good, up to 3.12.
 _standard = logging.getLogger("areal_core")
 
+_OF_MANY_LINES = "stack"
+"""The one field that is not written on one line."""
+
 _DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
 
 _pairs = structlog.processors.KeyValueRenderer(repr_native_str=False)
@@ -72,5 +75,14 @@ def _to_standard_call(
     """Render ``event key=value ...`` and leave the traceback to the standard logging."""
     name = event.pop("event")
     options = {"exc_info": event.pop("exc_info")} if "exc_info" in event else {}
-    pairs = _pairs(None, "", event)
+    shown = {key: value if key == _OF_MANY_LINES else _on_one_line(value) for key, value in event.items()}
+    pairs = _pairs(None, "", shown)
     return (f"{name} {pairs}" if pairs else name,), options
+
+
+def _on_one_line(value: object) -> str:
+    """Return *value* in characters that can be shown: an id or an error must not write lines of its own."""
+    text = value if isinstance(value, str) else repr(value)
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from areal_core import _process
 from areal_core._checks import check_seconds
+from areal_core._descriptors import require_descriptors_for_loop
 from areal_core._engine.backend import Ask, Backend, HttpCall, Piece, Reader, ReplyError
 from areal_core._engine.backends import backend_named
 from areal_core._engine.events import Events
@@ -82,12 +83,13 @@ class RemoteInfEngine:
 
         Raises ServerUnreachableError when there are fewer; EngineStoppedError when another thread destroys
         it meanwhile; RuntimeError on the thread of a running loop, or when it is initialized; ValueError for
-        what is no address.
+        what is no address; OSError when there are too few file descriptors for a loop.
         """
         _refuse_on_loop("initialize")
         from areal_core._engine.running import Running  # aiohttp: not before somebody needs it
 
         self._arrive()
+        require_descriptors_for_loop()
         with self._lock:
             if self._state is not None:
                 raise RuntimeError("the engine is initialized already; destroy() it first")

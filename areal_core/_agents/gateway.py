@@ -51,6 +51,20 @@ class Listening(NamedTuple):
     """0 takes a free one."""
 
 
+class _ServersLog:
+    """Takes what aiohttp says of connections: requests that are no HTTP, with the lines of their headers.
+
+    A key may be in those, and anybody who can connect could fill the log with them.
+    """
+
+    def debug(self, *_: object, **_options: object) -> None:
+        """Say nothing."""
+
+    def exception(self, *_: object, exc_info: BaseException | None = None, **_options: object) -> None:
+        """Say what kind of error it was."""
+        _log.debug("gateway_refused_connection", error=type(exc_info).__name__)
+
+
 class Gateway:
     """Listens for the agents of all episodes of one loop."""
 
@@ -65,7 +79,12 @@ class Gateway:
         # No application: there are three paths, and a router takes as long as all else that is done here. An
         # agent that hangs up ends its call.
         server = web.Server(
-            self._answer, request_factory=_new_request, handler_cancellation=True, access_log=None
+            self._answer,
+            request_factory=_new_request,
+            handler_cancellation=True,
+            access_log=None,
+            auto_decompress=False,  # it would be done before anybody has looked at the key
+            logger=_ServersLog(),
         )
         self._runner = web.ServerRunner(server, shutdown_timeout=_SHUTDOWN_S)
         try:
@@ -102,9 +121,11 @@ class Gateway:
         except HttpProcessingError as error:
             status, text = 400, f"the body cannot be read: {error.message}"
         except Exception as error:
-            if request.writer.output_size:
-                raise  # in the middle of a reply: aiohttp hangs up
-            _log.exception("gateway_failed", error=describe(error))
+            in_the_middle = request.writer.output_size > 0
+            if not (in_the_middle and isinstance(error, ConnectionError)):  # that is an agent's hanging up
+                _log.exception("gateway_failed", error=describe(error))
+            if in_the_middle:
+                raise  # aiohttp hangs up
             status, text = 500, f"the gateway failed: {describe(error)}"
         return web.Response(status=status, body=error_body(status, text), content_type=_JSON)
 
@@ -126,6 +147,8 @@ class Gateway:
         return web.Response(body=model(name) if name else models(), content_type=_JSON)
 
     async def _complete(self, request: web.BaseRequest, completer: Completer) -> web.StreamResponse:
+        if request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise RefusedError(415, "the body is compressed; send it as it is")
         body = await request.read()
         order = read_order(body)
         if not order.stream:

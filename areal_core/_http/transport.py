@@ -11,6 +11,7 @@ from typing import Any, NoReturn, Self, TypeVar
 
 import aiohttp
 import httpx
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from areal_core._http.config import HttpConfig
@@ -166,9 +167,17 @@ def _extensions(reply: aiohttp.ClientResponse) -> dict[str, Any]:
 
 
 def _raise_as_httpx(error: Exception) -> NoReturn:
+    if isinstance(error, aiohttp.ClientResponseError):
+        _hide_headers(error)
     for raised, translated in _ERRORS:
         if isinstance(error, raised):
             writing = translated is httpx.ReadError and getattr(error, "errno", None) in _WHILE_WRITING
             kind = httpx.WriteError if writing else translated
             raise kind(str(error) or type(error).__name__) from error
     raise error
+
+
+def _hide_headers(error: aiohttp.ClientResponseError) -> None:
+    """Take the request's headers out of *error*, which shows them in its repr: a key is in them."""
+    error.request_info = error.request_info._replace(headers=CIMultiDictProxy(CIMultiDict()))
+    error.args = (error.request_info, error.history)

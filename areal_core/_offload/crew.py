@@ -203,11 +203,16 @@ class _Lane:
     async def run(self, call: Callable[[], T], limit_s: float | None, ticket: Ticket) -> T:
         """Return what *call* returns in a thread, in the context of the caller, or raise what it raises.
 
-        Raises LimitExceededError after *limit_s* seconds (None: no limit).
+        Raises LimitExceededError after *limit_s* seconds (None: no limit), RuntimeError where no thread
+        can be started.
         """
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[_Outcome | None] = loop.create_future()
-        hand = self._idle.pop() if self._idle else _Hand()
+        try:
+            hand = self._idle.pop() if self._idle else _Hand()
+        except BaseException:
+            ticket.ended = True  # it has not begun, and there is nothing to be left behind
+            raise
         self.busy.add(hand)
         take_back = partial(self._take_back, hand, answer)
         tell = partial(loop.call_soon_threadsafe, take_back)

@@ -106,19 +106,26 @@ class Worker:
         ours, theirs = socket.socketpair()
         with self._lock, theirs:
             self._connection = Connection(ours.detach())
-            flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
-            self._process = subprocess.Popen(
-                [sys.executable, *flags, _SCRIPT, str(theirs.fileno()), str(os.getpid())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                # A group to kill as one; and a Ctrl-C in the terminal is for the program, not for this.
-                start_new_session=True,
-            )
+            try:
+                self._process = self._popen(theirs.fileno())
+            except BaseException:  # no descriptors, or no process: the next call tries again
+                self._connection.close()
+                raise
             if sys.platform == "linux":
                 with contextlib.suppress(OSError):  # an old kernel, or a sandbox that forbids it
                     self._sentinels = [os.pidfd_open(self._process.pid)]
         with contextlib.suppress(OSError):  # it has ended, which is noticed next
             self._connection.send_bytes(pickle.dumps(_surroundings()))
+
+    def _popen(self, descriptor: int) -> subprocess.Popen[bytes]:
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        return subprocess.Popen(
+            [sys.executable, *flags, _SCRIPT, str(descriptor), str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            pass_fds=[descriptor],
+            # A group to kill as one; and a Ctrl-C in the terminal is for the program, not for this.
+            start_new_session=True,
+        )
 
     def _kill_group(self) -> None:
         if self._process is not None and self._process.returncode is None:
