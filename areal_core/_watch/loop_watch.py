@@ -34,7 +34,7 @@ from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
 
 from areal_core._log import get_logger
-from areal_core._runner.gate import Gate, GateEvent
+from areal_core._runner.gate import Gate, thread_of_gates
 from areal_core._watch.looks import Blocked, Looks
 from areal_core._watch.processor_time import ProcessorTime, processor_time
 from areal_core._watch.user_frames import depth
@@ -70,9 +70,7 @@ class LoopWatch:
     def begin(self) -> None:
         """Watch from now on; from any thread. Cheap, and nothing happens where it does, or after `stop`."""
         if self._thread is None:
-            thread = threading.Thread(target=self._watcher.run, name="areal-core-watch", daemon=True)
-            # Thread.start waits for it, and a Ctrl-C would leave its own one locked.
-            thread._started = GateEvent()  # type: ignore[attr-defined]
+            thread = thread_of_gates(self._watcher.run, "areal-core-watch", daemon=True)
             thread.start()
             self._thread = thread
         self._watcher.begin()
