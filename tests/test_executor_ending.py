@@ -234,6 +234,23 @@ def test_an_episode_that_blocks_the_thread_is_left_behind_and_the_waiters_are_re
     assert values_of(executor.wait(1, WAIT_S)) == [3]
 
 
+def test_a_group_that_ends_in_the_last_turn_of_the_loop_leaves_nothing_abandoned(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    executor = make_executor()
+
+    async def play(number: int) -> Any:
+        life_under(executor).thread.request_stop()
+        await asyncio.sleep(0)  # until the very turn in which it stops: what joins the group comes after it
+        return trajectory_of(number)
+
+    executor.submit(1, Playing(play), group_size=2)
+    life_under(executor).thread.finished.wait(WAIT_S)
+    executor.destroy()
+    assert executor.wait_outcomes(1, WAIT_S)[0].status in ("cancelled", "accepted")  # uvloop turns once more
+    assert "abandoned" not in "".join(line.message for line in log_lines)
+
+
 def test_a_death_releases_every_waiter_with_its_cause_and_loses_nothing(make_executor: MakeExecutor) -> None:
     executor = make_executor(consumer_batch_size=4)
     callers = begin_everything(executor)

@@ -171,13 +171,14 @@ def labels_of(jobs: Iterable[Job]) -> dict[asyncio.Task[None], str]:
 def _starter(loop: asyncio.AbstractEventLoop) -> tuple[_Start, bool]:
     """Choose how tasks start, and tell whether they do so at once.
 
-    That saves a loop turn for each, where the Python can do it and nobody wants other tasks.
+    That saves a loop turn for each, where the Python can do it and nobody wants other tasks. On a loop that
+    was stopped, and is about to be closed, none does.
     """
     if loop.get_task_factory() is not None:
         return lambda coroutine, context: loop.create_task(coroutine, context=context), False
     if sys.version_info >= (3, 12):
         return lambda coroutine, context: asyncio.Task(
             coroutine, loop=loop, context=context, eager_start=True
-        ), True
+        ), loop.is_running()
     # A name given is one not made up for each task, which takes a tenth of its start.
     return lambda coroutine, context: asyncio.Task(coroutine, loop=loop, context=context, name="task"), False
