@@ -26,6 +26,7 @@ from areal_core._engine.backend import Ask, Backend, HttpCall, Piece, Reader, Re
 from areal_core._engine.backends import backend_named
 from areal_core._engine.events import Events
 from areal_core._engine.policy import Policy
+from areal_core._engine.stats import EngineStats, ServerStats
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import EngineStoppedError
 from areal_core.types import ModelRequest, ModelResponse
@@ -34,7 +35,17 @@ if TYPE_CHECKING:
     from areal_core._agents.chat_format import ChatFormat
     from areal_core._engine.running import Running
 
-__all__ = ["Ask", "Backend", "HttpCall", "Piece", "Reader", "RemoteInfEngine", "ReplyError"]
+__all__ = [
+    "Ask",
+    "Backend",
+    "EngineStats",
+    "HttpCall",
+    "Piece",
+    "Reader",
+    "RemoteInfEngine",
+    "ReplyError",
+    "ServerStats",
+]
 
 
 class RemoteInfEngine:
@@ -178,6 +189,10 @@ class RemoteInfEngine:
     def servers(self) -> dict[str, str | None]:
         """The servers by address, with why each is out of rotation; None: it is in."""
         return {server.name: server.why_out for server in self._running().router.servers}
+
+    def stats(self) -> EngineStats:
+        """Return what the engine does and has done, in numbers. Raises EngineStoppedError."""
+        return self._running().stats()
 
     # -- policy version ----------------------------------------------------------------------------
 

@@ -109,6 +109,16 @@ class Generation:
             segments=self._segments,
         )
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether its reply is whole."""
+        return self._finish is not None
+
+    @property
+    def tokens_so_far(self) -> int:
+        """How many tokens have come."""
+        return len(self._tokens)
+
     def leave(self) -> None:
         """Hold the conversation at its server no longer, and let the episode's record say that it plays on.
 

@@ -54,6 +54,11 @@ class Router:
         """Those that are given generations."""
         return tuple(server for server in self._servers if server.why_out is None)
 
+    @property
+    def waiting(self) -> int:
+        """How many generations wait for a slot at any server."""
+        return len(self._queue)
+
     def add(self, server: Server) -> None:
         """Know *server* from now on, out of rotation yet. Raises ValueError when its address is known."""
         with self._lock:

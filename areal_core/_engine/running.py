@@ -20,6 +20,7 @@ from areal_core._engine.prober import Prober
 from areal_core._engine.recovery import Recovery
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
+from areal_core._engine.stats import Done, EngineStats, ServerStats
 from areal_core._engine.waking import wake
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.decoding import encode, json_or_text
@@ -52,6 +53,7 @@ class Running:
         self._parts = Parts(config, self.router, self.opening, policy, events, deadlines)
         self._policy = policy
         self.generations: set[Generation] = set()
+        self._done = Done()
         self.lookout = Lookout(lambda: self._new_prober().run(), self.router.renew_patience, events)
         self._stopped = False
         self._change: asyncio.Future[None] | None = None  # what `set_up` waits for
@@ -148,8 +150,23 @@ class Running:
     def end(self, generation: Generation) -> None:
         """Know no more of *generation*, whatever came of it."""
         self.generations.discard(generation)
+        self._done.count(generation)
         self.lookout.end_use(generation.limits.loop)
         generation.leave()
+
+    def stats(self) -> EngineStats:
+        """Return what is going on, and what was done so far; from any thread."""
+        running, done = list(self.generations), self._done
+        return EngineStats(
+            running=len(running),
+            ended=done.ended,
+            failed=done.failed,
+            attempts=done.attempts,
+            tokens=done.tokens + sum(one.tokens_so_far for one in running),
+            is_paused=not self.opening.is_open,
+            waiting=self.router.waiting,
+            servers=tuple(map(_stats_of, self.router.servers)),
+        )
 
     async def call_all(self, path: str, json: Any, timeout_s: float | None) -> dict[str, Any]:
         """POST *json* to the servers in rotation; return their answers by address. Raises ControlError."""
@@ -181,6 +198,17 @@ class Running:
     def _tell_of_change(self) -> None:
         if self._change is not None:
             wake(self._change)
+
+
+def _stats_of(server: Server) -> ServerStats:
+    return ServerStats(
+        name=server.name,
+        why_out=server.why_out,
+        in_flight=server.in_flight,
+        waiting=len(server.queue),
+        version=server.weights,
+        departures=server.departures,
+    )
 
 
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:

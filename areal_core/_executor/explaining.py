@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import reprlib
 import weakref
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from areal_core import _process, _record
+from areal_core._executor.aside import aside
 from areal_core._executor.capacity import capacity_of, wish_of
 from areal_core._executor.core import Core
 from areal_core._executor.desk import Desk
@@ -40,8 +40,6 @@ from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
 from areal_core._frames import frames_of_threads
 from areal_core._log import describe
-from areal_core._runner import exit_hook
-from areal_core._runner.gate import Gate
 from areal_core._runner.launcher import Launcher
 from areal_core._runner.life import Life
 from areal_core._watch.awaited import stack_of
@@ -103,11 +101,11 @@ class Explainer:
 
     def explain(self) -> Explanation:
         """Return what runs and for what it waits, and why nothing more starts."""
-        return self._aside(self._explain)
+        return aside(self._life.thread, self._explain)
 
     def capacity(self) -> CapacityExplanation:
         """Return why nothing more starts."""
-        return self._aside(lambda: self._completed(self._desk.glimpse(self._facts, _LOCK_S)))
+        return aside(self._life.thread, lambda: self._completed(self._desk.glimpse(self._facts, _LOCK_S)))
 
     def log_stuck(self, log: Log, warning_s: float) -> None:
         """Log each rollout that has run for *warning_s*, and why nothing starts. Never raises."""
@@ -126,19 +124,6 @@ class Explainer:
         if stuck or found.capacity.pending or found.capacity.eval_pending:
             capacity = found.capacity.fields()
             log.line("warning", "nothing_starts", stuck_for_s=round(found.stuck_for_s, 1), **capacity)
-
-    def _aside(self, make: Callable[[], T]) -> T:
-        if self._life.thread.is_current():
-            return make()
-        answer: list[T] = []
-        errors: list[BaseException] = []
-        made = Gate()
-        exit_hook.run_aside(partial(_make, make, answer, errors, made))
-        made.wait()
-        exit_hook.stay_if_over()
-        if errors:
-            raise errors[0]
-        return answer[0]
 
     def _explain(self) -> Explanation:
         facts: _Facts = self._desk.glimpse(self._facts, _LOCK_S)
@@ -208,20 +193,17 @@ def explainers() -> list[Explainer]:
     return [one for one in found if one is not None and one.is_live]
 
 
-def _make(make: Callable[[], T], answer: list[T], errors: list[BaseException], made: Gate) -> None:
-    try:
-        answer.append(make())
-    except BaseException as error:
-        errors.append(error)
-    made.open()
-
-
 # -- rollouts --------------------------------------------------------------------------------------
 
 
-def _seen(rollout: Rollout, now: float) -> _Seen:
+def oldest_episode(rollout: Rollout) -> Episode | None:
+    """Return the one that has been in its stage for longest; None: no member runs just now."""
     alive = [one for one in rollout.members() if not one.is_over]
-    episode = min(alive, key=lambda one: one.record.since, default=None)
+    return min(alive, key=lambda one: one.record.since, default=None)
+
+
+def _seen(rollout: Rollout, now: float) -> _Seen:
+    episode = oldest_episode(rollout)
     job = None if episode is None else episode.job
     return _Seen(
         rollout,
@@ -243,7 +225,7 @@ def _describe(seen: _Seen) -> StuckRollout:
     size = rollout.work.group_size
     return StuckRollout(
         task_id=rollout.task_id,
-        data_id=_name_of(rollout.work.data_id),
+        data_id=short_name(rollout.work.data_id),
         workflow=type(rollout.work.workflow).__qualname__,
         is_eval=rollout.work.is_eval,
         age_s=seen.age_s,
@@ -256,7 +238,7 @@ def _describe(seen: _Seen) -> StuckRollout:
     )
 
 
-def _name_of(data_id: Any) -> Any:
+def short_name(data_id: Any) -> Any:
     """Return *data_id* where it is a number or a short text; else a short text for it. Never raises."""
     if data_id is None or type(data_id) in (float, bool):
         return data_id

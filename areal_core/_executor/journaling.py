@@ -36,7 +36,7 @@ class Journaling(Witness):
         try:
             found = self._store.read(resume_from)
             self.recovery = Recovery(found, directory)
-            self._writer = Writer(self._store)
+            self.writer = Writer(self._store)
         except BaseException:
             self._store.close()
             raise
@@ -59,7 +59,7 @@ class Journaling(Witness):
 
         def close() -> None:
             try:
-                self._writer.close(timeout)
+                self.writer.close(timeout)
                 self._store.close()
             except Exception as error:
                 log(self._logger, "error", "journal_not_closed", {"exc_info": error})
@@ -82,46 +82,46 @@ class Journaling(Witness):
         if self._is_closed:
             raise RunnerStoppedError("the executor was destroyed, and its journal is closed; commit before")
         if step != self.step or self._has_news:
-            self._writer.put(Committed(step))
+            self.writer.put(Committed(step))
             self.step, self._has_news = step, False
-        return self._writer.ask_flush()
+        return self.writer.ask_flush()
 
     # -- what the core tells -----------------------------------------------------------------------
 
     def enqueued(self, rollout: Rollout) -> None:
         key = rollout.work.key
         if key is not None and not rollout.requeues:
-            self._writer.put(Queued(key, epoch_of(key)), rollout.work.data)
+            self.writer.put(Queued(key, epoch_of(key)), rollout.work.data)
 
     def ended(self, rollout: Rollout) -> None:
         key, outcome = rollout.work.key, rollout.outcome
         if key is None or outcome is None:
             return
         if outcome.status == "accepted":
-            self._writer.put(Ended(key, outcome.status), describe_result(outcome))
+            self.writer.put(Ended(key, outcome.status), describe_result(outcome))
         elif outcome.status != "cancelled" or not self._is_ending:  # else the next run is to play it
-            self._writer.put(Ended(key, outcome.status))
+            self.writer.put(Ended(key, outcome.status))
 
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
         key = rollout.work.key
         if key is not None:
-            self._writer.put(Reopened(key) if runs_again else Ended(key, "stale"))
+            self.writer.put(Reopened(key) if runs_again else Ended(key, "stale"))
 
     def recovered(self, rollout: Rollout, is_young: bool) -> None:
         if not is_young and rollout.work.key is not None:
-            self._writer.put(Reopened(rollout.work.key))
+            self.writer.put(Reopened(rollout.work.key))
 
     def delivered(self, rollouts: Iterable[Rollout]) -> None:
         keys = _keys_of_accepted(rollouts)
         if keys:
             reached("after_delivery")
-            self._writer.put(Delivered(keys))
+            self.writer.put(Delivered(keys))
             self._has_news = True
 
     def came_back(self, rollouts: Iterable[Rollout]) -> None:
         keys = _keys_of_accepted(rollouts)
         if keys:
-            self._writer.put(Returned(keys))
+            self.writer.put(Returned(keys))
             self._has_news = True
 
     def ending(self) -> None:

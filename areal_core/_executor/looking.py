@@ -9,6 +9,7 @@ from areal_core._executor.books import RolloutLedger
 from areal_core._executor.explanation import CapacityExplanation, Explanation
 from areal_core._executor.report import StalenessReport
 from areal_core._executor.shift import Shift
+from areal_core._observe.snapshot import Snapshot
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerStoppedError
 from areal_core.staleness_manager import StalenessManager
@@ -48,6 +49,13 @@ class Looking:
     def get_capacity(self) -> int:
         """Return how many rollouts of one sample may start now; negative after more than was planned for."""
         return self._on_shift().desk.read(lambda core: core.budget.capacity)
+
+    def snapshot(self) -> Snapshot:
+        """Return what goes on and what was done so far, in numbers, for programs and views.
+
+        Raises RunnerStoppedError before ``initialize``.
+        """
+        return self._on_shift().observer.snapshot()
 
     def explain(self) -> Explanation:
         """Return what runs, where each of it is, and why nothing more starts; its ``str`` is for people.

@@ -20,6 +20,7 @@ from areal_core._executor.port import Witness, Witnesses
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
+from areal_core._observe.observer import Observer
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
 from areal_core._watch.loop_watch import LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -60,6 +61,7 @@ class Shift:
         self.desk.on_worked = self._log.write
         stuck = StuckWatch(config.stuck_warning, self.desk, self._is_over)
         self.explainer = Explainer(self.desk, rules, engine, self._life, stuck)
+        self.observer = Observer(self.desk, rules, engine, self._life, stuck, journaling)
         stuck.say = functools.partial(
             self._life.thread.call_soon, self.explainer.log_stuck, self._log, config.stuck_warning
         )

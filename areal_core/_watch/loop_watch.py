@@ -29,6 +29,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Literal, NamedTuple
@@ -42,6 +43,7 @@ from areal_core._watch.user_frames import depth
 __all__ = ["Blocked", "LoopWatch"]
 
 _LONGEST_PAUSE_S = 1.0  # between looks at what goes on for long
+_LAGS = 16  # of the last second or two, at the usual threshold
 _STOPPED_S = 5.0  # the thread ends at once, unless *report* blocks
 
 
@@ -74,6 +76,11 @@ class LoopWatch:
             thread.start()
             self._thread = thread
         self._watcher.begin()
+
+    @property
+    def lag_s(self) -> float | None:
+        """How late the loop came to the latest heartbeats, at worst; None before the first, and at rest."""
+        return max(tuple(self._watcher.lags), default=None) if self._watcher.active else None
 
     def rest(self) -> None:
         """Watch no more until the next `begin`; from any thread. What blocks just now is still reported."""
@@ -134,6 +141,8 @@ class _Watcher:
         self._asleep = False
         self._stopping = False
         self._number = 0
+        self.lags: deque[float] = deque(maxlen=_LAGS)
+        """How late the latest heartbeats were, in seconds."""
         self._last: Answer | None = None
         self._held_gil = False
         self._has_looked = False
@@ -205,6 +214,7 @@ class _Watcher:
                 due = time.monotonic() + pause_s
                 pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
         ended = time.monotonic() if answer is None else answer.at
+        self.lags.append(max(0.0, ended - begun))
         self._looks.end(ended, answer is not None)
         self._let_go()
         return ended

@@ -1,0 +1,192 @@
+"""Look at an executor: `Observer`."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from areal_core._executor.aside import aside
+from areal_core._executor.books import RolloutLedger
+from areal_core._executor.capacity import capacity_of, wish_of
+from areal_core._executor.core import Core
+from areal_core._executor.desk import Desk
+from areal_core._executor.explaining import oldest_episode, short_name
+from areal_core._executor.explanation import CapacityExplanation
+from areal_core._executor.report import StalenessReport
+from areal_core._executor.rollout import Rollout
+from areal_core._executor.rules import Rules
+from areal_core._executor.stuck import StuckWatch
+from areal_core._observe.snapshot import (
+    Counts,
+    Generations,
+    Journal,
+    Reason,
+    ServerState,
+    Snapshot,
+    Staleness,
+    Straggler,
+)
+from areal_core._runner.life import Life
+from areal_core.errors import ArealError
+
+if TYPE_CHECKING:
+    from areal_core._executor.journaling import Journaling
+
+_LOCK_S = 0.2  # for the loop's thread, which holds the lock for microseconds unless somebody's code blocks it
+_MOST_SHOWN = 20
+
+
+class _Facts(NamedTuple):
+    """What the core says, between two events or nearly so."""
+
+    capacity: CapacityExplanation
+    ledgers: tuple[RolloutLedger, RolloutLedger]
+    report: StalenessReport
+    is_paused: bool
+    callers: tuple[str, ...]
+    running: list[Rollout]
+
+
+class Observer:
+    """Takes snapshots of one life of an executor. Any thread may; none of it runs on the loop."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        rules: Rules,
+        engine: Any,
+        life: Life,
+        stuck: StuckWatch,
+        journaling: Journaling | None,
+    ) -> None:
+        self._desk = desk
+        self._rules = rules
+        self._engine = engine
+        self._life = life
+        self._stuck = stuck
+        self._journaling = journaling
+        self._began = time.monotonic()
+
+    def snapshot(self) -> Snapshot:
+        """Return what goes on now."""
+        return aside(self._life.thread, self._snapshot)
+
+    def _snapshot(self) -> Snapshot:
+        facts: _Facts = self._desk.glimpse(self._facts, _LOCK_S)
+        now = self._desk.time()
+        ages = [now - one.started_at for one in facts.running]
+        generations, servers = self._of_engine()
+        watch, capacity = self._desk.watch, facts.capacity
+        return Snapshot(
+            taken_at=time.time(),
+            pid=os.getpid(),
+            program=Path(sys.argv[0]).name if sys.argv else "",
+            uptime_s=now - self._began,
+            has_ended=self._life.ending is not None,
+            training=Counts(**asdict(facts.ledgers[0])),
+            evaluation=Counts(**asdict(facts.ledgers[1])),
+            version=capacity.version,
+            is_paused=facts.is_paused,
+            reasons=tuple(Reason(kind, text) for kind, text in capacity.reasons),
+            samples=capacity.samples,
+            most_samples=capacity.most_samples,
+            units_running=capacity.units_running,
+            units_waiting=capacity.units_waiting,
+            units_consumed=capacity.units_consumed,
+            most_units=capacity.most_units,
+            callers=facts.callers,
+            stages=dict(Counter(map(_stage_of, facts.running))),
+            age_p50_s=statistics.median(ages) if ages else None,
+            age_max_s=max(ages, default=None),
+            stragglers=tuple(_straggler(one, now) for one in facts.running[:_MOST_SHOWN]),
+            since_end_s=self._stuck.seconds,
+            loop_lag_s=None if watch is None else watch.lag_s,
+            staleness=_staleness(facts.report),
+            generations=generations,
+            servers=servers,
+            journal=self._of_journal(),
+        )
+
+    def _facts(self, core: Core) -> _Facts:
+        books = core.books
+        training, evaluation = self._desk.left()
+        return _Facts(
+            capacity_of(core, self._rules, (training, evaluation)),
+            (
+                books.training.snapshot().with_pending(training),
+                books.evaluation.snapshot().with_pending(evaluation),
+            ),
+            core.tally.report(),
+            core.scheduler.is_paused,
+            tuple(map(wish_of, islice(core.requests, _MOST_SHOWN))),
+            list(core.scheduler.running.values()),  # in the order of their starts
+        )
+
+    def _of_engine(self) -> tuple[Generations | None, tuple[ServerState, ...]]:
+        stats = getattr(self._engine, "stats", None)
+        if not callable(stats):
+            return None, ()
+        try:
+            found = asdict(stats())
+            servers = tuple(ServerState(**one) for one in found.pop("servers"))
+            return Generations(**found), servers
+        except (
+            ArealError,
+            TypeError,
+            KeyError,
+        ):  # it was destroyed; or is somebody's own, whose stats are others
+            return None, ()
+
+    def _of_journal(self) -> Journal | None:
+        if self._journaling is None:
+            return None
+        writer = self._journaling.writer
+        return Journal(
+            step=self._journaling.step,
+            waiting_bytes=writer.waiting_bytes,
+            left_out=writer.left_out,
+            failed=writer.failed,
+        )
+
+
+def _stage_of(rollout: Rollout) -> str:
+    episode = oldest_episode(rollout)
+    if episode is None:
+        return "waiting for slots for the rest of its group"
+    return "generating" if episode.record.server is not None else episode.record.stage
+
+
+def _straggler(rollout: Rollout, now: float) -> Straggler:
+    episode = oldest_episode(rollout)
+    record = None if episode is None else episode.record
+    name = short_name(rollout.work.data_id)
+    return Straggler(
+        task_id=rollout.task_id,
+        data_id=None if name is None else str(name),
+        workflow=type(rollout.work.workflow).__qualname__,
+        is_eval=rollout.work.is_eval,
+        age_s=now - rollout.started_at,
+        stage=_stage_of(rollout) if record is None else record.stage,
+        stage_s=now - (rollout.started_at if record is None else record.since),
+        server=None if record is None else record.server,
+        segments=0 if record is None else record.segments,
+    )
+
+
+def _staleness(report: StalenessReport) -> Staleness:
+    return Staleness(
+        delivered=report.delivered,
+        mean=report.staleness_mean,
+        max=report.staleness_max,
+        tokens_trained=report.tokens_trained,
+        tokens_masked=report.tokens_masked,
+        wasted_s=report.wasted_seconds,
+        t10=report.t10,
+    )

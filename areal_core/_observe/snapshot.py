@@ -1,0 +1,169 @@
+"""What an executor is doing at one moment: `Snapshot`, which goes through JSON unharmed."""
+
+from __future__ import annotations
+
+import msgspec
+
+SCHEMA = 1
+"""Of the JSON. One that is greater may mean what this version does not know."""
+
+
+class Reason(msgspec.Struct, frozen=True):
+    """One reason why no more rollouts start."""
+
+    kind: str
+    text: str
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """Rollouts of one kind, training or evaluation; see `RolloutLedger`."""
+
+    submitted: int = 0
+    pending: int = 0
+    running: int = 0
+    finished: int = 0
+    collected: int = 0
+    discarded: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    timed_out: int = 0
+    cancelled: int = 0
+    stale: int = 0
+    requeued: int = 0
+
+
+class Straggler(msgspec.Struct, frozen=True, kw_only=True):
+    """One of the rollouts that have run for longest."""
+
+    task_id: int
+    data_id: str | None
+    workflow: str
+    is_eval: bool
+    age_s: float
+    stage: str
+    """What it does, or waits for: see `Explanation`."""
+    stage_s: float
+    server: str | None
+    segments: int
+    """Requests for tokens it has sent."""
+
+
+class ServerState(msgspec.Struct, frozen=True, kw_only=True):
+    """One inference server, as the engine sees it."""
+
+    name: str
+    """Its address."""
+    why_out: str | None
+    """Why it is out of rotation; None: it is in."""
+    in_flight: int
+    waiting: int
+    """Generations that wait for a slot here."""
+    version: int | None
+    """Of the weights this engine gave it; None: it has those it started with."""
+    departures: int
+    """How often it has left rotation."""
+
+
+class Generations(msgspec.Struct, frozen=True, kw_only=True):
+    """What the engine has done for rollouts and others, since it was initialized."""
+
+    running: int = 0
+    ended: int = 0
+    failed: int = 0
+    """Of those that ended."""
+    attempts: int = 0
+    """Requests sent to servers, of those that ended."""
+    tokens: int = 0
+    """Tokens that came, of those that run too."""
+    is_paused: bool = False
+    waiting: int = 0
+    """Generations that wait for any server to have a slot."""
+
+
+class Staleness(msgspec.Struct, frozen=True, kw_only=True):
+    """How stale what was delivered is; see `StalenessReport`."""
+
+    delivered: int = 0
+    mean: float = 0.0
+    max: int = 0
+    tokens_trained: int = 0
+    tokens_masked: int = 0
+    wasted_s: float = 0.0
+    t10: float | None = None
+
+
+class Journal(msgspec.Struct, frozen=True, kw_only=True):
+    """What the journal is doing."""
+
+    step: int | None
+    """The last one that was committed; None: none was."""
+    waiting_bytes: int
+    left_out: int
+    failed: int
+    """Attempts to write that failed."""
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """All of it. Counters count from the beginning of the executor object; times are in seconds."""
+
+    schema: int = SCHEMA
+    taken_at: float
+    """Unix time."""
+    pid: int
+    program: str
+    """What was run, as ``sys.argv[0]`` says."""
+    uptime_s: float
+    """Since ``initialize``."""
+    has_ended: bool
+    training: Counts
+    evaluation: Counts
+    version: int
+    """The policy version."""
+    is_paused: bool
+    reasons: tuple[Reason, ...]
+    """Why no more rollouts start; empty: what is pending starts in a moment."""
+    samples: int
+    """Samples of training that run: members of groups count each."""
+    most_samples: int | None
+    """How many may; None: the staleness budget alone decides."""
+    units_running: int
+    units_waiting: int
+    units_consumed: int
+    most_units: int
+    """The staleness budget of one version, of which the three before are in use."""
+    callers: tuple[str, ...]
+    """Who waits for what."""
+    stages: dict[str, int]
+    """How many rollouts are in which stage; servers are not told apart."""
+    age_p50_s: float | None
+    """The median age of the rollouts that run; None: none does."""
+    age_max_s: float | None
+    stragglers: tuple[Straggler, ...]
+    """The oldest first."""
+    since_end_s: float
+    """Since a rollout ended, or since there are any; 0: there are none."""
+    loop_lag_s: float | None
+    """The greatest delay of a callback on the loop lately; None: nobody watches, or nothing runs."""
+    staleness: Staleness
+    generations: Generations | None
+    """None: the engine does not say."""
+    servers: tuple[ServerState, ...]
+    journal: Journal | None
+
+
+def encode(snapshot: Snapshot) -> bytes:
+    """Return *snapshot* as JSON."""
+    return msgspec.json.encode(snapshot)
+
+
+def decode(data: bytes) -> Snapshot:
+    """Return what `encode` was given. Raises ValueError for anything else, and for a later schema."""
+    head = msgspec.json.decode(data, type=_Head)
+    if head.schema > SCHEMA:
+        raise ValueError(f"schema {head.schema} is later than {SCHEMA}; use the areal_core that wrote it")
+    return msgspec.json.decode(data, type=Snapshot)
+
+
+class _Head(msgspec.Struct, frozen=True):
+    schema: int
