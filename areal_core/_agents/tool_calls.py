@@ -56,6 +56,7 @@ class HermesParser:
     """
 
     opening = "<tool_call>"
+    _object = re.compile(r"\s*\{")
     _closing = re.compile(r"\s*</tool_call>")
     _json = JSONDecoder()
 
@@ -82,6 +83,8 @@ class HermesParser:
 
     def _at(self, text: str, begin: int) -> _Found | None:
         """Return the call whose opening is at *begin*; None: it is none."""
+        if not self._object.match(text, begin + len(self.opening)):
+            return None  # a model that says nothing but openings is not to hold up the loop
         # A copy, as errors of json count all lines before them: of many openings that is quadratic.
         rest = text[begin + len(self.opening) :].lstrip()
         try:
