@@ -17,8 +17,17 @@ import structlog
 # Got here once: a Ctrl-C inside getLogger leaves the lock of all logging held for good, up to 3.12.
 _standard = logging.getLogger("areal_core")
 
-_OF_MANY_LINES = "stack"
+OF_MANY_LINES = "stack"
 """The one field that is not written on one line."""
+
+EPISODE = ("rollout", "data_id", "version")
+"""What lines that are logged in an episode are given, once `binds_episodes`."""
+
+each_rollout: str | None = None
+"""The level at which the end of each rollout is logged; None: that is not asked for."""
+
+binds_episodes = False
+"""Whether episodes bind `EPISODE` to their contexts, for the lines of user code."""
 
 _DESCRIBED_AT_MOST = 500  # characters: an error may carry a whole prompt
 
@@ -62,6 +71,24 @@ def describe(error: BaseException | None) -> str:
         return f"{name} (its str raises)"
 
 
+def text_of(value: object) -> str:
+    """Return the repr of *value*, or what stands for one that raises."""
+    try:
+        return repr(value)
+    except Exception as error:
+        return f"<a {type(value).__qualname__} whose repr raises {type(error).__qualname__}>"
+
+
+def bind_episode(rollout: int, data_id: Any, version: int) -> None:
+    """Have lines that are logged in this context from now on say in which episode that is."""
+    bind = structlog.contextvars.bind_contextvars
+    bind(rollout=rollout, version=version)
+    if data_id is not None:
+        bind(data_id=data_id)
+    else:  # it may be one that was submitted in another
+        structlog.contextvars.unbind_contextvars("data_id")
+
+
 def _drop_below_level(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Do what structlog's `filter_by_level` does, which asks for more than a LoggerAdapter has."""
     if not logger.isEnabledFor(logging.getLevelNamesMapping()[method.upper()]):
@@ -69,18 +96,35 @@ def _drop_below_level(logger: Any, method: str, event: MutableMapping[str, Any])
     return event
 
 
+class Line:
+    """The message of a record of ours: ``event key=value ...``, written when a handler asks for it."""
+
+    __slots__ = ("event", "fields")
+
+    def __init__(self, event: str, fields: Mapping[str, Any]) -> None:
+        self.event = event
+        self.fields = fields
+
+    def __str__(self) -> str:
+        shown = {
+            key: value if key == OF_MANY_LINES else on_one_line(value) for key, value in self.fields.items()
+        }
+        pairs = _pairs(None, "", shown)
+        return f"{self.event} {pairs}" if pairs else self.event
+
+    def __reduce__(self) -> tuple[type[str], tuple[str]]:
+        return str, (str(self),)  # a handler that pickles records sends them as text
+
+
 def _to_standard_call(
     _logger: Any, _method: str, event: MutableMapping[str, Any]
-) -> tuple[tuple[str], dict[str, Any]]:
-    """Render ``event key=value ...`` and leave the traceback to the standard logging."""
-    name = event.pop("event")
+) -> tuple[tuple[Line], dict[str, Any]]:
+    """Leave the traceback to the standard logging."""
     options = {"exc_info": event.pop("exc_info")} if "exc_info" in event else {}
-    shown = {key: value if key == _OF_MANY_LINES else _on_one_line(value) for key, value in event.items()}
-    pairs = _pairs(None, "", shown)
-    return (f"{name} {pairs}" if pairs else name,), options
+    return (Line(event.pop("event"), event),), options
 
 
-def _on_one_line(value: object) -> str:
+def on_one_line(value: object) -> str:
     """Return *value* in characters that can be shown: an id or an error must not write lines of its own."""
     text = value if isinstance(value, str) else repr(value)
     if text.isprintable():

@@ -5,13 +5,60 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 PLAYING = "playing its workflow"
 """The stage between all others."""
 
 PAUSED = "waiting for generation to be continued"
 """The stage of a generation that may not be sent."""
+
+ENDED = "ended"
+"""The last stage: nothing of it runs any more, or matters."""
+
+GENERATING = "generating"
+BACKING_OFF = "backing off"
+OTHER = "other"
+
+_SHORT_NAMES = {
+    "starting": "starting",
+    PLAYING: "playing",
+    PAUSED: "generation_paused",
+    "waiting for a server": "waiting_for_server",
+    "waiting for its reward": "reward",
+    "waiting for should_accept_fn": "accept",
+    "joining its group": "join",
+    "packing its trajectory for the journal": "pack",
+    "waiting for slots for the rest of its group": "waiting_for_slots",
+    GENERATING: GENERATING,
+    ENDED: ENDED,
+}
+
+STAGES = (*_SHORT_NAMES.values(), BACKING_OFF.replace(" ", "_"), OTHER)
+"""What `short_name` gives."""
+
+
+def short_name(stage: str, server: str | None = None) -> str:
+    """Return one of few words for a stage, where those of figures and spans have to be few."""
+    if server is not None:
+        return GENERATING
+    name = _SHORT_NAMES.get(stage)
+    if name is None:
+        return BACKING_OFF.replace(" ", "_") if stage.endswith(BACKING_OFF) else OTHER
+    return name
+
+
+class Trace(Protocol):
+    """Follows one episode. It is told in the task that does what it is told of, and never raises."""
+
+    def entered(self, stage: str, server: str | None) -> None:
+        """Note that a stage has begun."""
+
+    def segment_sent(self, version: int) -> None:
+        """Note a request for tokens, sent at policy *version*."""
+
+    def segment_came(self, tokens: int) -> None:
+        """Note that it has ended, and how many it brought."""
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +77,8 @@ class EpisodeRecord:
     """How many requests for tokens it has sent."""
     newest_version: int | None = None
     """The policy version when it sent the last of them; None: it has sent none."""
+    trace: Trace | None = None
+    """Told of all that happens to it; None: nobody traces."""
 
     def __str__(self) -> str:
         seconds = time.monotonic() - self.since
@@ -38,11 +87,20 @@ class EpisodeRecord:
     def enter(self, stage: str, server: str | None = None) -> None:
         """Begin a stage."""
         self.stage, self.server, self.since = stage, server, time.monotonic()
+        if self.trace is not None:
+            self.trace.entered(stage, server)
 
     def segment_sent(self, version: int) -> None:
         """Note a request for tokens, sent at policy *version*."""
         self.segments += 1
         self.newest_version = version
+        if self.trace is not None:
+            self.trace.segment_sent(version)
+
+    def segment_came(self, tokens: int) -> None:
+        """Note that the request for tokens that this task sent last brought so many."""
+        if self.trace is not None:
+            self.trace.segment_came(tokens)
 
 
 current: ContextVar[EpisodeRecord | None] = ContextVar("areal_core.episode_record", default=None)

@@ -85,6 +85,15 @@ class InferenceEngineConfig:
     """Where items and trajectories of `prepare_batch` are kept, so that a killed run goes on where it had got
     to; see the module `journal`. None: nowhere. Each process needs a directory of its own."""
 
+    progress: bool | None = None
+    """Whether a bar on stderr shows how rollouts get on; where that is no terminal, a line every ten seconds.
+    None: where it is one."""
+
+    status_file: str | os.PathLike[str] | bool = False
+    """Where it is written once a second how things stand, for ``python -m areal_core.top`` and others who
+    look from outside; each executor needs a file of its own. True: a file in this user's runtime directory.
+    False: nowhere."""
+
     enable_rollout_tracing: bool = False
     """Whether each rollout's start and end is logged, as a debug event."""
 
@@ -144,8 +153,19 @@ class InferenceEngineConfig:
             object.__setattr__(self, name, _check_wait(name, getattr(self, name)))
         for name in ("check_trajectory_format", "enable_rollout_tracing", "stream_replies"):
             check_flag(name, getattr(self, name))
+        if self.progress is not None:
+            check_flag("progress", self.progress)
         for name, choices in _CHOICES.items():
             check_choice(name, getattr(self, name), choices)
+        self._check_texts()
+
+    def _check_texts(self) -> None:
+        if self.journal_dir is not None and not os.fspath(self.journal_dir):
+            raise ValueError("journal_dir='' names no directory; give a path, or None")
+        if not isinstance(self.status_file, bool | str | os.PathLike):
+            raise TypeError(f"status_file={self.status_file!r} is no path; give one, or True or False")
+        if self.status_file == "":
+            raise ValueError("status_file='' names no file; give a path, or True")
         if self.model is not None:
             check_text("model", self.model)
         if self.api_key is not None and not isinstance(self.api_key, str):

@@ -12,18 +12,26 @@ with WorkflowExecutor(config, engine, resume_from=step) as executor:
 ```
 
 Whatever the moment of a ``kill -9``: what `prepare_batch` had returned before the commit that is resumed is
-never given again; what it returned after that is given again, first and in the same order, or its item is
-played again if by then the trajectory is too old; what was in flight is played again; and the dataloader goes
-on behind all these. Items that ended without being accepted are not played again.
+never given again; what it returned after that is given again, first, or its item is played again if by then
+the trajectory is too old; what was in flight is played again; and the dataloader goes on behind all these.
 
-- **An item is known again** by its ``data_id``, in any order within a pass; without one by its place, for
-  which the dataloader has to give the same order. It always begins with a whole pass, which counts as pass
-  ``executor.resumed.epoch``: a sampler that shuffles by epoch needs that, and none may skip ahead by itself.
+- **A commit is about what was returned**, by then or up to a `mark`: a trainer that takes the next batch
+  before the checkpoint of the last is written has to give the mark, or loses that batch.
+- **An item is known again** by its ``data_id``, a str or an int as a rule, in any order within a pass;
+  without one by its place, for which the dataloader has to give the same items in the same order. Where it
+  gives others at places that were in flight, they are played too, and ``journal_other_items`` is logged.
+- **The dataloader** begins with a whole pass, which counts as pass ``executor.resumed.epoch``: a sampler that
+  shuffles by epoch needs that, and none may skip ahead by itself. Another dataloader than the last one of the
+  run before needs ids of its own. What was in flight is played by the workflow of the first `prepare_batch`.
+- **Items that ended** as rejected, stale or cancelled are not played again; those that failed or timed out
+  are, unless there was a commit since: where machines go down, episodes fail first.
 - **The version** is the trainer's to restore before the first `prepare_batch`. Trajectories with tokens of
-  versions that are no more, because the trainer went back behind them, count as too old.
+  versions that are no more, because the trainer went back behind them, count as too old, unless ``on_stale``
+  is ``"keep"``.
 - **Only `prepare_batch`** is in the journal. What was submitted otherwise is its submitter's to submit again.
-- **Nothing waits for the disk** but `commit`; all else is written beside the loop, some milliseconds later.
-  The file forgets trajectories some commits after their delivery, so commit now and then.
+- **Nothing waits for the disk** but `commit`; all else is written beside the loop, some milliseconds later:
+  that much of the order in which batches were given a kill may forget, and nothing more. The file forgets
+  trajectories some commits after their delivery, so commit now and then.
 - **Files** are their owner's alone to read, and hold MessagePack and arrays, no pickle. What cannot be
   written so (an item, or a trajectory, with other objects in it) is left out, which is logged: such an item
   has to be given by the dataloader again, such a trajectory is played again.
@@ -40,6 +48,8 @@ from areal_core._executor.resumed import Resumed
 
 __all__ = ["Resumed", "resumable_steps"]
 
+_FILE_NAME = "journal.sqlite"
+
 
 def resumable_steps(directory: str | os.PathLike[str]) -> list[int]:
     """Return the steps that `WorkflowExecutor` can resume from in *directory*, ascending: the last two.
@@ -47,9 +57,9 @@ def resumable_steps(directory: str | os.PathLike[str]) -> list[int]:
     Empty where nothing was committed, or is no journal: ``resume_from=None`` then begins at the beginning.
     Raises JournalError when another process uses it, or when it cannot be read.
     """
-    from areal_core._journal.store import Store  # SQLite is not for those who only look for a type
-
-    if not Path(directory).is_dir():
+    directory = Path(directory)
+    if not (directory / _FILE_NAME).is_file():  # and none is made for the question
         return []
-    with Store(directory) as store:
-        return store.steps()
+    from areal_core._executor.journaling import steps_in  # SQLite is not for those who only look for a type
+
+    return steps_in(directory)

@@ -19,12 +19,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
 from areal_core._executor.books import RolloutLedger
+from areal_core._executor.desk import Desk
 from areal_core._executor.handover import Feed, accepted, trajectories
 from areal_core._executor.looking import Looking
 from areal_core._executor.outcome import RolloutOutcome
@@ -54,6 +56,8 @@ if TYPE_CHECKING:
 __all__ = ["Resumed", "RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecutor"]
 
 R = TypeVar("R")
+
+_LEAST_S = 1.0  # of destroy's timeout, for what is to be written, whoever has used it up
 
 
 class WorkflowExecutor(Looking):
@@ -95,6 +99,8 @@ class WorkflowExecutor(Looking):
         self._prompts = Prompts(self._own_ids)
         self._turn: dict[str, object] = {}  # whose it is to prepare a batch
         self._shift: Shift | None = None
+        self._observers: list[Callable[[Desk], object]] = []  # shown each life, for figures and traces
+        self._journaling: Journaling | None = None  # known before it is open: the next one closes it
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -115,21 +121,28 @@ class WorkflowExecutor(Looking):
         parts = check_integer("train_data_parallel_size", parts, least=1)
         manager, rules = settings.of(self._config, self._provider, self._given_manager, parts)
         self._runner.initialize(logger)
-        journaling: Journaling | None = None
         try:
             journaling = self._open_journal(logger)
             shift = Shift(
-                self._config, rules, manager, self._engine, self._runner, logger, self._shift, journaling
+                self._config,
+                rules,
+                manager,
+                self._engine,
+                self._runner,
+                logger,
+                self._shift,
+                journaling,
+                self._observers,
             )
             shift.begin()
+            if journaling is not None:
+                self._prompts = Prompts(self._own_ids, journaling.recovery, journaling.say_strangers)
+            self._manager, self._rules, self._shift = manager, rules, shift
         except BaseException:
             self._runner.destroy()
-            if journaling is not None:
-                journaling.close()
+            if self._journaling is not None:
+                self._journaling.close()
             raise
-        if journaling is not None:
-            self._prompts = Prompts(self._own_ids, journaling.recovery)
-        self._manager, self._rules, self._shift = manager, rules, shift
 
     def destroy(self, timeout: float | None = 30.0) -> None:
         """Stop everything within *timeout* seconds (None: however long it takes).
@@ -138,9 +151,12 @@ class WorkflowExecutor(Looking):
         RunnerStoppedError. Does nothing before ``initialize``, or a second time. Raises RuntimeError on the
         loop thread.
         """
+        deadline = None if timeout is None else time.monotonic() + timeout
         self._runner.destroy(timeout)
         if self._shift is not None:
-            self._shift.close(timeout)
+            self._shift.close(_left_of(deadline))
+        if self._journaling is not None:
+            self._journaling.close(_left_of(deadline))
 
     def __enter__(self) -> Self:
         self.initialize()
@@ -313,8 +329,10 @@ class WorkflowExecutor(Looking):
             if self._turn == {"of": me}:
                 self._turn = {}
 
-    def commit(self, step: int, timeout: float | None = None) -> None:
+    def commit(self, step: int, timeout: float | None = None, *, up_to: int | None = None) -> None:
         """Have all that `prepare_batch` returned so far never be given again to who resumes from *step*.
+
+        So far, or *up_to* a `mark`: what the checkpoint does not have in it must not be committed with it.
 
         Call it once the trainer's checkpoint *step* is complete; it waits until it is on the disk, *timeout*
         seconds at most (None: no limit). Steps rise; the same one once more is tried again. Until then what
@@ -322,13 +340,23 @@ class WorkflowExecutor(Looking):
         steps can be resumed, so keep two checkpoints: a run may be killed between its checkpoint and this.
 
         Raises JournalError when it cannot be written (which is tried on), TimeoutError; ValueError without a
-        journal, and for a step that is not above the last; RunnerStoppedError after ``destroy``; TypeError.
+        journal, and for a step that is not above the last; RunnerStoppedError after ``destroy``; RuntimeError
+        on the loop thread; TypeError.
         """
         shift = self._on_shift()
         step = check_integer("step", step, least=0)
-        if shift.journaling is None:
-            raise ValueError(f"commit({step}): there is no journal; give config.journal_dir")
-        shift.desk.call(shift.journaling.commit, step).wait(timeout)
+        mark = None if up_to is None else check_integer("up_to", up_to, least=0)
+        shift.raise_on_loop_thread("commit")
+        shift.desk.call(self._journal("commit").commit, step, mark).wait(timeout)
+
+    def mark(self) -> int:
+        """Return what `commit` takes for all that `prepare_batch` has returned by now, and nothing after it.
+
+        For a trainer that takes the next batch before it has written the checkpoint of the last, or writes
+        checkpoints in another thread. Raises ValueError without a journal, RunnerStoppedError.
+        """
+        shift, journaling = self._on_shift(), self._journal("mark")
+        return shift.desk.call(lambda: journaling.mark)
 
     @property
     def resumed(self) -> Resumed | None:
@@ -381,18 +409,26 @@ class WorkflowExecutor(Looking):
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _journal(self, caller: str) -> Journaling:
+        journaling = self._on_shift().journaling
+        if journaling is None:
+            raise ValueError(f"{caller}(): there is no journal; give config.journal_dir")
+        return journaling
+
     def _open_journal(self, logger: Any) -> Journaling | None:
         """Open it. The life before is over: what it still has to write is written first."""
-        directory, step = self._config.journal_dir, self._resume_from
+        directory, before = self._config.journal_dir, self._journaling
         if directory is None:
             return None
-        before = None if self._shift is None else self._shift.journaling
-        if before is not None:
-            before.close()
-            step = before.step
         from areal_core._executor.journaling import Journaling  # SQLite and NumPy are not everybody's
 
-        return Journaling(directory, step, logger)
+        step = self._resume_from
+        if before is not None:
+            before.close()
+            step = before.durable_step
+        self._journaling = Journaling(directory, step, logger)
+        self._journaling.open()
+        return self._journaling
 
     def _steer(self, event: str) -> None:
         shift = self._on_shift()
@@ -412,6 +448,10 @@ class WorkflowExecutor(Looking):
         shift = self._on_shift()
         shift.raise_on_loop_thread(caller)
         return shift.handover.obtain(request, deadline, rollouts, feed, shape=shape)
+
+
+def _left_of(deadline: float | None) -> float | None:
+    return None if deadline is None else max(_LEAST_S, deadline - time.monotonic())
 
 
 def _checked_step(config: object, step: object) -> int | None:

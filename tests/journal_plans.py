@@ -46,6 +46,7 @@ class Model:
     data: dict[str, bytes | None] = field(default_factory=dict)
     results: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     settled: set[str] = field(default_factory=set)
+    failed: dict[str, int] = field(default_factory=dict)
     delivered: dict[str, int] = field(default_factory=dict)
     order: dict[str, tuple[int, int]] = field(default_factory=dict)
     commits: dict[int, int] = field(default_factory=dict)
@@ -60,6 +61,8 @@ class Model:
             case Ended(key, "accepted", result):
                 if result is not None:
                     self.results[key] = self.time, result
+            case Ended(key, "failed" | "timed_out"):
+                self.failed[key] = self.time
             case Ended(key, _, _):
                 self.settled.add(key)
             case Reopened(key):
@@ -84,17 +87,19 @@ class Model:
         return self
 
     def resume(self, step: int) -> None:
-        """Give up what happened to the trainer after *step*."""
+        """Give up what happened to the trainer after *step*, and what failed."""
         then = self.commits[step]
         self.commits = {one: time for one, time in self.commits.items() if one <= step}
         self.delivered = {key: time for key, time in self.delivered.items() if time <= then}
+        self.failed = {key: time for key, time in self.failed.items() if time <= then}
 
     def steps(self) -> list[int]:
         return sorted(self.commits)
 
     def state(self, step: int) -> State:
         then = self.commits[step]
-        done = self.settled | {key for key, time in self.delivered.items() if time < then}
+        counted = [*self.delivered.items(), *self.failed.items()]
+        done = self.settled | {key for key, time in counted if time < then}
         known = [key for key in sorted(self.queued, key=self.queued.__getitem__) if key not in done]
         finished = sorted(
             (key for key in known if key in self.results),
@@ -149,7 +154,7 @@ def _next(model: Model, chance: random.Random, largest: int) -> Record:
     if what < 0.28 and (uncommitted := _uncommitted(model)):
         return Returned(tuple(chance.sample(uncommitted, min(len(uncommitted), chance.randint(1, 3)))))
     if what < 0.6 and running:
-        status = "accepted" if chance.random() < 0.8 else "rejected"
+        status = chance.choice(("accepted",) * 8 + ("rejected", "failed", "timed_out"))
         result = chance.randbytes(chance.randrange(largest)) if status == "accepted" else None
         return Ended(chance.choice(running), status, result)
     number = len(model.queued)
@@ -163,7 +168,7 @@ def _running(model: Model) -> list[str]:
     return [
         key
         for key in model.queued
-        if key not in model.settled and key not in model.results and key not in model.delivered
+        if all(key not in ended for ended in (model.settled, model.failed, model.results, model.delivered))
     ]
 
 

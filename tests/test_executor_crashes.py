@@ -23,6 +23,7 @@ from areal_core.journal import resumable_steps
 from areal_core.types import RolloutWorkflow
 
 directory, point, times, passes = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+has_ids = sys.argv[5] == "ids"  # which also means: shuffled, in groups, and now and then from the older step
 ITEMS, BATCH, STALENESS = 20, 4, 2
 
 def die():
@@ -41,8 +42,11 @@ class Loader:
 
     def __iter__(self):
         epoch, self.epoch = self.epoch, self.epoch + 1
+        items = [{"epoch": epoch, "place": place} for place in range(ITEMS)]
+        if has_ids:
+            items = [{**item, "data_id": f"q{item['place']}"} for item in random.sample(items, ITEMS)]
         for first in range(0, ITEMS, 3):
-            yield [(epoch, place) for place in range(first, min(first + 3, ITEMS))]
+            yield items[first : first + 3]
 
 class Engine:
     version = 0
@@ -53,7 +57,7 @@ class Engine:
 class Workflow(RolloutWorkflow):
     async def arun_episode(self, engine, data):
         await asyncio.sleep(random.random() * 0.004)
-        epoch, place = data
+        epoch, place = data["epoch"], data["place"]
         if place == 7:
             return None  # never accepted
         versions = np.full((1, 4), engine.version, np.int32)
@@ -72,7 +76,11 @@ def save(step, trained):
     checkpoint_of(step - 2).unlink(missing_ok=True)
 
 journal = directory / "journal"
-step = max((one for one in resumable_steps(journal) if checkpoint_of(one).exists()), default=None)
+steps = [one for one in resumable_steps(journal) if checkpoint_of(one).exists()]
+step = max(steps, default=None)
+if has_ids and len(steps) == 2 and random.random() < 0.3:
+    checkpoint_of(step).unlink()
+    step = min(steps)
 trained = [] if step is None else json.loads(checkpoint_of(step).read_text())
 engine = Engine()
 engine.version = 0 if step is None else step + 1
@@ -87,7 +95,7 @@ wanted = {(epoch, place) for epoch in range(passes) for place in range(ITEMS) if
 with WorkflowExecutor(config, engine, resume_from=step) as executor:
     loader = Loader(executor.resumed.epoch)
     while not wanted <= set(map(tuple, trained)):
-        batch = executor.prepare_batch(loader, Workflow())
+        batch = executor.prepare_batch(loader, Workflow(), group_size=2 if has_ids else 1)
         for trajectory in batch:
             assert (engine.version - trajectory["versions"]).max() <= STALENESS
             trained.append(trajectory["input_ids"][0, :2].tolist())
@@ -103,10 +111,13 @@ print(json.dumps(trained))
 PASSES = 3
 
 
-def lives(start_script: StartScript, directory: Path, deaths: list[tuple[str, int]]) -> Iterator[int]:
+def lives(
+    start_script: StartScript, directory: Path, deaths: list[tuple[str, int]], kind: str = "places"
+) -> Iterator[int]:
     """Kill a trainer in each of these ways, let the last one come to its end; yield how each one ended."""
     for point, times in [*deaths, ("nowhere", 0)]:
-        child = start_script(TRAINER, str(directory), point, str(times), str(PASSES), flags=("-W", "error"))
+        words = [str(directory), point, str(times), str(PASSES), kind]
+        child = start_script(TRAINER, *words, flags=("-W", "error"))
         stdout, stderr = child.communicate(timeout=50)
         assert stderr == ""
         yield child.returncode
@@ -131,9 +142,10 @@ def test_a_trainer_killed_there_five_times_trains_on_everything_once(
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize("kind", ["places", "ids"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_trainer_killed_at_ten_random_moments_trains_on_everything_once(
-    start_script: StartScript, tmp_path: Path, seed: int
+    start_script: StartScript, tmp_path: Path, seed: int, kind: str
 ) -> None:
     chance = random.Random(seed)
     kills = 0
@@ -143,5 +155,5 @@ def test_a_trainer_killed_at_ten_random_moments_trains_on_everything_once(
         directory = tmp_path / str(kills)
         directory.mkdir()
         deaths = [("timer", int(10 ** chance.uniform(3.5, 5.3))) for _ in range(10 - kills)]
-        kills += list(lives(start_script, directory, deaths)).count(-signal.SIGKILL)
+        kills += list(lives(start_script, directory, deaths, kind)).count(-signal.SIGKILL)
     assert kills >= 10

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pytest
@@ -51,6 +54,10 @@ def config(directory: Path) -> dict[str, Any]:
 @pytest.fixture
 def player() -> Player:
     return Player()
+
+
+async def _commit(executor: WorkflowExecutor) -> None:
+    executor.commit(1)
 
 
 def take(executor: WorkflowExecutor, player: Player, items: Any = ITEMS) -> list[int | None]:
@@ -248,34 +255,38 @@ def test_what_was_too_old_once_stays_so_for_the_run_after_the_next(
     assert {0, 1, 2, 3} <= set(after.played)
 
 
-def test_what_ended_otherwise_than_accepted_is_not_played_again_but_what_the_end_cancelled_is(
-    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+async def _end(number: int) -> Any:
+    if number == 0:
+        return None
+    if number == 1:
+        raise ConnectionError("the machine goes down")
+    if number in (2, 3):
+        await park()
+    return trajectory_of(number)
+
+
+@pytest.mark.parametrize("is_committed", [True, False])
+def test_what_failed_is_played_again_without_a_commit_and_what_was_rejected_or_cancelled_is_not(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, is_committed: bool
 ) -> None:
-    parked = threading.Event()
-
-    async def play(number: int) -> Any:
-        if number == 0:
-            return None
-        if number == 1:
-            raise ValueError("a failure of the workflow")
-        if number in (2, 3):
-            parked.set()
-            await park()
-        return trajectory_of(number)
-
     first = make_executor(on_stale="keep", **config)
-    first.prepare_batch(ITEMS, Playing(play))
-    assert parked.wait(20.0)
+    first.commit(0)
+    first.prepare_batch(ITEMS, Playing(_end))
     by_id = {stuck.data_id: stuck.task_id for stuck in first.explain().rollouts}
     assert first.cancel(by_id["0:2"])
     turn_loop(first.runner)
-    first.commit(0)
+    if is_committed:
+        first.commit(1)
     first.destroy()
 
-    second = make_executor(resume_from=0, **config)
-    got = {*take(second, player), *take(second, player)}
-    assert not {0, 1, 2} & set(player.played), "rejected, failed, cancelled by the caller"
-    assert 3 in got, "cancelled because all ended"
+    engine = TellingEngine()
+    second = make_executor(engine, resume_from=int(is_committed), on_stale="keep", **config)
+    take(second, player), take(second, player)
+    engine.set_version(1)  # what came back has used the budget up
+    take(second, player)
+    assert not {0, 2} & set(player.played), "rejected, cancelled by the caller"
+    assert 3 in player.played, "cancelled because all ended"
+    assert (1 in player.played) is not is_committed
 
 
 @pytest.mark.any_loop
@@ -295,25 +306,181 @@ def test_the_dataloader_may_shuffle_items_that_have_ids_of_their_own(
 
 
 @pytest.mark.any_loop
-def test_an_id_that_a_pass_gives_twice_names_two_items(
+def test_an_id_that_a_pass_gives_twice_names_two_items_in_any_order(
     make_executor: MakeExecutor, config: dict[str, Any], player: Player
 ) -> None:
-    items = [[{"data_id": 7, "number": number} for number in range(8)]]
+    def items(order: list[int]) -> list[list[dict[str, Any]]]:
+        return [[{"data_id": number, "number": number} for number in order]]
+
     first = make_executor(**config)
-    assert take(first, player, items) == [0, 1, 2, 3]
+    given = take(first, player, items([1, 2, 3, 4, 1, 2, 3, 4]))
     first.commit(0)
     first.destroy()
     second = make_executor(resume_from=0, **config)
-    assert take(second, player, items) == [4, 5, 6, 7]
+    given += take(second, player, items([4, 4, 3, 2, 1, 1, 2, 3]))
+    assert sorted(given, key=str) == [1, 1, 2, 2, 3, 3, 4, 4]
+
+
+ODD_IDS = [
+    7,
+    "7",
+    True,
+    1.5,
+    b"7",
+    (7, "7"),
+    ("7,7",),
+    UUID(int=7),
+    np.int64(8),
+    "at 0x1234",
+    "'",
+    "=7",
+]
 
 
 @pytest.mark.any_loop
-def test_an_id_that_no_other_process_knows_again_is_refused(
+def test_ids_of_many_types_are_known_again_and_none_is_taken_for_another(
     make_executor: MakeExecutor, config: dict[str, Any], player: Player
 ) -> None:
+    items = [[{"data_id": own, "number": number} for number, own in enumerate(ODD_IDS)], [12, 13, 14, 15]]
+    config["max_head_offpolicyness"] = 3
+    first = make_executor(**config)
+    given = take(first, player, items) + take(first, player, items)
+    first.commit(0)
+    first.destroy()
+    second = make_executor(resume_from=0, **config)
+    given += take(second, player, items[::-1]) + take(second, player, items[::-1])
+    assert sorted(given, key=str) == sorted(range(16), key=str)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("own", [object(), {1}, np.array([1, 2]), 1j], ids=lambda own: type(own).__name__)
+def test_an_id_that_no_other_process_may_know_again_is_refused(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, own: Any
+) -> None:
     executor = make_executor(**config)
+    with pytest.raises(ValueError, match=f"is a {type(own).__name__}, .* give a str or an int"):
+        take(executor, player, [[{"data_id": own}]])
+
+
+@pytest.mark.any_loop
+def test_a_list_that_fails_takes_no_places_from_those_behind_it(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    items: list[Any] = [[0, 1, 2, {"data_id": object()}], *ITEMS[1:]]
+    first = make_executor(**config)
     with pytest.raises(ValueError, match="give a str or an int"):
-        take(executor, player, [[{"data_id": object()}]])
+        take(first, player, items)
+    assert take(first, player, items) == [4, 5, 6, 7]
+    first.commit(0)
+    first.destroy()
+    second = make_executor(resume_from=0, **config)
+    assert [*take(second, player), *take(second, player)] == [8, 9, 10, 11, 12, 13, 14, 15]
+
+
+@pytest.mark.any_loop
+def test_other_items_at_known_places_are_played_too_and_it_is_said(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, log_lines: LogLines
+) -> None:
+    engine = TellingEngine()
+    first = make_executor(engine, **config)
+    assert take(first, player) == [0, 1, 2, 3]
+    first.commit(0)
+    assert first.ledger.submitted == 16
+    first.destroy()
+    second, given = make_executor(engine, resume_from=0, **config), list[int | None]()
+    others = [[number + 100 for number in some] for some in ITEMS]
+    for version in range(6):
+        engine.set_version(version)
+        given += take(second, player, others)
+    assert given == [*range(4, 16), *range(104, 116)], "of what was committed only the places are known"
+    assert "data_id" in log_lines.wait_for("journal_other_items").message
+
+
+@pytest.mark.any_loop
+def test_a_commit_up_to_a_mark_leaves_what_was_given_after_it(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    first = make_executor(**config)
+    assert take(first, player) == [0, 1, 2, 3]
+    mark = first.mark()
+    assert take(first, player) == [4, 5, 6, 7]
+    first.commit(0, up_to=mark)
+    with pytest.raises(ValueError, match=r"up_to=9 is above 8"):
+        first.commit(1, up_to=9)
+    first.destroy()
+    second = make_executor(resume_from=0, **config)
+    assert take(second, player) == [4, 5, 6, 7]
+    second.destroy()
+
+    third = make_executor(resume_from=0, **config)
+    assert take(third, player) == [4, 5, 6, 7]
+    third.commit(1)
+    third.destroy()
+    assert take(make_executor(resume_from=1, **config), player) == [8, 9, 10, 11]
+
+
+def test_what_is_given_again_is_given_in_the_order_in_which_it_was(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    engine, door = TellingEngine(), Door()
+
+    async def play(number: int) -> Any:
+        if number in (0, 1):
+            await door.walk_through(None)
+        return trajectory_of(number, versions=engine.version)
+
+    first = make_executor(engine, on_stale="keep", **{**config, "consumer_batch_size": 2})
+    items = [[number, number + 1] for number in range(0, 40, 2)]
+    given = [values_of(first.prepare_batch(items, Playing(play)))]
+    engine.set_version(1)
+    door.open()
+    turn_loop(first.runner)
+    given += [values_of(first.prepare_batch(items, Playing(play))) for _ in range(2)]
+    first.destroy()
+    second, player = make_executor(engine, on_stale="keep", **{**config, "consumer_batch_size": 2}), Player()
+    assert [take(second, player, items) for _ in range(3)] == given
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("size", [10, 10**6], ids=["small", "large"])
+def test_groups_that_a_filter_has_kept_come_back_whole(
+    make_executor: MakeExecutor, config: dict[str, Any], size: int
+) -> None:
+    async def play(number: int) -> Any:
+        return {**trajectory_of(number), "hidden": np.full((1, size), number, np.float32)}
+
+    def keep(trajectory: dict[str, Any]) -> bool:
+        return int(trajectory["input_ids"][0, 0]) % 2 == 0
+
+    def batch(executor: WorkflowExecutor) -> list[Any]:
+        return executor.prepare_batch(ITEMS, Playing(play), should_accept_fn=keep, group_size=2)
+
+    first = make_executor(**config)
+    given = batch(first)
+    first.destroy()
+    again = batch(make_executor(**config))
+    assert values_of(given) == values_of(again) == [0, 2, 4, 6]
+    for before, after in zip(given, again, strict=True):
+        assert before["hidden"].shape == (2, size)
+        np.testing.assert_array_equal(before["hidden"], after["hidden"])
+
+
+@pytest.mark.any_loop
+def test_the_older_of_two_steps_can_be_resumed(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player
+) -> None:
+    config["max_head_offpolicyness"] = 5
+    first = make_executor(**config)
+    for step in range(3):
+        take(first, player)
+        first.commit(step)
+    first.destroy()
+    second, after = make_executor(resume_from=1, **config), Player()
+    assert take(second, after) == [8, 9, 10, 11]
+    assert not {8, 9, 10, 11} & set(after.played)
+    second.commit(7)
+    second.destroy()
+    assert take(make_executor(resume_from=7, **config), player) == [12, 13, 14, 15]
 
 
 @pytest.mark.any_loop
@@ -460,13 +627,19 @@ def test_where_nothing_can_be_committed_it_says_so(
 ) -> None:
     without = make_executor()
     assert without.resumed is None
-    with pytest.raises(ValueError, match=r"commit\(1\): there is no journal; give config\.journal_dir"):
+    with pytest.raises(ValueError, match=r"commit\(\): there is no journal; give config\.journal_dir"):
         without.commit(1)
     assert resumable_steps(directory) == []
     executor = make_executor(**config)
     for step, error in ((True, TypeError), ("1", TypeError), (-1, ValueError)):
         with pytest.raises(error, match="step="):
             executor.commit(step)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="loop thread"):
+        executor.runner.run(_commit, executor)
+    assert resumable_steps(directory / "other") == []
+    assert not (directory / "other").exists()
+    with pytest.raises(ValueError, match="journal_dir='' names no directory"):
+        InferenceEngineConfig(journal_dir="")
     executor.destroy()
     with pytest.raises(RunnerStoppedError, match="its journal is closed"):
         executor.commit(1)
@@ -481,7 +654,7 @@ def test_what_cannot_be_resumed_is_refused_and_nothing_is_left_open(
     with pytest.raises(JournalError, match="no step was committed: give resume_from=None"):
         make_executor(resume_from=0, **config)
     first = make_executor(**config)
-    with pytest.raises(JournalError, match="is in use by process"):
+    with pytest.raises(JournalError, match="is in use by this process"):
         make_executor(**config)
     take(first, player)
     first.commit(0)
@@ -523,6 +696,76 @@ def test_a_commit_that_the_disk_refuses_is_an_error_and_can_be_made_again(
     executor.commit(0)
     executor.destroy()
     assert take(make_executor(resume_from=0, **config), player) == [4, 5, 6, 7]
+
+
+@pytest.mark.any_loop
+def test_after_a_commit_that_failed_it_begins_again_at_the_one_before(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(**config)
+    take(executor, player)
+    executor.commit(0)
+
+    def refuse(point: str) -> None:
+        if point == "before_fsync":
+            raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(crash_points, "hook", refuse)
+    with pytest.raises(JournalError, match="disk is full"):
+        executor.commit(1)
+    executor.destroy(timeout=2.0)
+    monkeypatch.setattr(crash_points, "hook", None)
+    executor.initialize()
+    assert executor.resumed is not None
+    assert executor.resumed.step == 0
+    assert take(executor, player) == [4, 5, 6, 7]
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("act", ["initialize", "resumable_steps"])
+def test_a_ctrl_c_at_any_step_of_opening_leaves_the_directory_free(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, directory: Path, act: str
+) -> None:
+    before = make_executor(**config)
+    take(before, player)
+    before.destroy()
+    step, noticed = 0, 1
+    while noticed:
+        executor = WorkflowExecutor(InferenceEngineConfig(**config), Engine())
+        call = executor.initialize if act == "initialize" else partial(resumable_steps, directory)
+        noticed = interrupt(call, step).noticed
+        executor.destroy()
+        executor.initialize()  # or it raises that the directory is in use
+        executor.destroy()
+        step += 17
+    assert step > 50
+
+
+@pytest.mark.any_loop
+def test_a_log_handler_may_look_at_the_executor_wherever_the_journal_logs(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    looked = threading.Event()
+
+    class Looking(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "journal_left_out" in record.getMessage():
+                thread = threading.Thread(target=lambda: executor.ledger)
+                thread.start()
+                thread.join()
+                looked.set()
+
+    async def play(number: int) -> Any:
+        return {**trajectory_of(number), "picture": object()}
+
+    handler = Looking()
+    logging.getLogger("areal_core").addHandler(handler)
+    try:
+        executor = make_executor(**config)
+        executor.prepare_batch(ITEMS, Playing(play))
+        assert looked.wait(20.0)
+    finally:
+        logging.getLogger("areal_core").removeHandler(handler)
 
 
 @pytest.mark.any_loop

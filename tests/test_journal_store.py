@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import gc
 import itertools
 import os
 import random
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from areal_core._journal import lock
 from areal_core._journal.keys import Keys, epoch_of
 from areal_core._journal.records import (
     ACCEPTED,
@@ -55,7 +58,7 @@ def test_an_empty_journal_begins_anew_and_has_no_steps(store: Store) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_what_is_found_is_what_happened_over_many_runs(directory: Path, seed: int) -> None:
-    """Each run appends in batches, compacts after commits, and ends; the next resumes one of two steps."""
+    """Each run appends in batches, compacts now and then, and ends; the next resumes one of two steps."""
     model, chance = Model(), random.Random(seed)
     write(directory, Committed(0))
     model.tell(Committed(0))
@@ -71,7 +74,7 @@ def test_what_is_found_is_what_happened_over_many_runs(directory: Path, seed: in
             while records:
                 batch, records = records[:7], records[7:]
                 store.append(batch)
-                if any(isinstance(record, Committed) for record in batch):
+                if chance.random() < 0.4:
                     store.compact()
 
 
@@ -135,10 +138,125 @@ def test_a_step_that_cannot_be_resumed_is_refused_with_those_that_can(
         read(directory, step)
 
 
+FAILED = ["failed", "timed_out"]
+
+
+@pytest.mark.parametrize("status", FAILED)
+def test_what_failed_is_done_with_the_next_commit(directory: Path, status: str) -> None:
+    write(directory, Committed(1), Queued("0:a", 0, b"d"), Ended("0:a", status), Committed(2))
+    assert list(read(directory, 2).done) == ["0:a"]
+    found = read(directory, 1)
+    assert (list(found.done), [one.key for one in found.pending]) == ([], ["0:a"])
+
+
+@pytest.mark.parametrize("status", ["rejected", "stale", "cancelled"])
+def test_what_ended_otherwise_is_done_at_once(directory: Path, status: str) -> None:
+    write(directory, Committed(1), Queued("0:a", 0, b"d"), Ended("0:a", status))
+    assert list(read(directory, 1).done) == ["0:a"]
+
+
+@pytest.mark.parametrize("compacts", [False, True], ids=["as-written", "compacted"])
+@pytest.mark.parametrize("status", FAILED)
+def test_what_failed_in_a_life_that_is_given_up_is_not_in_a_commit_of_the_next(
+    directory: Path, status: str, compacts: bool
+) -> None:
+    write(directory, Committed(1), Queued("0:a", 0, b"d"), Ended("0:a", status))
+    with Store(directory) as store:
+        assert [one.key for one in store.read(1).pending] == ["0:a"]
+        store.append([Committed(2)])  # it runs again meanwhile
+        if compacts:
+            store.compact()
+    assert [one.key for one in read(directory, 2).pending] == ["0:a"]
+    write(directory, *accepted("0:a"), Delivered(("0:a",)), Committed(3), resume_from=2)
+    assert list(read(directory, 3).done) == ["0:a"]
+
+
+@pytest.mark.parametrize("status", FAILED)
+def test_what_failed_stays_done_when_it_is_compacted(directory: Path, status: str) -> None:
+    with Store(directory) as store:
+        store.read()
+        store.append([Committed(0), Queued("0:a", 0, b"d"), Ended("0:a", status)])
+        for step in range(1, 5):
+            store.compact()
+            store.append([Committed(step)])
+        store.compact()
+    assert [list(read(directory, step).done) for step in (3, 4)] == [["0:a"]] * 2
+    with sqlite3.connect(directory / "journal.sqlite") as connection:
+        assert connection.execute("SELECT count(*) FROM log").fetchone() == (2,)
+    connection.close()
+
+
+def test_what_failed_and_whose_item_is_damaged_is_still_the_dataloaders_to_give(directory: Path) -> None:
+    write(directory, Committed(0), Queued("3:a", 3, b"d"), Ended("3:a", "failed"))
+    damage_row(directory, "UPDATE log SET head = x'0011' WHERE row = 2")
+    for _ in range(2):
+        with Store(directory) as store:
+            assert [(one.key, one.data) for one in store.read(0).pending] == [("3:a", None)]
+            store.append([])
+            store.compact()
+
+
+def test_compaction_before_the_first_commit_keeps_the_beginning_resumable(directory: Path) -> None:
+    with Store(directory) as store:
+        store.read()
+        store.append([*accepted("0:a"), Queued("0:b", 0), Ended("0:b", "rejected"), Delivered(("0:a",))])
+        store.compact()
+    found = read(directory, None)
+    assert (list(found.done), [one.key for one in found.finished]) == (["0:b"], ["0:a"])
+
+
+def test_lives_that_come_to_no_commit_leave_as_much_each(directory: Path) -> None:
+    write(directory, *accepted("0:a"), *accepted("0:b"), Queued("0:c", 0, b"d"), Committed(0))
+    rows: list[int] = []
+    for _ in range(5):
+        with Store(directory) as store:
+            assert [one.key for one in store.read(0).finished] == ["0:a", "0:b"]
+            store.append([Delivered(("0:a",)), Delivered(("0:b",)), Returned(("0:b",)), Delivered(("0:b",))])
+            store.append([Queued("0:c", 0, b"d"), *accepted("0:c"), Reopened("0:c"), Ended("0:c", "failed")])
+            rows.append(store.compact())
+    assert rows == [8] * 5, "three items, two results and deliveries, and the commit"
+
+
+def test_the_last_end_counts(directory: Path) -> None:
+    write(directory, Queued("0:a", 0), Ended("0:a", "failed"), Ended("0:a", ACCEPTED, b"r"), Committed(0))
+    assert [one.key for one in read(directory, 0).finished] == ["0:a"]
+
+
+@pytest.mark.parametrize("harm", ["deleted", "replaced", "removed with its directory"])
+def test_a_file_that_is_taken_away_is_noticed_by_the_next_commit(
+    directory: Path, tmp_path: Path, harm: str
+) -> None:
+    path, aside = directory / "journal.sqlite", tmp_path / "aside"
+    store = Store(directory)
+    store.open()
+    store.read()
+    store.append([Committed(3)])
+    if harm == "removed with its directory":
+        directory.rename(aside)
+    else:
+        path.rename(aside)
+    if harm == "replaced":
+        shutil.copy(aside, path)
+    store.append([Queued("0:a", 0)])
+    for _ in range(2):
+        with pytest.raises(JournalError, match=f"{path} was deleted or replaced while it was in use; make "
+                           "another executor with resume_from=3"):  # fmt: skip
+            store.append([Queued("0:b", 0), Committed(4)])
+    if harm == "removed with its directory":
+        aside.rename(directory)
+    else:
+        aside.replace(path)
+    store.append([Committed(4)])
+    assert [one.key for one in store.read(4).pending] == ["0:a"]
+    store.close()
+
+
 @pytest.mark.parametrize("step", [4, 5])
 def test_a_step_is_committed_once_and_in_order(store: Store, step: int) -> None:
     store.append([Committed(5)])
-    with pytest.raises(ValueError, match=f"step={step} is not above 5"):
+    with pytest.raises(
+        ValueError, match=f"step={step} is not above 5.*another executor with resume_from={step}"
+    ):
         store.append([Committed(step)])
     assert (store.last_step, store.steps()) == (5, [5])
 
@@ -231,6 +349,14 @@ def test_keys_are_a_set() -> None:
     assert 3 not in keys
 
 
+def test_keys_of_earlier_epochs_are_forgotten() -> None:
+    keys = Keys(["0:1", "1:2", "2:3", "3:4", "-1:2", "-7:x", "1:x", "1:", "2:y", "a", ":", "1", "0:01"])
+    keys.drop_before(2)
+    assert set(keys) == {"2:3", "3:4", "2:y", "a", ":", "1"}
+    keys.drop_before(-3)
+    assert len(keys) == 6
+
+
 @pytest.mark.parametrize("umask", [0o000, 0o077, 0o777])
 def test_files_are_their_owners_alone(directory: Path, umask: int) -> None:
     directory.parent.joinpath("journal").mkdir(mode=0o700)
@@ -288,11 +414,86 @@ def test_a_directory_that_cannot_be_written_is_refused(run_script: RunScript, tm
 
 
 def test_one_store_at_a_time_has_a_directory(store: Store, directory: Path) -> None:
-    with pytest.raises(JournalError, match=f"in use by process {os.getpid()}"), Store(directory):
+    with (
+        pytest.raises(JournalError, match=r"in use by this process: destroy\(\) the executor"),
+        Store(directory),
+    ):
         pass
     store.append([Committed(1)])
     store.close()
     assert read(directory, 1).step == 1
+
+
+def test_the_number_of_a_process_elsewhere_is_not_taken_for_this_one(directory: Path) -> None:
+    """In two containers both processes may be number 1."""
+    directory.mkdir()
+    with (directory / "journal.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(str(os.getpid()))
+        file.flush()
+        with pytest.raises(JournalError, match=f"in use by process {os.getpid()};"), Store(directory):
+            pass
+
+
+def test_a_lock_that_is_waited_for_is_tried_again(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        if len(naps) == 3:
+            store.close()
+
+    monkeypatch.setattr("areal_core._journal.lock.time.sleep", nap)
+    patient = Store(directory)
+    patient.open(patience_s=60.0)
+    assert naps == [0.05] * 3 and patient.steps() == []
+    patient.close()
+
+
+def test_patience_ends(store: Store, directory: Path) -> None:
+    with pytest.raises(JournalError, match="in use by this process"):
+        Store(directory).open(patience_s=0.12)
+
+
+def test_a_lock_that_is_collected_is_given_back(tmp_path: Path) -> None:
+    first = lock.DirectoryLock(tmp_path / "lock")
+    first.acquire()
+    del first
+    gc.collect()
+    second = lock.DirectoryLock(tmp_path / "lock")
+    second.acquire()
+    second.release()
+
+
+@pytest.mark.any_loop
+def test_a_lock_that_is_collected_in_a_forked_child_stays_with_its_parent(
+    run_script: RunScript, tmp_path: Path
+) -> None:
+    script = run_script(
+        """
+        import gc, os, sys
+        from pathlib import Path
+        from areal_core._journal.lock import DirectoryLock
+        from areal_core.errors import JournalError
+
+        held = [DirectoryLock(Path(sys.argv[1]))]
+        held[0].acquire()
+        child = os.fork()
+        held.clear() if not child else None
+        if not child:
+            gc.collect()
+            os._exit(0)
+        os.waitpid(child, 0)
+        try:
+            DirectoryLock(Path(sys.argv[1])).acquire()
+        except JournalError as error:
+            print("in use by this process" in str(error))
+        """,
+        str(tmp_path / "lock"),
+    )
+    assert (script.returncode, script.stdout, script.stderr) == (0, "True\n", "")
 
 
 @pytest.mark.any_loop
@@ -678,12 +879,16 @@ def test_a_damaged_row_of_trained_keys_is_known_from_its_copy(directory: Path, t
     assert (list(found.done), found.damaged) == (["0:a"], 1)
 
 
-def test_a_file_of_a_later_version_is_refused_and_left_as_it_is(directory: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3, 2**31 - 1])
+def test_a_file_of_a_later_version_is_refused_and_left_as_it_is(directory: Path, version: int) -> None:
     write(directory, Committed(1))
     connection = sqlite3.connect(directory / "journal.sqlite")
-    connection.execute("PRAGMA user_version=2")
+    connection.execute(f"PRAGMA user_version={version}")
     connection.close()
     before = (directory / "journal.sqlite").read_bytes()
-    with pytest.raises(JournalError, match="later version"), Store(directory):
+    with (
+        pytest.raises(JournalError, match=f"later version of areal_core: its format is {version},"),
+        Store(directory),
+    ):
         pass
     assert (directory / "journal.sqlite").read_bytes() == before

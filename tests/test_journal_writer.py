@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import signal
+import sqlite3
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +14,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areal_core._journal import fitting
+from areal_core._journal import crash_points, fitting
+from areal_core._journal import store as store_module
+from areal_core._journal import upkeep as upkeep_module
 from areal_core._journal import writer as module
 from areal_core._journal.packing import unpack
-from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Reopened
+from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Recovered, Reopened
 from areal_core._journal.store import Store
+from areal_core._journal.telling import Lines
+from areal_core._journal.upkeep import Upkeep
 from areal_core._journal.writer import Writer
 from areal_core.errors import JournalError
 from children import RunScript
@@ -61,6 +66,54 @@ def writer(store: Store) -> Iterator[Writer]:
         yield made
 
 
+def left_by(writer: Writer, store: Store, step: int) -> Recovered:
+    """Close *writer* and with it *store*; return what is in the file."""
+    writer.close(LONG_S)
+    with Store(store.path.parent) as again:
+        return again.read(step)
+
+
+class Asking:
+    """A logger that waits, at each line, for a thread that asks something of *writer*."""
+
+    def __init__(self) -> None:
+        self.writer: Writer | None = None
+        self.events: list[str] = []
+        self.stuck: list[str] = []
+
+    def log(self, event: str, **_: object) -> None:
+        self.events.append(event)
+        assert self.writer is not None
+        thread = threading.Thread(target=self.writer.put, args=(Reopened("0:x"),), daemon=True)
+        thread.start()
+        thread.join(LONG_S / 4)
+        if thread.is_alive():
+            self.stuck.append(event)
+
+    info = warning = error = log
+
+
+class Inside:
+    """Stands in the middle of each transaction of any journal."""
+
+    def __init__(self) -> None:
+        self.reached = threading.Event()
+        self.opened = threading.Event()
+
+    def __call__(self, name: str) -> None:
+        if name == "before_fsync":
+            self.reached.set()
+            assert self.opened.wait(LONG_S)
+
+
+@pytest.fixture
+def inside(monkeypatch: pytest.MonkeyPatch) -> Iterator[Inside]:
+    made = Inside()
+    monkeypatch.setattr(crash_points, "hook", made)
+    yield made
+    made.opened.set()
+
+
 def test_what_was_put_is_found_after_a_flush(store: Store, writer: Writer) -> None:
     for number in range(3):
         writer.put(Queued(f"0:{number}", 0), {"prompt": ("a", number)})
@@ -68,7 +121,7 @@ def test_what_was_put_is_found_after_a_flush(store: Store, writer: Writer) -> No
     writer.put(Ended("0:1", "rejected"))
     writer.put(Committed(1))
     writer.flush(LONG_S)
-    found = store.read(1)
+    found = left_by(writer, store, 1)
     assert [unpack(one.result)["x"].tolist() for one in found.finished] == [[0, 1, 2]]
     assert [unpack(one.data or b"") for one in found.pending] == [{"prompt": ("a", 2)}]
     assert list(found.done) == ["0:1"]
@@ -124,7 +177,7 @@ def test_a_value_is_packed_before_it_can_be_changed(store: Store, disk: Disk, wr
     writer.put(Committed(1))
     disk.opened.set()
     writer.flush(LONG_S)
-    assert unpack(store.read(1).pending[0].data or b"")["x"].tolist() == [0, 0, 0]
+    assert unpack(left_by(writer, store, 1).pending[0].data or b"")["x"].tolist() == [0, 0, 0]
 
 
 def test_what_cannot_be_packed_is_left_out_and_told(
@@ -135,7 +188,7 @@ def test_what_cannot_be_packed_is_left_out_and_told(
         writer.put(Ended("0:0", "accepted"), {1, 2})
     writer.put(Committed(1))
     writer.flush(LONG_S)
-    assert [(one.key, one.data) for one in store.read(1).pending] == [("0:0", None)]
+    assert [(one.key, one.data) for one in left_by(writer, store, 1).pending] == [("0:0", None)]
     assert writer.left_out == 4
     lines = [line for line in log_lines.of("warning") if line.startswith("journal_left_out")]
     assert [line.rpartition("=")[2] for line in lines] == ["1", "2", "4"]
@@ -159,7 +212,7 @@ def test_results_are_left_out_when_too_much_waits_and_nothing_else(
         assert (writer.left_out, writer.waiting_bytes) == (8, 5_000)
         disk.opened.set()
         writer.flush(LONG_S)
-    found = store.read(1)
+    found = left_by(writer, store, 1)
     assert [one.key for one in found.finished] == ["0:0"]
     assert [(one.key, one.data) for one in found.pending] == [("0:2", None), ("0:3", None)]
     assert sorted(found.done) == ["0:1", "0:4"]
@@ -174,16 +227,13 @@ def test_a_record_too_large_for_the_file_is_left_out(
     writer.put(Ended("0:0", "accepted", bytes(101)))
     writer.put(Committed(1))
     writer.flush(LONG_S)
-    assert [(one.key, one.data) for one in store.read(1).pending] == [("0:0", None)]
+    assert [(one.key, one.data) for one in left_by(writer, store, 1).pending] == [("0:0", None)]
 
 
 def test_a_write_that_fails_is_told_once_and_tried_until_it_succeeds(
-    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+    store: Store, disk: Disk, log_lines: LogLines
 ) -> None:
-    disk, told = Disk(store), list[JournalError]()
-    monkeypatch.setattr(store, "append", disk.append)
-    monkeypatch.setattr(module, "_FIRST_DELAY_S", 0.001)
-    with Writer(store, told.append) as writer:
+    with Writer(store) as writer:
         for _ in range(2):
             disk.error = JournalError("the disk is full")
             writer.put(Queued("0:a", 0))
@@ -193,7 +243,6 @@ def test_a_write_that_fails_is_told_once_and_tried_until_it_succeeds(
             disk.error = None
             writer.flush(LONG_S)
         assert writer.failed >= 6
-    assert [str(error) for error in told] == ["the disk is full"] * 2
     assert len([line for line in log_lines.of("warning") if line.startswith("journal_not_written")]) == 2
     assert [len(batch) for batch in disk.batches] == [1, 1]
 
@@ -216,21 +265,85 @@ def test_a_write_is_tried_again_without_anybody_asking(
         assert writer.failed == 4
 
 
-def test_callbacks_and_loggers_that_raise_cost_nothing(
-    store: Store, disk: Disk, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(_: object) -> None:
+@pytest.mark.parametrize("is_said", [True, False], ids=["said", "logged"])
+def test_loggers_that_raise_cost_nothing(store: Store, disk: Disk, is_said: bool) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise ValueError("mine")
 
+    logger = type("Failing", (), dict.fromkeys(("info", "warning", "error"), fail))
     disk.error = ValueError("odd")
-    with Writer(store, fail) as writer:
-        monkeypatch.setattr(writer, "_log", object())
+    with Writer(store, logger=logger, say=fail if is_said else None) as writer:
+        writer.put(Ended("0:0", "accepted"), {1, 2})
         writer.put(Committed(1))
         with pytest.raises(JournalError, match="ValueError: odd"):
             writer.flush(LONG_S)
         disk.error = None
         writer.flush(LONG_S)
     assert disk.batches == [[Committed(1)]]
+
+
+@pytest.mark.parametrize("is_closed", [False, True], ids=["goes-on", "gives-up"])
+def test_a_log_handler_may_wait_for_a_thread_that_puts(store: Store, disk: Disk, is_closed: bool) -> None:
+    logger = Asking()
+    disk.error = JournalError("the disk is full")
+    writer = logger.writer = Writer(store, logger=logger)
+    writer.put(Committed(1))
+    with pytest.raises(JournalError, match="the disk is full"):
+        writer.flush(LONG_S)
+    if not is_closed:
+        disk.error = None
+        writer.flush(LONG_S)
+    writer.close(LONG_S)
+    writer.put(Ended("0:0", "accepted"), {1, 2})
+    assert not logger.stuck
+    last = "journal_lost" if is_closed else "journal_written_again"
+    assert {"journal_not_written", last, "journal_left_out"} <= set(logger.events)
+
+
+def test_lines_of_who_puts_are_said_and_those_of_the_thread_logged(
+    store: Store, disk: Disk, log_lines: LogLines
+) -> None:
+    said: list[tuple[str, str, dict[str, Any]]] = []
+    writer = Writer(store, say=lambda *line: said.append(line))
+    writer.put(Ended("0:0", "accepted"), {1, 2})
+    assert [(level, event, fields["left_out"]) for level, event, fields in said] == [
+        ("warning", "journal_left_out", 1)
+    ]
+    assert not log_lines.of("warning")
+    disk.error = JournalError("the disk is full")
+    writer.put(Committed(1))
+    log_lines.wait_for("journal_not_written")
+    disk.error = None
+    writer.close(LONG_S)
+    writer.put(Committed(2))
+    assert said[1:] == [("error", "journal_lost", {"why": "closed", "lost": 1})]
+    assert not log_lines.of("error")
+
+
+def test_a_line_that_cannot_be_said_is_logged(store: Store, log_lines: LogLines) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("mine")
+
+    with Writer(store, say=fail) as writer:
+        writer.put(Ended("0:0", "accepted"), {1, 2})
+        assert [line.partition(" ")[0] for line in log_lines.of("warning")] == ["journal_left_out"]
+
+
+def test_without_a_thread_to_be_had_that_is_said_and_closing_gives_up(
+    store: Store, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    def refuse(_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    said: list[str] = []
+    writer = Writer(store, say=lambda level, event, fields: said.append(event))
+    monkeypatch.setattr(writer._pool, "submit", refuse)
+    writer.put(Committed(1))
+    with pytest.raises(JournalError, match="no thread to write with: can't start new thread"):
+        writer.flush(LONG_S)
+    assert said == ["journal_not_written"] and writer.failed == 2
+    writer.close(LONG_S)
+    assert writer.lost == 1 and "no thread to write with" in log_lines.of("error")[0]
 
 
 def test_a_commit_that_is_not_above_the_last_is_refused_at_once(store: Store, writer: Writer) -> None:
@@ -291,17 +404,111 @@ def test_closing_gives_up_what_cannot_be_written(store: Store, disk: Disk, log_l
         writer.flush(LONG_S)
 
 
-def test_closing_leaves_a_hanging_disk_behind_and_says_so(
-    store: Store, disk: Disk, log_lines: LogLines
+def test_closing_closes_the_store(store: Store, writer: Writer, directory: Path) -> None:
+    writer.put(Committed(1))
+    store.close()
+    writer.flush(LONG_S)
+    writer.close(LONG_S)
+    with Store(directory) as again:
+        assert again.steps() == [1]
+
+
+def test_a_thread_that_is_left_alone_with_a_hanging_disk_closes_the_store_at_its_end(
+    store: Store, inside: Inside, directory: Path, log_lines: LogLines
 ) -> None:
-    disk.opened.clear()
     writer = Writer(store)
+    writer.put(Queued("0:a", 0, b"d"))
+    assert inside.reached.wait(LONG_S)
     writer.put(Committed(1))
     writer.close(0.01)
-    assert "journal_still_writing waited_s=0.01 records=1" in log_lines.of("warning")
-    disk.opened.set()
+    store.close()
+    assert "journal_still_writing waited_s=0.01 records=2" in log_lines.of("warning")
+    with pytest.raises(JournalError, match="in use by this process"), Store(directory):
+        pass
+    inside.opened.set()
+    again = Store(directory)
+    again.open(patience_s=LONG_S)
+    assert [one.key for one in again.read(1).pending] == ["0:a"]
     writer.close(LONG_S)
-    assert disk.batches == [[Committed(1)]]
+    assert again.steps() == [1]
+    again.close()
+
+
+class SlowToClose:
+    """A connection whose ``close`` waits."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+        self.reached, self.opened = threading.Event(), threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection, name)
+
+    def close(self) -> None:
+        self.reached.set()
+        assert self.opened.wait(LONG_S)
+        self._connection.close()
+
+
+def test_nobody_frees_the_directory_while_another_thread_closes_the_file(
+    store: Store, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = SlowToClose(store._connection)
+    monkeypatch.setattr(store, "_connection", slow)
+    writer = Writer(store)
+    closing = threading.Thread(target=writer.close, args=(LONG_S,))
+    closing.start()
+    assert slow.reached.wait(LONG_S)
+    store.close()
+    writer.close(LONG_S)
+    store_module._close_all()
+    try:
+        with pytest.raises(JournalError, match="in use by this process"), Store(directory):
+            pass
+    finally:
+        slow.opened.set()
+        closing.join()
+    with Store(directory) as again:
+        assert again.steps() == []
+
+
+def test_closing_again_waits_for_a_thread_that_was_left_alone(
+    store: Store, inside: Inside, directory: Path
+) -> None:
+    writer = Writer(store)
+    writer.put(Committed(1))
+    assert inside.reached.wait(LONG_S)
+    writer.close(0.0)
+    inside.opened.set()
+    writer.close(LONG_S)
+    assert not writer.is_at_work()
+    with Store(directory) as again:
+        assert again.steps() == [1]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("areal-journal")]
+
+
+def test_the_interpreters_exit_leaves_a_store_alone_that_a_thread_uses(
+    store: Store, inside: Inside, directory: Path
+) -> None:
+    writer = Writer(store)
+    writer.put(Committed(1))
+    assert inside.reached.wait(LONG_S)
+    store_module._close_all()
+    inside.opened.set()
+    writer.flush(LONG_S)
+    writer.close(LONG_S)
+    assert writer.lost == 0
+    with Store(directory) as again:
+        assert again.steps() == [1]
+
+
+def test_the_interpreters_exit_closes_the_store_of_an_idle_writer(writer: Writer, directory: Path) -> None:
+    writer.put(Committed(1))
+    writer.flush(LONG_S)
+    writer._pool.shutdown()  # as the interpreter does before it calls that
+    store_module._close_all()
+    with Store(directory) as again:
+        assert again.steps() == [1]
 
 
 def test_of_many_threads_records_none_is_lost(store: Store, writer: Writer) -> None:
@@ -316,7 +523,7 @@ def test_of_many_threads_records_none_is_lost(store: Store, writer: Writer) -> N
         thread.join()
     writer.put(Committed(1))
     writer.flush(LONG_S)
-    found = [one.key for one in store.read(1).pending]
+    found = [one.key for one in left_by(writer, store, 1).pending]
     assert len(found) == 800
     for place in range(4):
         assert [key for key in found if key[0] == str(place)] == [f"{place}:{n}" for n in range(200)]
@@ -347,7 +554,8 @@ def test_compaction_that_fails_is_told_and_costs_no_record(
         writer.put(Committed(step))
     writer.put(Queued("0:a", 0))
     writer.flush(LONG_S)
-    assert store.steps() == [1, 2] and len(store.read(2).pending) == 1
+    found = left_by(writer, store, 2)
+    assert [one.key for one in found.pending] == ["0:a"]
     assert "journal_not_compacted error=JournalError: no room" in log_lines.wait_for("not_compacted").message
 
 
@@ -360,9 +568,66 @@ def test_what_was_committed_long_ago_is_compacted(store: Store, writer: Writer) 
         writer.put(Committed(step))
         writer.flush(LONG_S)
         most = max(most, *store._opened().execute("SELECT count(*) FROM log").fetchone())
-    writer.close()
     assert most < 20, "the rows of the last two commits, and as many again"
-    assert len(store.read(49).done) == 50
+    assert len(left_by(writer, store, 49).done) == 50
+
+
+def test_a_first_batch_is_compacted_and_then_what_is_as_much_as_is_left(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left: list[int] = []
+    compact = store.compact
+
+    def counted() -> int:
+        left.append(compact())
+        return left[-1]
+
+    monkeypatch.setattr(store, "compact", counted)
+    upkeep = Upkeep(store, Lines(None, None))
+    number = iter(range(10_000))
+    for count, expected in ((1, 1), (255, 1), (1, 2), (256, 2), (1, 3), (513, 3), (1, 4)):
+        batch = [Queued(f"0:{next(number)}", 0) for _ in range(count)]
+        store.append(batch)
+        upkeep.after(batch)
+        assert len(left) == expected
+    assert left == [1, 257, 514, 1028]
+
+
+def test_lives_that_come_to_no_commit_leave_no_more_than_one(directory: Path) -> None:
+    keys = [f"0:{number}" for number in range(20)]
+    rows: list[int] = []
+    for _ in range(6):
+        store = Store(directory)
+        store.open()
+        store.read()
+        with Writer(store) as writer:
+            for key in keys:
+                writer.put(Queued(key, 0, bytes(1000)))
+                writer.put(Reopened(key))
+            for key in keys[:10]:
+                writer.put(Ended(key, "accepted", bytes(1000)))
+            writer.put(Delivered(tuple(keys[:10])))
+            for key in keys[10:]:
+                writer.put(Ended(key, "failed"))
+            writer.flush(LONG_S)
+        with sqlite3.connect(directory / "journal.sqlite") as connection:
+            rows += connection.execute("SELECT count(*) FROM log").fetchone()
+        connection.close()
+    assert max(rows) < 2 * 20 + 61, "what is live, and what one life writes"
+
+
+def test_what_nobody_commits_is_warned_of_at_each_doubling(
+    store: Store, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(upkeep_module, "_MUCH", 1000)
+    with Writer(store) as writer:
+        for number in range(10):
+            if number == 7:
+                writer.put(Committed(1))
+            writer.put(Ended(f"0:{number}", "accepted", bytes(600)))
+            writer.flush(LONG_S)
+    lines = [line for line in log_lines.of("warning") if line.startswith("journal_uncommitted")]
+    assert [line.partition("=")[2] for line in lines] == ["1200", "2400", "4200", "1200"]
 
 
 def test_a_trajectory_of_a_hundred_megabytes(store: Store) -> None:
@@ -371,7 +636,7 @@ def test_a_trajectory_of_a_hundred_megabytes(store: Store) -> None:
         writer.put(Ended("0:0", "accepted"), {"x": np.arange(100 * 2**20 // 8)})
         writer.put(Committed(1))
         writer.flush(40.0)
-    found = unpack(store.read(1).finished[0].result)["x"]
+    found = unpack(left_by(writer, store, 1).finished[0].result)["x"]
     assert found[-1] == 100 * 2**20 // 8 - 1
 
 
@@ -452,7 +717,7 @@ def test_a_disk_that_has_room_again_is_written(store: Store) -> None:
             signal.signal(signal.SIGXFSZ, old)
         writer.put(Committed(1))
         writer.flush(LONG_S)
-    assert [one.key for one in store.read(1).pending] == [f"0:{number}" for number in range(30)]
+    assert [one.key for one in left_by(writer, store, 1).pending] == [f"0:{number}" for number in range(30)]
 
 
 @pytest.mark.any_loop
@@ -488,8 +753,8 @@ def test_a_ctrl_c_in_flush_comes_through_and_nothing_is_lost(run_script: RunScri
         go.set()
         writer.flush()
         writer.close()
-        print(store.steps())
-        store.close()
+        with Store(sys.argv[1]) as store:
+            print(store.steps())
         """,
         str(directory),
     )

@@ -177,6 +177,8 @@ class Generation:
                 self._say_failed(error, 0.0)
         finally:
             self._router.give_back(server)
+            if self._record is not None:
+                self._record.segment_came(len(self._tokens) - before)
         if len(self._tokens) > before:
             self._segments += 1
         if self._finish == "abort":

@@ -21,7 +21,7 @@ from areal_core._executor.delivery import Delivery
 from areal_core._executor.hold import Hold
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.patience import Patience
-from areal_core._executor.port import Clock, Port, Witness
+from areal_core._executor.port import Clock, Port, Witness, Witnesses
 from areal_core._executor.report import Tally, Trained
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import LOST, Episode, Lane, Rollout, State
@@ -212,6 +212,10 @@ class Core:
                     episode.told_to_end = True
                     self.scheduler.episode_ended(episode)
 
+    def tell_also(self, witness: Witness) -> None:
+        """Tell *witness*, too, of what happens from now on."""
+        self._witness = Witnesses(self._witness, witness)
+
     # -- looking -----------------------------------------------------------------------------------
 
     @property
@@ -295,6 +299,8 @@ class Core:
         if outcome.status == "accepted" and self._ageing.is_too_old(rollout):
             self._too_old(rollout)
         else:
+            if outcome.status == "accepted":
+                rollout.packed = ending.packed_of(rollout)
             rollout.forget_episodes()
             self._finish(rollout, outcome)
 

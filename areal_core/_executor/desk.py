@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.core import Core
 from areal_core._executor.playing import Player
-from areal_core._executor.port import Timer
+from areal_core._executor.port import Timer, Tracer
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode
 from areal_core._runner import exit_hook
@@ -90,6 +90,8 @@ class Desk(Guest):
         self._core: Core | None = None
         self.watch: LoopWatch | None = None
         """Told when rollouts run, and when none does; None: nobody watches."""
+        self.tracer: Tracer | None = None
+        """Told of each episode before it starts; None: nobody traces."""
         self.on_end: Callable[[], None] | None = None
         """Called when the runner has ended."""
         self.on_worked: Callable[[], None] | None = None
@@ -232,6 +234,8 @@ class Desk(Guest):
         if not self._jobs:
             self._begin_watch()
         for episode in episodes:
+            if self.tracer is not None:
+                self.tracer.starting(episode)
             episode.job = job = EpisodeJob(episode, self._player, self._episode_timeout_s)
             self._jobs.add(job)
             self._to_launch.append(job)

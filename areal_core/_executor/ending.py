@@ -32,6 +32,12 @@ def outcome_of(rollout: Rollout, now: float, max_staleness: int) -> tuple[Rollou
     return make(rollout, now, "accepted", trajectory=verdict.trajectory, ages=verdict.ages), verdict.ages
 
 
+def packed_of(rollout: Rollout) -> bytes | None:
+    """Return the trajectory of one that was accepted, if it was packed for the journal."""
+    verdict = (rollout.judge or rollout.episodes[0]).verdict
+    return None if verdict is None else verdict.packed
+
+
 def make(
     rollout: Rollout,
     now: float,

@@ -7,6 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from areal_core import _log
+from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.port import Witness
 from areal_core._executor.rollout import Rollout
 from areal_core._executor.stuck import StuckWatch
@@ -68,17 +70,19 @@ class Reporter(Witness):
         accepted = outcome.status == "accepted"
         manager = self._manager
         self._count(rollout, manager.on_rollout_accepted if accepted else manager.on_rollout_rejected)
-        if accepted and not self._traces:
+        level = _log.each_rollout or ("debug" if self._traces else None)
+        if accepted and level is None:
             return
-        fields = {**_names(rollout), "seconds": round(outcome.seconds, 6)}
+        fields = {**_names(rollout), "seconds": round(outcome.seconds, 6), **_more(rollout, outcome)}
         if outcome.status == "failed":
             self._log.line("error", "rollout_failed", **fields, exc_info=outcome.error)
         elif outcome.status == "cancelled" and not rollout.is_cancelled:
             self._log.line("warning", "rollout_cancelled_itself", **fields, exc_info=outcome.error)
         elif outcome.status == "timed_out":
             self._log.line("warning", "rollout_timed_out", **fields, error=describe(outcome.error))
-        elif self._traces:
-            self._log.line("debug", f"rollout_{outcome.status}", **fields, reason=outcome.reason)
+        elif level is not None:
+            reason = {} if outcome.reason is None else {"reason": outcome.reason}
+            self._log.line(level, f"rollout_{outcome.status}", **fields, **reason)
 
     def ran_in_vain(self, rollout: Rollout) -> None:
         if self._stuck is not None:
@@ -122,6 +126,16 @@ class Reporter(Witness):
             count()
         except BaseException as error:  # a manager of the user's own; the books do not depend on it
             self._log.line("error", "staleness_manager_raised", error=describe(error), exc_info=error)
+
+
+def _more(rollout: Rollout, outcome: RolloutOutcome) -> dict[str, Any]:
+    size = rollout.work.group_size
+    more = {
+        "version": outcome.start_version,
+        "origin": outcome.origin,
+        "group_size": None if size == 1 else size,
+    }
+    return {name: value for name, value in more.items() if value is not None}
 
 
 def _names(rollout: Rollout) -> dict[str, Any]:

@@ -6,99 +6,177 @@ All of it is called by the thread that owns the core, where no Ctrl-C comes: the
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from areal_core._executor.port import Witness
-from areal_core._executor.recovery import Recovery, describe_result
+from areal_core._executor.recovery import Recovery, result_of
 from areal_core._executor.rollout import Rollout
 from areal_core._journal.crash_points import reached
 from areal_core._journal.flush import Flush
 from areal_core._journal.keys import epoch_of
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Reopened, Returned
-from areal_core._journal.store import Store
+from areal_core._journal.store import Store, check_step
 from areal_core._journal.writer import Writer
-from areal_core._log import get_logger, log
 from areal_core._runner.gate import Gate, thread_of_gates
 from areal_core.errors import RunnerStoppedError
 
+_PATIENCE_S = 2.0  # with others who only look, such as the other ranks of a trainer, or are about to end
+
 
 class Journaling(Witness):
-    """Writes into the journal in *directory*, and knows what an earlier run left there.
+    """Writes into the journal in *directory*, and knows what an earlier run left there, once it is open.
 
-    Raises JournalError where it cannot be used, or *resume_from* cannot be resumed.
+    It is opened and closed in threads of its own, one after the other: whatever a Ctrl-C interrupts in the
+    caller, the next `close` gives the directory free.
     """
 
     def __init__(self, directory: str | os.PathLike[str], resume_from: int | None, logger: Any) -> None:
-        self._logger = get_logger(logger)
+        self._directory = directory
+        self._resume_from = resume_from
+        self._logger = logger
         self._store = Store(directory)
-        self._store.open()
-        try:
-            found = self._store.read(resume_from)
-            self.recovery = Recovery(found, directory)
-            self.writer = Writer(self._store)
-        except BaseException:
-            self._store.close()
-            raise
-        self.step = resume_from
-        """The last step that was committed; None: none was."""
-        self._is_ending = False
+        self._writer: Writer | None = None
+        self._recovery: Recovery | None = None
+        self._busy = threading.Lock()  # held by the threads that open and close, where no Ctrl-C comes
         self._is_closed = False
+        self.log: Callable[..., object] = lambda *_, **__: None
+        """Takes a line to log soon: level, event, fields."""
+        self.step = resume_from
+        """The last step that `commit` was given; None: none was."""
+        self._is_ending = False
+        self._given: deque[tuple[int, tuple[str, ...]]] = deque()
+        """The keys of each batch since the last commit, and how many trajectories there were with it."""
+        self.mark = 0
+        """How many trajectories were delivered so far."""
         self._has_news = False
         """Whether something was delivered, or came back, since the last commit."""
-        self._say_what_was_found()
+
+    @property
+    def writer(self) -> Writer:
+        """What writes, from `open` on."""
+        assert self._writer is not None
+        return self._writer
+
+    @property
+    def recovery(self) -> Recovery:
+        """What an earlier run left, from `open` on."""
+        assert self._recovery is not None
+        return self._recovery
+
+    @property
+    def durable_step(self) -> int | None:
+        """The last step whose commit is on the disk; None: none is."""
+        return self._store.last_step if self._writer is not None else self._resume_from
+
+    def open(self) -> None:
+        """Read what there is. Raises JournalError where it cannot be used, or not be resumed from there."""
+        _in_a_thread("areal-journal-open", self._open)
 
     def close(self, timeout: float | None = None) -> None:
-        """Write what waits, and close the file. Does nothing a second time.
+        """Write what waits, for *timeout* seconds at most, and let go of the directory.
 
-        In a thread of its own: a Ctrl-C in this one could leave the writer's lock held.
+        Does nothing a second time.
         """
-        if self._is_closed:
-            return
-        closed = Gate()
+        if not self._is_closed:
+            _in_a_thread("areal-journal-close", partial(self._close, timeout))
 
-        def close() -> None:
+    def _open(self) -> None:
+        with self._busy:
+            if self._is_closed:
+                return
+            self._store.open(_PATIENCE_S)
             try:
-                self.writer.close(timeout)
+                found = self._store.read(self._resume_from)
+                self._recovery = Recovery(found, self._directory)
+                self._writer = Writer(self._store, logger=self._logger, say=self._say)
+            except BaseException:
                 self._store.close()
-            except Exception as error:
-                log(self._logger, "error", "journal_not_closed", {"exc_info": error})
-            finally:
-                closed.open()
+                raise
 
-        try:
-            thread_of_gates(close, "areal-journal-close", daemon=False).start()
-        except RuntimeError:  # there is none to be had
-            close()
-        closed.wait()
-        self._is_closed = True
+    def _close(self, timeout: float | None) -> None:
+        with self._busy:
+            if self._writer is not None and not self._is_closed:
+                self._writer.close(timeout)  # and the store
+            self._is_closed = True
 
-    def commit(self, step: int) -> Flush:
-        """Note that all that was delivered is in checkpoint *step*; return what to wait for.
+    def _say(self, level: str, event: str, fields: Mapping[str, object]) -> None:
+        self.log(level, event, **fields)
 
-        Raises ValueError for a step that is not above the last, unless it is the last and nothing was
-        delivered since; RunnerStoppedError after `close`.
+    def commit(self, step: int, up_to: int | None) -> Flush:
+        """Note that all that was delivered *up_to* this mark is in checkpoint *step*; None: all.
+
+        Return what to wait for. Raises ValueError for a step that is not above the last, unless it is the
+        last and nothing was delivered since, and for a mark that never was; RunnerStoppedError after `close`.
         """
         if self._is_closed:
             raise RunnerStoppedError("the executor was destroyed, and its journal is closed; commit before")
+        if up_to is not None and up_to > self.mark:
+            raise ValueError(
+                f"up_to={up_to} is above {self.mark}, what was delivered; give what mark() returned"
+            )
         if step != self.step or self._has_news:
-            self.writer.put(Committed(step))
-            self.step, self._has_news = step, False
+            self._commit(step, self.mark if up_to is None else up_to)
         return self.writer.ask_flush()
+
+    def _commit(self, step: int, up_to: int) -> None:
+        check_step(step, self.step)
+        later = [batch for batch in self._given if batch[0] > up_to]
+        keys = tuple(key for _, some in later for key in some)
+        # What is not in the checkpoint goes back for it. A kill between these is as one before the delivery.
+        if keys:
+            self.writer.put(Returned(keys))
+        self.writer.put(Committed(step))
+        if keys:
+            self.writer.put(Delivered(keys))
+        self._given = deque(later)
+        self.step, self._has_news = step, bool(keys)
+
+    def say_what_was_found(self) -> None:
+        """Log it."""
+        found = self.recovery.resumed
+        if found.damaged:
+            self.log("warning", "journal_damaged", **found.fields())
+        elif found.done or found.to_deliver or found.to_play:
+            self.log("info", "journal_resumed", **found.fields())
+
+    def say_strangers(self) -> None:
+        """Log, once, that the dataloader gives other items than it gave an earlier run."""
+        if self.recovery.strangers:
+            self.log(
+                "warning",
+                "journal_other_items",
+                why="the dataloader gives other items at places that an earlier run knows: none of these is "
+                "left out, but of the places before nobody can tell",
+                remedy="give items a data_id, or the same order in each run",
+            )
+            self.recovery.strangers = 0
 
     # -- what the core tells -----------------------------------------------------------------------
 
     def enqueued(self, rollout: Rollout) -> None:
         key = rollout.work.key
-        if key is not None and not rollout.requeues:
+        if key is None or rollout.requeues or rollout.work.is_journaled:
+            return
+        packed, rollout.packed = rollout.packed, None
+        if packed is None:  # it cannot be packed, which the writer finds out, and says
             self.writer.put(Queued(key, epoch_of(key)), rollout.work.data)
+        else:
+            self.writer.put(Queued(key, epoch_of(key), packed))
 
     def ended(self, rollout: Rollout) -> None:
         key, outcome = rollout.work.key, rollout.outcome
         if key is None or outcome is None:
             return
-        if outcome.status == "accepted":
-            self.writer.put(Ended(key, outcome.status), describe_result(outcome))
+        packed, rollout.packed = rollout.packed, None
+        if packed is not None:
+            self.writer.put(Ended(key, outcome.status, packed))
+        elif outcome.status == "accepted":
+            self.writer.put(Ended(key, outcome.status), result_of(outcome))
         elif outcome.status != "cancelled" or not self._is_ending:  # else the next run is to play it
             self.writer.put(Ended(key, outcome.status))
 
@@ -116,25 +194,57 @@ class Journaling(Witness):
         if keys:
             reached("after_delivery")
             self.writer.put(Delivered(keys))
+            self.mark += len(keys)
+            self._given.append((self.mark, keys))
             self._has_news = True
 
     def came_back(self, rollouts: Iterable[Rollout]) -> None:
         keys = _keys_of_accepted(rollouts)
         if keys:
             self.writer.put(Returned(keys))
+            self._given = deque((mark, some) for mark, some in self._given if some != keys)
             self._has_news = True
 
     def ending(self) -> None:
         self._is_ending = True
 
-    # -- inside ------------------------------------------------------------------------------------
 
-    def _say_what_was_found(self) -> None:
-        found = self.recovery.resumed
-        if found.damaged:
-            log(self._logger, "warning", "journal_damaged", found.fields())
-        elif found.done or found.to_deliver or found.to_play:
-            log(self._logger, "info", "journal_resumed", found.fields())
+def steps_in(directory: Path) -> list[int]:
+    """Return the steps that can be resumed there. Raises JournalError."""
+    steps: list[int] = []
+
+    def look() -> None:
+        store = Store(directory)
+        store.open(_PATIENCE_S)
+        try:
+            steps.extend(store.steps())
+        finally:
+            store.close()
+
+    _in_a_thread("areal-journal-look", look)
+    return steps
+
+
+def _in_a_thread(name: str, work: Callable[[], None]) -> None:
+    """Do *work* where no Ctrl-C comes, and raise what it raises. After a Ctrl-C in here it goes on."""
+    errors: list[BaseException] = []
+    done = Gate()
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            done.open()
+
+    try:
+        thread_of_gates(run, name, daemon=False).start()
+    except RuntimeError:  # there is none to be had
+        run()
+    done.wait()
+    if errors:
+        raise errors[0]
 
 
 def _keys_of_accepted(rollouts: Iterable[Rollout]) -> tuple[str, ...]:

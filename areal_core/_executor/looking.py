@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from areal_core._executor import settings
 from areal_core._executor.books import RolloutLedger
+from areal_core._executor.desk import Desk
 from areal_core._executor.explanation import CapacityExplanation, Explanation
 from areal_core._executor.report import StalenessReport
 from areal_core._executor.shift import Shift
@@ -21,6 +23,7 @@ class Looking:
     _runner: AsyncTaskRunner[Any]
     _manager: StalenessManager
     _shift: Shift | None
+    _observers: list[Callable[[Desk], object]]
 
     @property
     def runner(self) -> AsyncTaskRunner[Any]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from areal_core import _record, workflow_context
+from msgspec import structs
+
+from areal_core import _log, _record, workflow_context
 from areal_core._agents import scope
 from areal_core._executor.freshness import ages_of, with_mask
 from areal_core._executor.rollout import Accept, Episode, Verdict, Work
@@ -20,11 +22,15 @@ class Player:
     checks_format: bool
     masks: bool
     """Whether what is too old will be masked, so that trajectories for training have a ``loss_mask``."""
+    journals: bool = False
+    """Whether there is a journal, for which large trajectories are packed beside the loop."""
 
     async def play(self, episode: Episode) -> Verdict:
         """Return what came of *episode*. Raises what the workflow raises, and TypeError for odd results."""
         rollout, work = episode.rollout, episode.rollout.work
         _record.current.set(episode.record)
+        if _log.binds_episodes:
+            _log.bind_episode(rollout.task_id, work.data_id, rollout.start_version)
         is_group = work.group_size > 1
         sample_idx = None if episode.is_judge or not is_group else episode.sample_idx
         workflow_context.set(workflow_context.WorkflowContext(work.is_eval, rollout.task_id, sample_idx))
@@ -47,8 +53,7 @@ class Player:
             )
         if is_group:
             return Verdict(trajectory)
-        verdict = self._checked(trajectory, work)
-        return verdict if work.accept is None else await self._filtered(verdict, work.accept, episode.record)
+        return await self._judged(trajectory, episode)
 
     async def _judge_group(self, judge: Episode) -> Verdict:
         from areal_core.trajectory import concat_padded_tensors
@@ -56,9 +61,19 @@ class Player:
         judge.record.enter("joining its group")
         members = [member.verdict for member in judge.rollout.episodes if member.verdict is not None]
         brought = [verdict.trajectory for verdict in members if verdict.trajectory is not None]
-        work = judge.rollout.work
-        verdict = self._checked(concat_padded_tensors(brought), work)
-        return verdict if work.accept is None else await self._filtered(verdict, work.accept, judge.record)
+        return await self._judged(concat_padded_tensors(brought), judge)
+
+    async def _judged(self, trajectory: dict[str, Any], episode: Episode) -> Verdict:
+        """Return what is made of *trajectory*, which is all that the rollout of *episode* brings."""
+        work = episode.rollout.work
+        verdict = self._checked(trajectory, work)
+        if work.accept is not None:
+            verdict = await self._filtered(verdict, work.accept, episode.record)
+        if self.journals and work.key is not None and verdict.trajectory is not None:
+            from areal_core._executor.recovery import packed_if_large
+
+            verdict = structs.replace(verdict, packed=await packed_if_large(verdict.trajectory, episode))
+        return verdict
 
     def _checked(self, trajectory: dict[str, Any], work: Work) -> Verdict:
         if self.checks_format:

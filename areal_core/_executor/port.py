@@ -42,6 +42,13 @@ class Port(Protocol):
         """Tell *episode* to end; it may clean up for as long as the port allows."""
 
 
+class Tracer(Protocol):
+    """Follows episodes through their stages."""
+
+    def starting(self, episode: Episode) -> None:
+        """*episode* is about to start; its record takes a trace."""
+
+
 class Witness:
     """Is told what happens, for logs and counters that are others'. This one keeps it to itself."""
 

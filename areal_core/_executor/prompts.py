@@ -8,11 +8,13 @@ own code is its own affair.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, repeat
+from numbers import Integral
 from operator import index
 from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from areal_core._executor.desk import Desk
 from areal_core._executor.rollout import Lane, Rollout
@@ -28,16 +30,23 @@ class Prompts:
     """Takes lists of items from a dataloader, and submits rollouts of them for batches.
 
     An item's id is its own ``data_id``, or ``"epoch:index"``. *ids* are for the rollouts. With a *recovery*
-    what an earlier run left comes first, and what the dataloader gives of it is left out; None: there is no
-    journal.
+    what an earlier run left comes first, and what the dataloader gives of it is left out; *say_strangers* is
+    posted where that gave other items. None: there is no journal.
     """
 
-    def __init__(self, ids: Iterator[int], recovery: Recovery | None = None) -> None:
+    def __init__(
+        self,
+        ids: Iterator[int],
+        recovery: Recovery | None = None,
+        say_strangers: Callable[[], object] = lambda: None,
+    ) -> None:
         self._ids = ids
         self._recovery = recovery
+        self._say_strangers = say_strangers
         self._left: tuple[list[Rollout], list[Rollout]] | None = None  # by the earlier run
         self._is_recovered = recovery is None
         self._named: dict[str, int] = {}  # own ids in this pass, and the first place of each
+        self._again: dict[str, dict[int, int]] = {}  # the other places of an id, and how many came before
         self._loader: Iterable[Any] | None = None
         self._lists: Iterator[Any] = iter(())
         self._epoch = 0 if recovery is None else recovery.resumed.epoch
@@ -108,6 +117,8 @@ class Prompts:
             wanted -= len(self._made)
             desk.post(desk.core.submit, self._made)  # a second time is no harm
             self._made = ()
+            if self._recovery is not None and self._recovery.strangers:
+                desk.post(self._say_strangers)
 
     def _pull(self, loader: Iterable[Any], plan: Plan) -> None:
         """Take a list from *loader*, or begin its next pass."""
@@ -115,12 +126,13 @@ class Prompts:
             lists = iter(loader)
             epoch = self._epoch + (self._loader is not None)  # an id names one item of one loader
             self._loader, self._lists, self._epoch, self._index = loader, lists, epoch, 0
-            self._has_given, self._empty, self._named = False, 0, {}
+            self._has_given, self._empty, self._named, self._again = False, 0, {}, {}
         self._pulled.extend(zip(islice(self._lists, 1), repeat(plan)))
         if self._pulled:
             return
         lists, had_items = iter(loader), self._index > 0
-        self._lists, self._epoch, self._index, self._named = lists, self._epoch + 1, 0, {}
+        self._lists, self._epoch, self._index = lists, self._epoch + 1, 0
+        self._named, self._again = {}, {}
         if not had_items:
             raise ValueError(_why_nothing(self._has_given))
 
@@ -149,8 +161,8 @@ class Prompts:
                 if (rollout := self._rollout_of(item, place, plan)) is not None
             ]
             self._count_empty()
-        except Exception:
-            self._pulled, self._items = deque(), []  # or they would raise for ever
+        except Exception:  # or they would raise for ever; those behind keep their places
+            self._pulled, self._items, self._index = deque(), [], self._index + len(self._items)
             raise
         place, nothing = self._index + len(self._items), deque[tuple[Any, Plan]]()
         self._made, self._pulled, self._items, self._index = made, nothing, [], place
@@ -165,15 +177,18 @@ class Prompts:
             )
 
     def _rollout_of(self, item: Any, place: int, plan: Plan) -> Rollout | None:
-        """Return the rollout of the item at *place* of this pass; None if the journal knows better."""
+        """Return the rollout of the item at *place* of this pass; None if an earlier run has it."""
         own = data_id_of(item)
         by_place = f"{self._epoch}:{place}"
-        key = None
+        key = packed = None
         if self._recovery is not None:
-            key = by_place if own is None else self._key_of(own, place)
-            if self._recovery.is_known(key):
+            packed = self._recovery.pack(item)
+            name = by_place if own is None else self._key_of(own, place)
+            key = self._recovery.new_key(name, packed, is_place=own is None)
+            if key is None:
                 return None
-        return Rollout(next(self._ids), plan.work_on(item, by_place if own is None else own, key), Lane.BATCH)
+        work = plan.work_on(item, by_place if own is None else own, key)
+        return Rollout(next(self._ids), work, Lane.BATCH, packed=packed)
 
     def _key_of(self, own: Any, place: int) -> str:
         """Return what the journal calls the item at *place*, whose id is its *own*: the same in any order.
@@ -182,19 +197,26 @@ class Prompts:
         """
         name = _lasting_name(own)
         first = self._named.setdefault(name, place)  # as often as one likes: a Ctrl-C may come at any call
-        return f"{self._epoch}:{name}" if first == place else f"{self._epoch}:{name}#{place}"
+        if first == place:
+            return f"{self._epoch}:{name}"
+        again = self._again.setdefault(name, {})
+        return f"{self._epoch}:{name}#{again.setdefault(place, len(again) + 1)}"
 
 
 def _lasting_name(own: Any) -> str:
-    if not isinstance(own, str | bool) and hasattr(own, "__index__"):
+    """Return a text that is the same in each process, and another for each id."""
+    if isinstance(own, str):
+        return repr(str(own))
+    if isinstance(own, bool | float | bytes | UUID):
+        return f"{type(own).__name__}={own!r}"
+    if isinstance(own, Integral):
         return f"={index(own)}"  # NumPy's numbers too, and never mistaken for a place
-    name = repr(own)
-    if " at 0x" in name:
-        raise ValueError(
-            f"data_id={short(own)} is another in the next process, which the journal has to know it again "
-            "in; give a str or an int"
-        )
-    return name
+    if isinstance(own, tuple):
+        return f"({','.join(map(_lasting_name, own))})"
+    raise ValueError(
+        f"data_id={short(own)} is a {type(own).__name__}, which the journal may not know again in the next "
+        "process; give a str or an int"
+    )
 
 
 def _why_nothing(has_given: bool) -> str:

@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Iterator
+from hashlib import blake2b
 from typing import Any
 
 from areal_core._executor.freshness import ages_of
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.resumed import Resumed
-from areal_core._executor.rollout import LOST, Lane, Rollout, State
+from areal_core._executor.rollout import LOST, Episode, Lane, Rollout, State
 from areal_core._executor.work import Plan, data_id_of
-from areal_core._journal.packing import PackingError, unpack
+from areal_core._journal.packing import PackingError, pack, unpack
 from areal_core._journal.records import Finished, Pending, Recovered
 from areal_core.errors import JournalError
 
+_LARGE = 1 << 18
+"""Bytes of arrays that take as long to pack as a few episodes take otherwise."""
 
-def describe_result(outcome: RolloutOutcome) -> dict[str, Any]:
+
+def result_of(outcome: RolloutOutcome) -> dict[str, Any]:
     """Return what the journal keeps of an accepted *outcome*."""
-    return {
-        "trajectory": outcome.trajectory,
-        "start_version": outcome.start_version,
-        "seconds": outcome.seconds,
-    }
+    return _result(outcome.trajectory, outcome.start_version, outcome.seconds)
+
+
+async def packed_if_large(trajectory: dict[str, Any], episode: Episode) -> bytes | None:
+    """Return the same of what *episode* has just brought, packed in a thread; None if it is small."""
+    if sum(getattr(value, "nbytes", 0) for value in trajectory.values()) < _LARGE:
+        return None
+    episode.record.enter("packing its trajectory for the journal")
+    rollout = episode.rollout
+    result = _result(trajectory, rollout.start_version, time.monotonic() - rollout.started_at)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(None, pack, result)
+    except Exception:  # whoever is told of it next tries for itself, and says so
+        return None
+
+
+def _result(trajectory: Any, start_version: int | None, seconds: float) -> dict[str, Any]:
+    return {"trajectory": trajectory, "start_version": start_version, "seconds": seconds}
 
 
 class Recovery:
@@ -34,27 +52,52 @@ class Recovery:
 
     def __init__(self, found: Recovered, directory: str | os.PathLike[str]) -> None:
         self._directory = directory
-        self._done = found.done
+        epoch = _first_epoch(found)
+        count, self._done = len(found.done), found.done
+        self._done.drop_before(epoch)  # nobody gives those any more
         self._finished = [(one, *self._unpacked(one)) for one in found.finished]
         self._pending = [(one, self._data_of(one)) for one in found.pending if one.data is not None]
-        self._given = {one.key for one, *_ in self._finished} | {one.key for one, _ in self._pending}
+        live: list[Finished | Pending] = [*found.finished, *found.pending]
+        # Of what a place names it has to be seen whether it is the same item.
+        self._given = {one.key: None if one.data is None else _digest(one.data) for one in live}
+        for one in found.pending:
+            if one.data is None:
+                del self._given[one.key]
+        self.strangers = 0
+        """How many items of the dataloader are at places where an earlier run was given others."""
         self.resumed = Resumed(
             step=found.step,
-            epoch=_first_epoch(found),
-            done=len(found.done),
+            epoch=epoch,
+            done=count,
             to_deliver=len(found.finished),
             to_play=len(found.pending),
             damaged=found.damaged,
             kept_beside=found.kept_beside,
         )
 
-    def is_known(self, key: str) -> bool:
-        """Return whether the item of the dataloader that has *key* is not to be played."""
-        return key in self._given or key in self._done
+    def pack(self, data: Any) -> bytes | None:
+        """Return an item as the journal takes it; None if it cannot be, which whoever writes it says."""
+        try:
+            return pack(data)
+        except Exception:
+            return None
+
+    def new_key(self, key: str, packed: bytes | None, *, is_place: bool) -> str | None:
+        """Return the key of an item that the dataloader gives; None: it is known, and not to be played.
+
+        Where *is_place*, another item may be there than an earlier run was given: it has a key of its own.
+        """
+        if key in self._given:
+            before = self._given[key]
+            if not is_place or before is None or packed is None or before == _digest(packed):
+                return None
+            self.strangers += 1
+            return self.new_key(f"{key}+", packed, is_place=True)
+        return None if key in self._done else key
 
     def leave_to_loader(self, rollout: Rollout) -> None:
         """Let the dataloader give the item of *rollout* again."""
-        self._given.discard(rollout.work.key or "")
+        self._given.pop(rollout.work.key or "", None)
 
     def rollouts(self, plan: Plan, ids: Iterator[int]) -> tuple[list[Rollout], list[Rollout]]:
         """Return what is finished, in the order it has to be delivered in, and what has to be played."""
@@ -64,7 +107,7 @@ class Recovery:
             for order, (one, data, result) in enumerate(self._finished, first)
         ]
         pending = [
-            Rollout(next(ids), plan.work_on(data, _data_id(one.key, data), one.key), Lane.BATCH)
+            Rollout(next(ids), plan.work_on(data, _data_id(one.key, data), one.key, True), Lane.BATCH)
             for one, data in self._pending
         ]
         return finished, pending
@@ -100,7 +143,7 @@ def _finished(
     key: str, data: Any, result: dict[str, Any], plan: Plan, task_id: int, start_order: int
 ) -> Rollout:
     trajectory, start_version = result["trajectory"], result["start_version"]
-    work = plan.work_on(data, _data_id(key, data), key)
+    work = plan.work_on(data, _data_id(key, data), key, data is not LOST)
     ages, now = ages_of(trajectory), time.monotonic()
     outcome = RolloutOutcome(
         task_id=task_id,
@@ -124,6 +167,10 @@ def _finished(
         busy_s=result["seconds"],
         outcome=outcome,
     )
+
+
+def _digest(packed: bytes) -> bytes:
+    return blake2b(packed, digest_size=8).digest()
 
 
 def _data_id(key: str, data: Any) -> Any:

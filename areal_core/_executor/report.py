@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
@@ -62,6 +63,8 @@ class Tally:
         self._wasted_s = 0.0
         self._shares: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # seconds, share trained on
         self._since_warning = 0
+        self.on_delivered: Callable[[Trained], None] | None = None
+        """Called with each; None: nobody counts beside."""
 
     def delivered(self, trained: Trained) -> None:
         """Count a trajectory that was delivered for training."""
@@ -72,6 +75,8 @@ class Tally:
         self._masked += trained.masked
         whole = trained.tokens + trained.masked
         self._note(trained.seconds, trained.tokens / whole if whole else 1.0)
+        if self.on_delivered is not None:
+            self.on_delivered(trained)
 
     def wasted(self, seconds: float, episodes_s: float) -> None:
         """Count a rollout that ran for *seconds*, its episodes for *episodes_s* together, in vain."""

@@ -60,6 +60,8 @@ class Work(Struct, frozen=True, eq=False):
     """What names the item of data; None: nothing does."""
     key: str | None = None
     """What the journal calls it; None: it is in none."""
+    is_journaled: bool = False
+    """Whether the journal has its data already, from an earlier run."""
 
 
 class Verdict(Struct, frozen=True, eq=False):
@@ -70,6 +72,8 @@ class Verdict(Struct, frozen=True, eq=False):
     reason: str | None = None
     """Why it was, in words."""
     ages: Ages = UNKNOWN
+    packed: bytes | None = None
+    """The trajectory, as the journal takes it; None: nobody has packed it so far."""
 
 
 class Episode(Struct, eq=False):
@@ -139,6 +143,8 @@ class Rollout(Struct, eq=False):
     busy_s: float = 0.0
     """How long its episodes ran, together; known once it has ended."""
     outcome: RolloutOutcome | None = None
+    packed: bytes | None = None
+    """What the journal is told next, the item or the trajectory; None: nobody has packed it so far."""
 
     @property
     def has_more_members(self) -> bool:
@@ -157,8 +163,8 @@ class Rollout(Struct, eq=False):
 
     @property
     def age(self) -> tuple[int, int]:
-        """What comes first in a batch: the oldest tokens, then what started first."""
-        return self.origin, self.start_order
+        """What comes first in a batch: what an earlier run left, the oldest tokens, what started first."""
+        return -1 if self.is_recovered else self.origin, self.start_order
 
     @property
     def is_accepted(self) -> bool:

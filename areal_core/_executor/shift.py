@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from areal_core import _process
@@ -21,6 +21,7 @@ from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
 from areal_core._observe.observer import Observer
+from areal_core._observe.showing import Showing
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
 from areal_core._watch.loop_watch import LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -46,28 +47,36 @@ class Shift:
         logger: Any,
         before: Shift | None,
         journaling: Journaling | None,
+        observers: Sequence[Callable[[Desk], object]] = (),
     ) -> None:
         self._life = life_of(runner)
         self._rules = rules
         self._provider = manager.version_provider
         self._log = Log(logger)
         self.journaling = journaling
+        if journaling is not None:
+            journaling.log = self._log.line
         self._warned_of = 0  # the last size of a batch that was said to be odd
         self.ids = Ids(lambda rollout: self.desk.read(lambda _: rollout.is_submitted))
         self.tally: Tally = Tally() if before is None else before.tally
         ledgers = (RolloutLedger(), RolloutLedger()) if before is None else before.desk.ledgers()
-        player = Player(engine, config.check_trajectory_format, rules.on_stale == "mask")
+        masks = rules.on_stale == "mask"
+        player = Player(engine, config.check_trajectory_format, masks, journals=journaling is not None)
         self.desk: Desk = Desk(self._life, player, config.episode_timeout)
         self.desk.on_worked = self._log.write
         stuck = StuckWatch(config.stuck_warning, self.desk, self._is_over)
         self.explainer = Explainer(self.desk, rules, engine, self._life, stuck)
         self.observer = Observer(self.desk, rules, engine, self._life, stuck, journaling)
+        shown = None if before is None else before.showing
+        self.showing: Showing = Showing(self.observer, config.progress, config.status_file, logger, shown)
         stuck.say = functools.partial(
             self._life.thread.call_soon, self.explainer.log_stuck, self._log, config.stuck_warning
         )
         reporter = Reporter(self._log, manager, config.enable_rollout_tracing, stuck)
         witness: Witness = reporter if journaling is None else Witnesses(reporter, journaling)
         self.desk.open(Core(rules, self.desk, self.desk, BothBooks(*ledgers), self.tally, witness))
+        for observe in observers:
+            observe(self.desk)
         if config.loop_block_warning is not None:
             thread = self._life.thread
             self.desk.watch = LoopWatch(
@@ -76,6 +85,8 @@ class Shift:
         self._dump = _open_dump(config)
         self.handover = Handover(self.desk, rules, self.read_version, self.ids, self._dump)
         dropped = sum(ledger.finished for ledger in ledgers)
+        if journaling is not None:
+            self.desk.post(journaling.say_what_was_found)
         if dropped:
             self._say("uncollected_rollouts_discarded", count=dropped, by="initialize")
 
@@ -87,20 +98,21 @@ class Shift:
         """Take the provider's version from now on. Raises TypeError, ValueError."""
         ensure_descriptors(self._rules.most_samples or self._rules.most_units)
         desk = self.desk
+        desk.on_end = self.showing.end
         subscribe = getattr(self._provider, "subscribe", None)
         if callable(subscribe):
             unsubscribe = subscribe(lambda version: desk.post(desk.core.set_version, _checked(version)))
             desk.on_end = functools.partial(self._leave, unsubscribe)
         desk.call(desk.core.version_seen, self.read_version())
+        self.showing.begin()
 
     def close(self, timeout_s: float | None) -> None:
         """Write what is still to be written. Does nothing in a forked child."""
         if self._life.home is not _process.home():
             return
+        self.showing.close(timeout_s)
         if self._dump is not None:
             self._dump.close(timeout_s)
-        if self.journaling is not None:
-            self.journaling.close(timeout_s)
         if self.desk.watch is not None:
             self.desk.watch.stop()
 
@@ -144,6 +156,7 @@ class Shift:
         raise_on_loop_thread(self._life, caller)
 
     def _leave(self, unsubscribe: Callable[[], object] | None) -> None:
+        self.showing.end()
         if unsubscribe is not None:
             try:
                 unsubscribe()

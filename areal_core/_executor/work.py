@@ -35,7 +35,9 @@ class Plan:
     keep_rest: bool
     is_eval: bool
 
-    def work_on(self, data: Any, data_id: Any = None, key: str | None = None) -> Work:
+    def work_on(
+        self, data: Any, data_id: Any = None, key: str | None = None, is_journaled: bool = False
+    ) -> Work:
         """Return the work on one item, in a copy of the caller's context variables."""
         return Work(
             data,
@@ -47,6 +49,7 @@ class Plan:
             self.is_eval,
             data_id_of(data) if data_id is None else data_id,
             key,
+            is_journaled,
         )
 
 

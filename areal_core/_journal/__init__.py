@@ -11,6 +11,8 @@ packing.py       items of data and trajectories as bytes, and back; no pickle
 writer.py        `Writer`: takes records without waiting, writes them, tries again, forgets nothing
 fitting.py       what of a record and its value can be written
 flush.py         who waits until it is
+upkeep.py        when to compact, and to warn that nobody commits
+telling.py       log lines that wait until no lock is held
 store.py         `Store`: the directory, its lock, transactions, reading, compaction
 rows.py          a record as a row that can tell whether it is whole
 replay.py        what rows say about each key, in the order they happened
@@ -23,16 +25,21 @@ What is promised, whatever the moment of a ``kill -9``:
 
 - What was delivered before a commit that is durable is given to no trainer that resumes from it.
 - What was delivered after that commit is delivered again, first, in its order.
+- What failed or timed out before it is not run again, and after it is: a machine that goes down makes
+  episodes fail first. What ended otherwise without being accepted is not run again in either case.
 - What had ended and was not delivered is there with its trajectory; what was in flight is queued again.
 - Losing the last records is as if the process had been killed a moment earlier. It is never worse: no record
   says anything that depends on a later one.
 
 `Writer.flush` returns when what was put before it is on the disk: whoever commits waits for that.
+A `Writer` owns the `Store` that it is given: `Writer.close` closes both, or leaves that to its thread, when
+the disk hangs for longer than the caller waits. Nobody logs while a lock is held: a handler may wait for a
+thread that waits for it.
 Where the file was damaged, a row says less than it did, and nothing wrong: a damaged result makes a key that
 runs again, damaged data a key that the dataloader gives again. How many is in `Recovered.damaged`. Commits
 and what is done are there twice, in pages of their own: only damage that takes both, and the rows of
 deliveries, gives out again what was trained.
-The file does not shrink: the space of what is forgotten is used again.
+The file does not shrink: the space of what is forgotten is used again. It grows by what is not committed.
 """
 
 from __future__ import annotations

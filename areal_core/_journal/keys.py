@@ -74,6 +74,11 @@ class Keys:
         if merged:
             self._bounds[epoch] = merged
 
+    def drop_before(self, epoch: int) -> None:
+        """Forget the keys that begin with an earlier epoch. Those that begin with none stay."""
+        self._bounds = {own: bounds for own, bounds in self._bounds.items() if own >= epoch}
+        self._others = {key for key in self._others if not _is_before(key, epoch)}
+
     def last_epoch(self) -> int:
         """Return the greatest epoch that a key begins with; -1 if there is none."""
         return max(*self._bounds, *map(epoch_of, self._others), NO_EPOCH, NO_EPOCH)
@@ -85,6 +90,11 @@ class Keys:
     def others(self) -> list[str]:
         """Return the keys that are no epoch and index, sorted."""
         return sorted(self._others)
+
+
+def _is_before(key: str, epoch: int) -> bool:
+    found = _of_epoch.match(key)
+    return found is not None and int(found[1]) < epoch
 
 
 def _pairs(bounds: Sequence[int]) -> Iterator[tuple[int, int]]:

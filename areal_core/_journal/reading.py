@@ -103,24 +103,34 @@ class Reading:
         return Recovered(step, self._done, ordered, tuple(pending), damaged + self._damaged, kept)
 
     def make_so(self, connection: sqlite3.Connection) -> None:
-        """Give up what later runs did, and what is damaged, in the transaction that is open."""
+        """Give up what later runs did, and what is damaged, in the transaction that is open.
+
+        What failed after the commit that is resumed needs no change: only lists of later commits have it.
+        """
         delete(connection, self._log.damaged)
         for head in self._without_body:
             if (left := without_body(head)) is None:
                 delete(connection, [head.row])
             else:
                 insert(connection, left, None)
+        self._make_commits_so(connection)
         for head in self._log.heads.values():
-            if head.kind is Kind.COMMITTED:
-                self._keep_or_forget(connection, head)
-            elif head.kind is Kind.DELIVERED and head.row > self._commit.row:
+            if head.kind is Kind.DELIVERED and head.row > self._commit.row:
                 insert(connection, msgspec.structs.replace(head, kind=Kind.RETURNED), None)
 
-    def _keep_or_forget(self, connection: sqlite3.Connection, head: Head) -> None:
-        if head.row <= self._commit.row and head.number in self.steps():
-            insert(connection, head, None)  # one of the two may be missing
-        else:
-            delete(connection, [head.row])
+    def _make_commits_so(self, connection: sqlite3.Connection) -> None:
+        """Keep those that can be resumed; the first of them says from now on what older ones said."""
+        older: tuple[bytes, ...] = ()
+        for head in self._log.heads.values():
+            if head.kind is not Kind.COMMITTED:
+                continue
+            if head.row <= self._commit.row and head.number in self.steps():
+                # It may be there only once.
+                insert(connection, msgspec.structs.replace(head, keys=older + head.keys), None)
+                older = ()
+            else:
+                delete(connection, [head.row])
+                older += head.keys
 
     def _advice(self, steps: list[int]) -> str:
         if steps:

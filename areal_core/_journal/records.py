@@ -13,6 +13,11 @@ ACCEPTED = "accepted"
 """The one status that comes with a result."""
 
 
+COUNTED_BY_COMMITS = frozenset({"failed", "timed_out"})
+"""Statuses of ends that count from the next commit on, as deliveries do: a machine that goes down makes
+episodes fail first, and who resumes a commit before that plays them again."""
+
+
 class Queued(msgspec.Struct, frozen=True):
     """An item was taken from the dataloader."""
 
@@ -23,7 +28,10 @@ class Queued(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """A rollout ended: accepted with its trajectory, or otherwise, and then it is not run again."""
+    """A rollout ended: accepted with its trajectory, or otherwise, and then it is not run again.
+
+    That holds at once, or from the next commit on: see `COUNTED_BY_COMMITS`.
+    """
 
     key: str
     status: str
@@ -50,7 +58,7 @@ class Returned(msgspec.Struct, frozen=True):
 
 
 class Committed(msgspec.Struct, frozen=True):
-    """All that was delivered so far is in the trainer's checkpoint *step*."""
+    """All that was delivered so far is in the trainer's checkpoint *step*; what failed is not run again."""
 
     step: int
 
@@ -86,7 +94,7 @@ class Recovered(msgspec.Struct, frozen=True):
     step: int | None
     """The commit that is resumed; None: the beginning, as nothing was committed."""
     done: Keys
-    """Keys that are never given again: trained, or settled without being accepted."""
+    """Keys that are never given again: trained, failed before the commit, or settled otherwise."""
     finished: tuple[Finished, ...]
     """Those that were delivered come first, in that order; the others in the order they ended."""
     pending: tuple[Pending, ...]

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from areal_core._journal.keys import epoch_of
-from areal_core._journal.records import ACCEPTED
+from areal_core._journal.records import ACCEPTED, COUNTED_BY_COMMITS
 from areal_core._journal.rows import Head, Kind, decode_key
 
 
@@ -29,12 +29,11 @@ class Entry:
     data: int | None = None
     result: int | None = None
     settled: bool = False
-    """Whether it ended without being accepted."""
+    """Whether it ended without being accepted, in a way that counts at once."""
     order: tuple[int, int] | None = None
     """The row of its last delivery, and the place in it; stays when that is taken back."""
-    delivered: bool = False
     committed: int | None = None
-    """The row of the first commit after its delivery."""
+    """The row of the first commit after its delivery, or that says that it failed before."""
 
     def is_done(self, row: int) -> bool:
         """Return whether it is never given again by who resumes the commit in *row*."""
@@ -53,10 +52,6 @@ class History:
         """Take the next row into account."""
         _TELL[head.kind](self, head)
 
-    def uncommitted(self) -> Iterable[bytes]:
-        """Return the keys that were delivered and not committed since, in order of delivery."""
-        return sorted(self._uncommitted, key=lambda key: self.entries[key].order or (0, 0))
-
     def queued(self, head: Head) -> None:
         entry = self._entry(head.keys[0], head)
         entry.epoch = head.number
@@ -65,7 +60,9 @@ class History:
 
     def ended(self, head: Head) -> None:
         entry = self._entry(head.keys[0], head)
-        if head.status != ACCEPTED:
+        if head.status in COUNTED_BY_COMMITS:
+            pass  # a commit has it in its list: so what failed in a life before does not count in the next
+        elif head.status != ACCEPTED:
             entry.settled = True
         elif head.size is not None:
             entry.result = head.row
@@ -73,13 +70,13 @@ class History:
     def reopened(self, head: Head) -> None:
         entry = self._entry(head.keys[0], head)
         if entry.committed is None:  # what is in a checkpoint stays there
-            entry.result, entry.order, entry.delivered = None, None, False
+            entry.result, entry.order = None, None
             self._uncommitted.discard(head.keys[0])
 
     def given(self, head: Head) -> None:
         for place, key in enumerate(head.keys):
             entry = self._entry(key, head)
-            entry.order, entry.delivered = (head.row, place), True
+            entry.order = (head.row, place)
             self._uncommitted.add(key)
 
     def returned(self, head: Head) -> None:
@@ -87,15 +84,13 @@ class History:
             entry = self._entry(key, head)
             entry.order = (head.row, place)
             if entry.committed is None:  # what is in a checkpoint stays there
-                entry.delivered = False
                 self._uncommitted.discard(key)
 
     def committed(self, head: Head) -> None:
-        # The commit's own list makes up for rows of deliveries that were damaged; what else was delivered is
-        # in the list of an earlier commit, which may be gone.
+        # The commit's own list has what failed, and makes up for rows of deliveries that were damaged; what
+        # else was delivered is in the list of an earlier commit, which may be gone.
         for key in {*self._uncommitted, *head.keys}:
             entry = self._entry(key, head)
-            entry.delivered = True
             if entry.committed is None:
                 entry.committed = head.row
         self._uncommitted.clear()

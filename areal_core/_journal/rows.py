@@ -83,7 +83,7 @@ def digest(data: bytes) -> bytes:
 
 
 def head_of(row: int, record: Record, also: Iterable[bytes] = ()) -> tuple[Head, bytes | None]:
-    """Return head and body of *record* as row number *row*; *also*: what a commit says was delivered."""
+    """Return head and body of *record* as row number *row*; *also*: keys that a commit says are done."""
     match record:
         case Queued(key, epoch, data):
             return _with_body(Head(row, Kind.QUEUED, (encode_key(key),), epoch), data)

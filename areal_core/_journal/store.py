@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 
 from areal_core import _process
 from areal_core._journal import compaction
@@ -17,7 +17,16 @@ from areal_core._journal.carving import committed_frames
 from areal_core._journal.crash_points import reached
 from areal_core._journal.lock import DirectoryLock
 from areal_core._journal.reading import Reading, read_log, read_settled
-from areal_core._journal.records import Committed, Delivered, Record, Recovered, Reopened, Returned
+from areal_core._journal.records import (
+    COUNTED_BY_COMMITS,
+    Committed,
+    Delivered,
+    Ended,
+    Record,
+    Recovered,
+    Reopened,
+    Returned,
+)
 from areal_core._journal.rows import head_of
 from areal_core._journal.salvage import beside, finish, salvage
 from areal_core._journal.schema import FORMAT, connect, create, insert, is_damage, transaction
@@ -26,12 +35,22 @@ from areal_core.errors import JournalError
 _NAME = "journal.sqlite"
 
 
+class User(Protocol):
+    """Who was given a store."""
+
+    def is_at_work(self) -> bool:
+        """Return whether a thread of its own may be using the store now."""
+
+
 class Store:
     """The file of a journal, in a directory of its own: what is appended is durable when `append` returns.
 
     ``open`` it, `read` it, then `append`; ``close`` it, or use it as a context manager. Threads may use it
     one at a time. In a forked child it does nothing but refuse. All that goes wrong with the disk or the
     file is a JournalError.
+
+    Once a `Writer` has it, ``close`` does nothing, and the writer closes it: its thread may still be using
+    the connection, which SQLite does not survive.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -39,13 +58,17 @@ class Store:
         self._path = self._directory / _NAME
         self._lock = DirectoryLock(self._directory / "journal.lock")
         self._connection: sqlite3.Connection | None = None
+        self._user: User | None = None
+        """Who closes it."""
         self._reading: Reading | None = None
         """What `read` found and the next `append` has yet to make so."""
         self._is_read = False
         self._next = 1
         self._last_step: int | None = None
         self._uncommitted: dict[bytes, None] = {}
-        """Keys that were delivered since the last commit, in that order."""
+        """Keys that the next commit says are done: delivered or failed since the last, in that order."""
+        self._file = (0, 0)
+        """Device and inode of what was opened."""
         self._damaged = 0
         self._kept: list[Path] = []
 
@@ -69,32 +92,55 @@ class Store:
         """The last step that was committed, of those that count after `read`."""
         return self._last_step
 
-    def open(self) -> None:
+    def open(self, patience_s: float = 0.0) -> None:
         """Make the directory if there is none, take its lock, and open the file; salvage a damaged one.
 
-        Raises JournalError when another process has it, or when it cannot be used.
+        Waits *patience_s* seconds for who has the lock. Raises JournalError when somebody has it then, or
+        when it cannot be used.
         """
         with self._told("cannot be used"):
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock.acquire()
+            self._lock.acquire(patience_s)
+        self._user = None
         _open_ones.add(self)
         try:
             with self._told("cannot be used"):
                 self._open_file()
         except BaseException:
-            self.close()
+            self._close()
+            self._lock.release()
             raise
 
     def close(self) -> None:
-        """Close the file and give the lock back. Does nothing a second time."""
+        """Close the file and give the lock back. Does nothing a second time, and once a writer has it."""
+        if self._user is None:
+            self._close()
+
+    def give_to(self, user: User) -> None:
+        """Have *user* alone use it from now on, and close it with `close_for`."""
+        self._user = user
+
+    def close_for(self, user: User) -> None:
+        """Close what *user* was given and uses no more. Raises JournalError if that fails."""
+        if self._user is user:  # who it stays, so that nobody frees the directory meanwhile
+            self._close()
+
+    def _close(self) -> None:
         connection, self._connection = self._connection, None
         _open_ones.discard(self)
+        if connection is None:  # another thread closes it, or did
+            return
         try:
-            if connection is not None:
-                with self._told("could not be closed"):
-                    connection.close()
+            with self._told("could not be closed"):
+                connection.close()
         finally:
             self._lock.release()
+
+    def _close_at_exit(self) -> None:
+        # A thread for which a second Ctrl-C has the interpreter not wait may be using it. Unclosed the file
+        # is as whole.
+        if self._user is None or not self._user.is_at_work():
+            self._close()
 
     def steps(self) -> list[int]:
         """Return the steps that can be resumed, ascending: the last two that were committed."""
@@ -118,7 +164,8 @@ class Store:
     def append(self, records: Iterable[Record]) -> None:
         """Add *records*: all of them are durable on return, or none is in the journal.
 
-        Raises JournalError; ValueError for a commit whose step is not above the last, and before `read`.
+        Raises JournalError, with a commit also when the file is no more where it was opened; ValueError for
+        a commit whose step is not above the last, and before `read`.
         """
         reached("before_append")
         if not self._is_read:
@@ -131,6 +178,8 @@ class Store:
             for place, record in enumerate(some):
                 self._insert(self._next + place, record, uncommitted)
                 reached("after_append")
+            if last_step != self._last_step:
+                self._check_place()
             reached("before_fsync")
         self._reading = None
         self._next += len(some)
@@ -142,8 +191,9 @@ class Store:
     def compact(self) -> int:
         """Forget results and data of what was delivered before the commit before the last.
 
-        Of these keys only the keys are kept, and of those that were settled without being accepted. Return
-        how many rows are left in the log.
+        Of these keys only the keys are kept, and of those that were settled without being accepted; before
+        the first commit, all is. Rows that later ones have made superfluous go at any time. Return how many
+        rows are left in the log.
         """
         if self._reading is not None:  # it would decide by what is given up
             return 0
@@ -164,13 +214,29 @@ class Store:
     def _insert(self, row: int, record: Record, uncommitted: dict[bytes, None]) -> None:
         head, body = head_of(row, record, uncommitted)
         insert(self._opened(), head, body)
-        if isinstance(record, Delivered):
-            uncommitted.update(dict.fromkeys(head.keys))
-        elif isinstance(record, Reopened | Returned):
-            for key in head.keys:
-                uncommitted.pop(key, None)
-        elif isinstance(record, Committed):
-            uncommitted.clear()
+        match record:
+            case Delivered():
+                uncommitted.update(dict.fromkeys(head.keys))
+            case Ended(status=status) if status in COUNTED_BY_COMMITS:
+                uncommitted[head.keys[0]] = None
+            case Ended() | Reopened() | Returned():
+                for key in head.keys:
+                    uncommitted.pop(key, None)
+            case Committed():
+                uncommitted.clear()
+
+    def _check_place(self) -> None:
+        """Raise JournalError if the file was taken away: what is written to it is gone with it."""
+        try:
+            is_there = _identity(self._path) == self._file
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        if not is_there:
+            raise JournalError(
+                f"{self._path} was deleted or replaced while it was in use; make another executor with "
+                f"resume_from={self._last_step} once it is back in its place, or with resume_from=None and "
+                "an empty directory"
+            )
 
     def _checked_steps(self, records: Sequence[Record]) -> int | None:
         last = self._last_step
@@ -195,14 +261,18 @@ class Store:
             if not is_damage(error):
                 raise
             self._replace_file(wal)
+        self._file = _identity(self._path)
         self._next = 1 + (self._opened().execute("SELECT max(row) FROM log").fetchone()[0] or 0)
 
     def _connect(self, frames: int) -> None:
         """Open the file and look at all of it. Raises sqlite3.Error."""
         connection = self._connection = connect(self._path)
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version == FORMAT + 1:
-            raise JournalError(f"{self._path} was written by a later version of areal_core")
+        if version > FORMAT:
+            raise JournalError(
+                f"{self._path} was written by a later version of areal_core: its format is {version}, and "
+                f"this one reads {FORMAT}; use that version, or another directory"
+            )
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
         known = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
@@ -233,7 +303,7 @@ class Store:
     def _leave_to_parent(self) -> None:
         # Closing a connection that came with a fork may end the parent's.
         _process.pin(self._connection)
-        self._connection = None
+        self._connection = self._user = None
         self._lock.release()
 
 
@@ -241,8 +311,15 @@ def check_step(step: int, last: int | None) -> None:
     """Raise ValueError unless *step* comes after the *last* that was committed."""
     if last is not None and step <= last:
         raise ValueError(
-            f"step={step} is not above {last}, the last that was committed; commit each step once"
+            f"step={step} is not above {last}, the last that was committed; commit each step once, and to go "
+            f"back make another executor with resume_from={step}"
         )
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """Return device and inode."""
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def _content(path: Path) -> bytes:
@@ -261,7 +338,7 @@ def _leave_all_to_parent() -> None:
 def _close_all() -> None:
     for store in list(_open_ones):
         with suppress(Exception):
-            store.close()
+            store._close_at_exit()
 
 
 _process.call_in_child(_leave_all_to_parent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -15,7 +14,9 @@ from areal_core._journal.fitting import NOTHING, check_record, packed_with, size
 from areal_core._journal.flush import Flush
 from areal_core._journal.records import Committed, Record
 from areal_core._journal.store import Store, check_step
-from areal_core._log import describe, get_logger, log
+from areal_core._journal.telling import Lines, Say
+from areal_core._journal.upkeep import Upkeep
+from areal_core._log import describe
 from areal_core._runner import exit_hook
 from areal_core.errors import JournalError
 
@@ -32,25 +33,33 @@ class Writer:
     `put` never waits for the disk. A thread writes all that waits, in one transaction after the other, some
     milliseconds after the first of it was put; with nothing to write there is none at work. `flush` waits
     until what was put before is durable; a thread where a Ctrl-C may come has another one call `ask_flush`,
-    and waits for what that returned. A write that fails is logged, told to *on_failure* (on the writer's
-    thread, which it must not wait for; once until one succeeds), and tried again with growing delays, up to
-    5 s. Nothing is dropped for it, except of what comes when too much waits: see `put`.
+    and waits for what that returned. A write that fails is logged, and tried again with growing delays, up
+    to 5 s. Nothing is dropped for it, except of what comes when too much waits: see `put`.
 
-    Give it an open *store* that was read, and use that for nothing else before `close`. What was put when
-    the interpreter exits is written first. In a forked child, `put` and `close` do nothing.
+    Give it an open *store* that was read. From then on the store is the writer's, and `close` closes it:
+    whoever is last does that, the caller or the thread. Nobody else is to use it, and its own ``close`` does
+    nothing. What was put when the interpreter exits is written first. In a forked child, `put` and `close`
+    do nothing.
+
+    Lines are logged with *logger*, a structlog or a standard logger (None: ours), by the thread and in
+    `close`, and never while a lock is held. Those of `put` and `ask_flush`, whose caller may hold locks of
+    its own, are given to ``say(level, event, fields)``, which must only queue them; None: they are logged
+    there as well.
     """
 
     def __init__(
         self,
         store: Store,
-        on_failure: Callable[[JournalError], object] | None = None,
         *,
+        logger: Any = None,
+        say: Say | None = None,
         max_waiting_bytes: int = 256 * 2**20,
     ) -> None:
         self._store = store
-        self._on_failure = on_failure
         self._most = check_integer("max_waiting_bytes", max_waiting_bytes, least=1)
-        self._log = get_logger()
+        self._lines = Lines(logger, say)
+        self._upkeep = Upkeep(store, self._lines)
+        """Its thread's alone."""
         self._home = _process.home()
         # Not a daemon's: the interpreter joins its thread, after that has written all that waits.
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="areal-journal")
@@ -68,12 +77,16 @@ class Writer:
         self._failure: tuple[int, JournalError] | None = None
         """The attempt that failed last, if it was the last."""
         self._flushes: list[Flush] = []
-        self._left = self._since_compaction = 0
-        """Records that the last compaction left, and that were written since; its thread's alone."""
         self._hurry = False
         """Whether somebody waits, so that the next attempt should not."""
         self._leaving = False
         self._closed = False
+        self._is_left_alone = False
+        """Whether `close` waits no more, so that the thread has to close the store."""
+        self._is_last = False
+        """Whether the thread has only the store to close; its own alone."""
+        self._is_store_claimed = False
+        """Whether somebody closes it, or did."""
         self.waiting_bytes = 0
         """Bytes of data and results that wait to be written."""
         self.left_out = 0
@@ -83,6 +96,7 @@ class Writer:
         self.lost = 0
         """How many records were given up: at the end, or put after it."""
         exit_hook.add(self)
+        store.give_to(self)
 
     def __enter__(self) -> Writer:
         return self
@@ -97,7 +111,7 @@ class Writer:
         can change it; give ready bytes in the record instead, to pack elsewhere. An item of data that cannot
         be packed is written as one that the dataloader has to give again, and so is one with which more than
         max_waiting_bytes would wait; an accepted Ended is left out, as if it had not ended. Both are counted
-        in `left_out`, and logged at the 1st, 2nd, 4th, ... time.
+        in `left_out`, and told at the 1st, 2nd, 4th, ... time.
 
         Raises ValueError for a commit that is not above the last, TypeError for what is no record.
         """
@@ -114,10 +128,8 @@ class Writer:
             if packed is not None:
                 self._add(packed)
             if why is not None:
-                self.left_out += 1
-            left_out = self.left_out
-        if why is not None and _is_told(left_out):
-            self._tell("warning", "journal_left_out", why=why, left_out=left_out)
+                self._count_left_out(why)
+        self._lines.say()
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all that was put before is durable.
@@ -138,25 +150,56 @@ class Writer:
             self._wake()
             self._changed.notify_all()
             self._answer_flushes()
+        self._lines.say()
         return flush
 
     def close(self, timeout: float | None = 10.0) -> None:
-        """Write what waits, and end the thread. What fails now is given up, counted in `lost`, and logged.
+        """Write what waits, end the thread, and close the store. Raises nothing.
 
-        After *timeout* seconds a thread that still writes is left alone with it. What is put from here on is
-        lost and logged. Close the store after this. Does nothing a second time.
+        What fails now is given up, counted in `lost`, and logged. After *timeout* seconds (None: waits as
+        long as it takes) a thread that still writes is left alone with it, and closes the store at its end:
+        until then the directory is in use. What is put from here on is lost and logged. A second call only
+        waits for the end, as long as it may.
         """
         if self._home is not _process.home():
             return
         with self._changed:
             self._closed = self._leaving = True
+            self._wake()
             self._changed.notify_all()
-            done = self._changed.wait_for(lambda: self._is_drained, timeout)
-            waiting = len(self._waiting)
-        if not done:
-            self._tell("warning", "journal_still_writing", waited_s=timeout, records=waiting)
-        self._pool.shutdown(wait=done)
+            is_drained = self._changed.wait_for(lambda: self._is_drained, timeout)
+            is_mine = self._is_mine_to_close(is_drained, timeout)
+        self._pool.shutdown(wait=is_drained)
         exit_hook.discard(self)
+        if is_mine:
+            self._close_store()
+        self._lines.log()
+
+    def _is_mine_to_close(self, is_drained: bool, timeout: float | None) -> bool:
+        """Return whether the caller closes the store; with the lock, so that the thread knows who does."""
+        if not is_drained:
+            self._is_left_alone = True
+            self._lines.add("warning", "journal_still_writing", waited_s=timeout, records=len(self._waiting))
+            return False
+        if self._waiting and self._failure is not None:  # there was no thread to be had for it
+            self._give_up(self._failure[1])
+            self._answer_flushes()
+        return self._claims_store()
+
+    def _claims_store(self) -> bool:
+        """Return whether nobody else closes the store; with the lock."""
+        is_free, self._is_store_claimed = not self._is_store_claimed, True
+        return is_free
+
+    def _close_store(self) -> None:
+        try:
+            self._store.close_for(self)
+        except Exception as error:
+            self._lines.add("error", "journal_not_closed", error=describe(error))
+
+    def is_at_work(self) -> bool:
+        """Return whether the thread may be using the store."""
+        return not self._is_drained
 
     def leave(self, deadline: float) -> None:
         """Begin to end: a write that fails from here on is not tried for long. For the interpreter's exit."""
@@ -166,9 +209,6 @@ class Writer:
 
     def join(self, deadline: float) -> None:
         """Do nothing: the interpreter joins the thread after this."""
-
-    def _tell(self, level: str, event: str, **fields: object) -> None:
-        log(self._log, level, event, fields)  # which never raises: the thread has to go on
 
     def _fitting(self, record: Record) -> tuple[Record | None, str | None]:
         """Return what of *record* may wait, and why not all of it."""
@@ -208,18 +248,33 @@ class Writer:
             failure = self._try_to_write(batch)
             if failure is None:
                 self._count_durable(len(batch))
-                self._compact_after(batch)
+                self._upkeep.after(batch)
+            self._lines.log()
+            if failure is None:
                 delay = _FIRST_DELAY_S
             elif self._waits_to_retry(delay):
                 delay = min(2 * delay, _LONGEST_DELAY_S)
+        if self._is_last:
+            self._end()
+
+    def _end(self) -> None:
+        with self._changed:
+            is_mine = self._claims_store()
+        if is_mine:
+            self._close_store()
+            self._lines.log()
+        with self._changed:
+            self._is_drained = True
+            self._changed.notify_all()
 
     def _next_batch(self) -> list[Record]:
         """Return the oldest records, none if no more wait: who puts the next one has to wake a thread."""
         with self._changed:
             if self._waiting:
                 self._changed.wait_for(self._is_enough, _GATHER_S)
-            self._is_drained = not self._waiting
-            self._attempts += not self._is_drained
+            self._is_last = self._is_left_alone and not self._waiting
+            self._is_drained = not self._waiting and not self._is_last
+            self._attempts += bool(self._waiting)
             self._hurry = False
             batch, size = list[Record](), 0
             for record, bytes_in_it in islice(self._waiting, _BATCH_RECORDS):
@@ -247,18 +302,12 @@ class Writer:
         return None
 
     def _failed(self, error: JournalError, leaving: bool) -> JournalError:
-        is_first = self._failure is None
         with self._changed:
             self._count_failed(error)
             if leaving:
                 self._give_up(error)
             self._changed.notify_all()
             self._answer_flushes()
-        if is_first and self._on_failure is not None:
-            try:
-                self._on_failure(error)
-            except Exception as raised:
-                self._tell("error", "journal_on_failure_raised", error=describe(raised))
         return error
 
     def _waits_to_retry(self, delay: float) -> bool:
@@ -269,27 +318,18 @@ class Writer:
     def _count_durable(self, count: int) -> None:
         with self._changed:
             self._forget(count)
-            recovered, self._failure = self._failure is not None, None
+            if self._failure is not None:
+                self._failure = None
+                self._lines.add("info", "journal_written_again", failed=self.failed)
             self._changed.notify_all()
             self._answer_flushes()
-        if recovered:
-            self._tell("info", "journal_written_again", failed=self.failed)
-
-    def _compact_after(self, batch: list[Record]) -> None:
-        self._since_compaction += len(batch)
-        if self._since_compaction < self._left or not any(isinstance(record, Committed) for record in batch):
-            return  # it costs what is left: at each commit that would be most of all that is done
-        try:
-            self._left, self._since_compaction = self._store.compact(), 0
-        except Exception as error:  # the next commit does it
-            self._tell("warning", "journal_not_compacted", error=describe(error))
 
     def _count_failed(self, error: JournalError) -> None:
         is_first = self._failure is None
         self.failed += 1
         self._failure = self._attempts, error
         if is_first:
-            self._tell("warning", "journal_not_written", error=str(error), waiting=len(self._waiting))
+            self._lines.add("warning", "journal_not_written", error=str(error), waiting=len(self._waiting))
 
     def _give_up(self, error: JournalError) -> None:
         count = len(self._waiting)
@@ -301,10 +341,15 @@ class Writer:
             self.waiting_bytes -= self._waiting.popleft()[1]
         self._durable += count
 
+    def _count_left_out(self, why: str) -> None:
+        self.left_out += 1
+        if _is_told(self.left_out):
+            self._lines.add("warning", "journal_left_out", why=why, left_out=self.left_out)
+
     def _count_lost(self, count: int, why: str) -> None:
         before, self.lost = self.lost, self.lost + count
         if self.lost.bit_length() > before.bit_length():
-            self._tell("error", "journal_lost", why=why, lost=self.lost)
+            self._lines.add("error", "journal_lost", why=why, lost=self.lost)
 
     def _answer_flushes(self) -> None:
         """Tell those who wait what is known by now; with the lock."""

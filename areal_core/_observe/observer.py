@@ -6,11 +6,13 @@ import os
 import statistics
 import sys
 import time
+from bisect import bisect_right
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from areal_core._executor.aside import aside
 from areal_core._executor.books import RolloutLedger
@@ -20,10 +22,12 @@ from areal_core._executor.desk import Desk
 from areal_core._executor.explaining import oldest_episode, short_name
 from areal_core._executor.explanation import CapacityExplanation
 from areal_core._executor.report import StalenessReport
+from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Rollout
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
 from areal_core._observe.snapshot import (
+    AGES_S,
     Counts,
     Generations,
     Journal,
@@ -32,6 +36,7 @@ from areal_core._observe.snapshot import (
     Snapshot,
     Staleness,
     Straggler,
+    Wait,
 )
 from areal_core._runner.life import Life
 from areal_core.errors import ArealError
@@ -42,6 +47,12 @@ if TYPE_CHECKING:
 _LOCK_S = 0.2  # for the loop's thread, which holds the lock for microseconds unless somebody's code blocks it
 _MOST_SHOWN = 20
 
+_WANTS: dict[Want, Literal["batch", "claimed", "any"]] = {
+    Want.BATCH: "batch",
+    Want.CLAIMED: "claimed",
+    Want.ENDED: "any",
+}
+
 
 class _Facts(NamedTuple):
     """What the core says, between two events or nearly so."""
@@ -51,6 +62,7 @@ class _Facts(NamedTuple):
     report: StalenessReport
     is_paused: bool
     callers: tuple[str, ...]
+    waits: tuple[Wait, ...]
     running: list[Rollout]
 
 
@@ -76,18 +88,20 @@ class Observer:
 
     def snapshot(self) -> Snapshot:
         """Return what goes on now."""
-        return aside(self._life.thread, self._snapshot)
+        return aside(self._life.thread, self.look)
 
-    def _snapshot(self) -> Snapshot:
+    def look(self) -> Snapshot:
+        """Return what goes on now. Only for threads where no Ctrl-C comes, and no signal handler."""
         facts: _Facts = self._desk.glimpse(self._facts, _LOCK_S)
         now = self._desk.time()
         ages = [now - one.started_at for one in facts.running]
+        stages = [*map(_stage_of, facts.running)]
         generations, servers = self._of_engine()
         watch, capacity = self._desk.watch, facts.capacity
         return Snapshot(
             taken_at=time.time(),
             pid=os.getpid(),
-            program=Path(sys.argv[0]).name if sys.argv else "",
+            program=_program(),
             uptime_s=now - self._began,
             has_ended=self._life.ending is not None,
             training=Counts(**asdict(facts.ledgers[0])),
@@ -102,7 +116,12 @@ class Observer:
             units_consumed=capacity.units_consumed,
             most_units=capacity.most_units,
             callers=facts.callers,
-            stages=dict(Counter(map(_stage_of, facts.running))),
+            waits=facts.waits,
+            batch=self._rules.batch,
+            max_staleness=self._rules.max_staleness,
+            stages=dict(Counter(stages)),
+            ages=_ages_by_stage(stages, ages),
+            lags=_lags(facts.running, capacity.version),
             age_p50_s=statistics.median(ages) if ages else None,
             age_max_s=max(ages, default=None),
             stragglers=tuple(_straggler(one, now) for one in facts.running[:_MOST_SHOWN]),
@@ -126,6 +145,7 @@ class Observer:
             core.tally.report(),
             core.scheduler.is_paused,
             tuple(map(wish_of, islice(core.requests, _MOST_SHOWN))),
+            tuple(map(_wait_of, islice(core.requests, _MOST_SHOWN))),
             list(core.scheduler.running.values()),  # in the order of their starts
         )
 
@@ -154,6 +174,34 @@ class Observer:
             left_out=writer.left_out,
             failed=writer.failed,
         )
+
+
+def _program() -> str:
+    path = Path(sys.argv[0] if sys.argv else "")
+    return path.parent.name if path.name == "__main__.py" else path.name
+
+
+def _wait_of(request: Request) -> Wait:
+    return Wait(
+        want=_WANTS[request.want],
+        is_eval=request.is_eval,
+        count=request.count,
+        there=request.there,
+        is_held=request.held_until is not None,
+    )
+
+
+def _ages_by_stage(stages: Sequence[str], ages: Sequence[float]) -> dict[str, tuple[int, ...]]:
+    """Count by stage and class of age."""
+    counts = {stage: [0] * (len(AGES_S) + 1) for stage in stages}
+    for stage, age in zip(stages, ages, strict=True):
+        counts[stage][bisect_right(AGES_S, age)] += 1
+    return {stage: tuple(counted) for stage, counted in counts.items()}
+
+
+def _lags(running: Iterable[Rollout], version: int) -> dict[int, int]:
+    lags = Counter(version - one.start_version for one in running if not one.work.is_eval)
+    return dict(sorted(lags.items()))
 
 
 def _stage_of(rollout: Rollout) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 SCHEMA = 1
 """Of the JSON. One that is greater may mean what this version does not know."""
+
+AGES_S = (1.0, 10.0, 60.0, 300.0, 1800.0)
+"""The bounds between the classes of `Snapshot.ages`, in seconds."""
 
 
 class Reason(msgspec.Struct, frozen=True):
@@ -31,6 +36,19 @@ class Counts(msgspec.Struct, frozen=True, kw_only=True):
     cancelled: int = 0
     stale: int = 0
     requeued: int = 0
+
+
+class Wait(msgspec.Struct, frozen=True, kw_only=True):
+    """What one caller waits for, as `Snapshot.callers` says it in words."""
+
+    want: Literal["batch", "claimed", "any"]
+    """``prepare_batch``; rollouts by their ids, as ``rollout_batch`` does; or any that end."""
+    is_eval: bool
+    count: int
+    there: int
+    """How many of the *count* are there."""
+    is_held: bool
+    """Whether all are there, and are held back for stragglers."""
 
 
 class Straggler(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,7 +130,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Unix time."""
     pid: int
     program: str
-    """What was run, as ``sys.argv[0]`` says."""
+    """What was run, as ``sys.argv[0]`` says: a file's name, or a package's."""
     uptime_s: float
     """Since ``initialize``."""
     has_ended: bool
@@ -134,8 +152,18 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The staleness budget of one version, of which the three before are in use."""
     callers: tuple[str, ...]
     """Who waits for what."""
+    waits: tuple[Wait, ...] = ()
+    """The same in numbers, in the same order."""
+    batch: int = 0
+    """How many trajectories the trainer takes per step, ``consumer_batch_size``."""
+    max_staleness: int = 0
+    """How stale a token that is trained on may be, ``max_head_offpolicyness``."""
     stages: dict[str, int]
     """How many rollouts are in which stage; servers are not told apart."""
+    ages: dict[str, tuple[int, ...]] = {}
+    """The same by age: how many of a stage are younger than each of `AGES_S`, and older than all."""
+    lags: dict[int, int] = {}
+    """How many rollouts of training run that started at so many versions before this one."""
     age_p50_s: float | None
     """The median age of the rollouts that run; None: none does."""
     age_max_s: float | None

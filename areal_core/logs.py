@@ -1,0 +1,174 @@
+"""The log as a program may want it: lines for people, or JSON, with the episode in which each was written.
+
+```python
+configure_logging()                     # in colour on a terminal, else one JSON object a line
+```
+
+Without it the library hands its lines to the standard logger ``areal_core``, which shows warnings and errors
+until the program configures it otherwise. With it comes one line more for each rollout that has ended, at the
+level ``info``. The guide has a table of all events with their fields.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import msgspec
+import structlog
+from structlog.typing import Processor
+
+from areal_core import _log
+from areal_core._checks import check_flag
+
+__all__ = ["EpisodeFilter", "configure_logging"]
+
+_HIDDEN = "***"
+_NAMES = re.compile(r"(^|_)(api_?keys?|authorization|password|secret|credentials?)$", re.IGNORECASE)
+_KEYS = re.compile(
+    r"""(\bbearer\s+|\b(?:x-)?api[_-]?key["']?\s*[=:]\s*["']?|://[^\s/:@]*:)(?!\*)[^\s"',;)}\]@]+""",
+    re.IGNORECASE,
+)
+
+
+def configure_logging(
+    level: int | str = "INFO", json: bool | None = None, stream: TextIO | None = None
+) -> logging.Handler:
+    """Show what the library logs from *level* on, on *stream*; return the handler that does.
+
+    *json* True makes each line a JSON object, False writes for people, in colour where *stream* is a terminal
+    and ``NO_COLOR`` is not set; None takes JSON where it is no terminal. *stream* None is stderr as it is
+    now. Only the logger ``areal_core`` is configured; what it writes goes to no other handlers but its own.
+    Called again, it replaces what it did before.
+
+    Lines that user code writes in an episode, through this logger, through structlog with
+    ``merge_contextvars`` or through a handler with an `EpisodeFilter`, have its ``rollout``, ``data_id`` and
+    ``version`` from now on. API keys in lines are shown as ``***``, tracebacks without values of variables.
+
+    Raises ValueError for a level that there is not; TypeError.
+    """
+    logger = logging.getLogger("areal_core")
+    number = _level(level)
+    if json is not None:
+        check_flag("json", json)
+    handler = _Handler(sys.stderr if stream is None else stream)
+    handler.setFormatter(_Formatter(_renderer(handler.stream, json)))
+    forget()
+    logger.addHandler(handler)
+    logger.setLevel(number)
+    logger.propagate = False
+    _log.each_rollout = "info"
+    _log.binds_episodes = True
+    return handler
+
+
+def forget() -> None:
+    """Undo `configure_logging`."""
+    logger = logging.getLogger("areal_core")
+    for handler in [one for one in logger.handlers if isinstance(one, _Handler)]:
+        logger.removeHandler(handler)
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
+    _log.each_rollout = None
+    _log.binds_episodes = False
+
+
+class EpisodeFilter(logging.Filter):
+    """Gives each record the attributes ``rollout``, ``data_id`` and ``version``, for formats that show them.
+
+    They say in which episode it was logged, once `configure_logging` was called; "" outside of one. For a
+    handler of your own: ``handler.addFilter(EpisodeFilter())``.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Give them to *record*, and let it pass."""
+        bound = structlog.contextvars.get_contextvars()
+        for name in _log.EPISODE:
+            if not hasattr(record, name):
+                setattr(record, name, bound.get(name, ""))
+        return True
+
+
+class _Handler(logging.StreamHandler[TextIO]):
+    """Ours, which another call replaces."""
+
+
+def _level(level: object) -> int:
+    names = logging.getLevelNamesMapping()
+    if isinstance(level, str) and level.upper() in names:
+        return names[level.upper()]
+    if isinstance(level, int) and not isinstance(level, bool):
+        return level
+    if isinstance(level, str):
+        raise ValueError(f"level={level!r} is none; give one of {', '.join(names)}")
+    raise TypeError(f"level is a {type(level).__name__}; give a text such as 'INFO', or a number")
+
+
+class _Formatter(logging.Formatter):
+    """Makes a line of a record: of one of ours with its fields, of any other with its message."""
+
+    def __init__(self, render: Processor) -> None:
+        super().__init__()
+        self._render = render
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+        }
+        if isinstance(record.msg, _log.Line):
+            line.update(event=record.msg.event, **record.msg.fields)
+        else:
+            line["event"] = record.getMessage()
+        if record.name != "areal_core":
+            line["logger"] = record.name
+        for name, value in structlog.contextvars.get_contextvars().items():
+            line.setdefault(name, value)
+        shown = {name: _shown(name, value) for name, value in line.items()}
+        if record.exc_info:
+            shown["exception"] = _without_keys(self.formatException(record.exc_info))
+        return str(self._render(None, record.levelname.lower(), shown))
+
+
+def _renderer(stream: TextIO, json: bool | None) -> Processor:
+    is_terminal = _is_terminal(stream)
+    if json or (json is None and not is_terminal):
+        return lambda _logger, _method, line: msgspec.json.encode(line).decode()
+    return structlog.dev.ConsoleRenderer(
+        colors=is_terminal and not os.environ.get("NO_COLOR"),
+        exception_formatter=structlog.dev.plain_traceback,  # the others show the values of variables
+    )
+
+
+def _is_terminal(stream: TextIO) -> bool:
+    isatty = getattr(stream, "isatty", None)
+    return bool(isatty is not None and isatty())
+
+
+def _shown(name: str, value: Any) -> Any:
+    """Return *value* as a line may have it: without keys, and without lines of its own."""
+    if _names_a_key(name):
+        return _HIDDEN
+    if value is None or type(value) in (int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _shown(str(key), one) for key, one in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_shown("", one) for one in value]
+    text = _without_keys(value if isinstance(value, str) else _log.text_of(value))
+    return text if name == _log.OF_MANY_LINES else _log.on_one_line(text)
+
+
+@functools.lru_cache(maxsize=1000)
+def _names_a_key(name: str) -> bool:
+    return _NAMES.search(name) is not None
+
+
+def _without_keys(text: str) -> str:
+    return _KEYS.sub(rf"\1{_HIDDEN}", text) if _KEYS.search(text) else text  # which is much faster than sub
