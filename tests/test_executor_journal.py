@@ -738,6 +738,9 @@ def test_a_ctrl_c_at_any_step_of_opening_leaves_the_directory_free(
         executor.initialize()  # or it raises that the directory is in use
         executor.destroy()
         step += 17
+    for thread in threading.enumerate():
+        if thread.name == "areal-journal-look":  # it waits for its turn, though nobody waits for it
+            thread.join(20.0)
     assert step > 50
 
 

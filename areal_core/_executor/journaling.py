@@ -5,6 +5,7 @@ All of it is called by the thread that owns the core, where no Ctrl-C comes: the
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from collections import deque
@@ -225,6 +226,17 @@ def steps_in(directory: Path) -> list[int]:
     return steps
 
 
+_started: deque[threading.Thread] = deque()
+"""Those that ran last. Freed in the caller's thread, their weak references would call back there: a Ctrl-C
+in the middle of that would be lost."""
+
+
+def _forget_ended() -> None:
+    with contextlib.suppress(IndexError):  # another one was faster
+        while not _started[0].is_alive():
+            _started.popleft()
+
+
 def _in_a_thread(name: str, work: Callable[[], None]) -> None:
     """Do *work* where no Ctrl-C comes, and raise what it raises. After a Ctrl-C in here it goes on."""
     errors: list[BaseException] = []
@@ -232,14 +244,17 @@ def _in_a_thread(name: str, work: Callable[[], None]) -> None:
 
     def run() -> None:
         try:
+            _forget_ended()
             work()
         except BaseException as error:
             errors.append(error)
         finally:
             done.open()
 
+    thread = thread_of_gates(run, name, daemon=False)
+    _started.append(thread)
     try:
-        thread_of_gates(run, name, daemon=False).start()
+        thread.start()
     except RuntimeError:  # there is none to be had
         run()
     done.wait()
