@@ -879,6 +879,18 @@ def test_a_damaged_row_of_trained_keys_is_known_from_its_copy(directory: Path, t
     assert (list(found.done), found.damaged) == (["0:a"], 1)
 
 
+def test_a_database_of_something_else_is_refused_and_left_as_it_is(directory: Path) -> None:
+    directory.mkdir()
+    connection = sqlite3.connect(directory / "journal.sqlite")
+    connection.execute("CREATE TABLE users (name)")
+    connection.close()
+    with pytest.raises(JournalError, match="a database of something else, with 'users'"), Store(directory):
+        pass
+    connection = sqlite3.connect(directory / "journal.sqlite")
+    assert connection.execute("SELECT name FROM sqlite_master").fetchall() == [("users",)]
+    connection.close()
+
+
 @pytest.mark.parametrize("version", [2, 3, 2**31 - 1])
 def test_a_file_of_a_later_version_is_refused_and_left_as_it_is(directory: Path, version: int) -> None:
     write(directory, Committed(1))

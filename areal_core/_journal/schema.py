@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from areal_core._journal.carving import PAGE
 from areal_core._journal.rows import Head, Kind, Settled, seal
+from areal_core.errors import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,6 +73,7 @@ def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.text_factory = lambda text: text.decode(errors="replace")
+        _refuse_others(connection)  # before anything in it is changed
         for pragma in (f"page_size={PAGE}", "secure_delete=ON", f"journal_mode={mode}", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
@@ -123,3 +125,13 @@ def _make_tables(connection: sqlite3.Connection) -> None:
         for statement in _TABLES.strip().split("\n"):
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version={FORMAT}")
+
+
+def _refuse_others(connection: sqlite3.Connection) -> None:
+    """Raise JournalError for a database that no journal has begun."""
+    if not connection.execute("PRAGMA user_version").fetchone()[0]:
+        table = connection.execute("SELECT name FROM sqlite_master").fetchone()
+        if table is not None:
+            raise JournalError(
+                f"it is a database of something else, with {table[0]!r}; give another directory"
+            )
