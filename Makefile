@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 EXAMPLES := $(wildcard examples/*.py)
 
-.PHONY: demo test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents clean
+.PHONY: demo test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents docs clean
 .DELETE_ON_ERROR:
 
 # The main job, end to end: a policy is trained, asynchronously and then synchronously. ARGS=--quick
@@ -71,8 +71,14 @@ bench-long: $(VENV)/.installed-dev
 bench-agents: $(VENV)/.installed-dev
 	$(PY) benchmarks/agents.py $(ARGS)
 
+# The documentation, into build/site: a link or a name that leads nowhere fails. ARGS=--quiet
+# In an environment of its own: nothing of it is needed to use or test the library.
+docs:
+	$(MAKE) VENV=.venv-docs .venv-docs/.installed-docs
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build $(ARGS)
+
 clean:
-	rm -rf .venv .venv-3.* .venv-mutate .venv-audit .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist train_reversal.png
+	rm -rf .venv .venv-3.* .venv-mutate .venv-audit .venv-bench .venv-docs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist train_reversal.png
 
 # Each set of extras has a stamp, so that nobody waits for what a target does not need: 6 s for none,
 # 4 s more to test, 6 s more for the linters.

@@ -5,7 +5,8 @@ ArealError
 ├── RunnerDiedError      (RuntimeError)  the runner was broken by something; the cause is chained
 ├── TaskQueueFullError   (RuntimeError)  as many tasks as ``max_queue_size`` are not yet collected
 ├── UnknownTaskError     (LookupError)   no such task: never accepted, or already delivered
-├── AdmissionStalledError (RuntimeError) nothing may start before the policy version rises, and it does not
+├── AdmissionStalledError (RuntimeError)  nothing may start before the policy version rises, and it does not
+├── JournalError         (RuntimeError)  a journal cannot be used, or not be resumed there, or not be written
 ├── FailureBudgetError   (RuntimeError)  too many rollouts in a row brought nothing
 ├── WorkerDiedError      (RuntimeError)  a worker process of `offloaded` ended in the middle of a call
 └── InferenceError       (RuntimeError)  inference servers, or the engine that asks them

@@ -14,7 +14,17 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = ("areal_core", "tests", "benchmarks", "examples", "pyproject.toml", "README.md", "Makefile")
+COPIED = (
+    "areal_core",
+    "tests",
+    "benchmarks",
+    "examples",
+    "pyproject.toml",
+    "README.md",
+    "Makefile",
+    "docs",
+    "mkdocs.yml",
+)
 
 COLLECTION_S = 60.0
 """How long importing the tests may take."""
