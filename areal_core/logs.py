@@ -128,7 +128,7 @@ class _Formatter(logging.Formatter):
             line["event"] = record.getMessage()
         if record.name != "areal_core":
             line["logger"] = record.name
-        for name, value in structlog.contextvars.get_contextvars().items():
+        for name, value in sorted(structlog.contextvars.get_contextvars().items()):
             line.setdefault(name, value)
         shown = {name: _shown(name, value) for name, value in line.items()}
         if record.exc_info:

@@ -86,9 +86,10 @@ class Meter(Witness):
         """Follows episodes; call `see` after a change."""
 
     @property
-    def is_of_use(self) -> bool:
-        """Whether its executor exists."""
-        return self._executor() is not None
+    def is_in_use(self) -> bool:
+        """Whether its executor exists, and has not ended."""
+        executor = self._executor()
+        return executor is not None and executor.runner.stats().state not in ("stopped", "died")
 
     def see(self) -> None:
         """Follow the life that the executor is in, if it has begun one. Never blocks."""
@@ -116,14 +117,16 @@ class Meter(Witness):
             return NOTHING  # a forked child's executor is its parent's
         with self._lock:
             executor = self._executor()
+            if executor is None:
+                return NOTHING
             try:
-                snapshot = None if executor is None else executor.snapshot()
+                snapshot = executor.snapshot()
             except RunnerStoppedError:  # it has not begun
-                snapshot = None
-            return NOTHING if snapshot is None else self._read(snapshot)
+                return NOTHING
+            return self._read(self._engine.joined(snapshot, _life_of(executor._engine)))
 
     def _read(self, snapshot: Snapshot) -> Reading:
-        seen = Seen(self._engine.joined(snapshot), self._ended.copy(), self._expired.copy())
+        seen = Seen(snapshot, self._ended.copy(), self._expired.copy())
         figures = {figure: dict(figure.read(seen)) for figure in FIGURES}
         for figure, samples in figures.items():
             if figure.is_counter:
@@ -180,6 +183,12 @@ def _kind_of(rollout: Rollout) -> str:
     return KINDS[rollout.work.is_eval]
 
 
+def _life_of(engine: object) -> object:
+    """Return what there is one of for each life of *engine*; None: it has ended, or is somebody's own."""
+    life = getattr(engine, "_state", None)
+    return life if hasattr(life, "generations") else None
+
+
 class _Rising:
     """A counter that begins anew now and then, as one that does not. Else it may fall for a moment only."""
 
@@ -202,18 +211,28 @@ class _EngineLives:
     def __init__(self) -> None:
         self._before = Generations()
         self._last: Generations | None = None
+        self._life: Callable[[], object] = lambda: None
 
-    def joined(self, snapshot: Snapshot) -> Snapshot:
-        """Return *snapshot* with the sums. Of an engine that has ended, what it said last stays."""
+    def joined(self, snapshot: Snapshot, life: object) -> Snapshot:
+        """Return *snapshot* with the sums. Of an engine that has ended, what it said last stays.
+
+        *life* is an object that each life has one of; None: it is not known, or it has ended.
+        """
         now, last = snapshot.generations, self._last
         if now is None:
             if last is None:
                 return snapshot
             now = Generations(**{name: getattr(last, name) for name in _SUMMED})
-        elif last is not None and any(getattr(now, one) < getattr(last, one) for one in _NEVER_FALL):
+        elif last is not None and self._begins_anew(now, last, life):
             self._before = self._sum(last)
         self._last = now
+        if life is not None:
+            self._life = weakref.ref(life)
         return replace(snapshot, generations=self._sum(now))
+
+    def _begins_anew(self, now: Generations, last: Generations, life: object) -> bool:
+        fell = any(getattr(now, name) < getattr(last, name) for name in _NEVER_FALL)
+        return fell or (life is not None and self._life() is not life)
 
     def _sum(self, now: Generations) -> Generations:
         sums = {name: getattr(self._before, name) + getattr(now, name) for name in _SUMMED}

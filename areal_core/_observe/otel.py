@@ -39,8 +39,9 @@ _ATTRIBUTES = {
 class _View:
     """One executor, as the callbacks of all instruments see it: with one snapshot for each collection."""
 
-    def __init__(self, meter: Meter) -> None:
+    def __init__(self, meter: Meter, owner: Instrumentation) -> None:
         self.meter = meter
+        self.owner = owner
         self._lock = threading.Lock()
         self._reading = NOTHING
         self._read_at = 0.0
@@ -109,10 +110,11 @@ class Instrumentation:
         self._instruments = instruments
         self._tracing = tracing
         self._listener = partial(instruments.record, name)
+        self._view = _View(meter, self)
         self._is_closed = False
 
     def _open(self) -> None:
-        self._instruments.views[self.name] = _View(self._meter)
+        self._instruments.views[self.name] = self._view
         self._meter.listeners.append(self._listener)
         self._meter.tracing = self._tracing
         self._meter.see()
@@ -122,7 +124,8 @@ class Instrumentation:
         if self._is_closed:
             return
         self._is_closed = True
-        self._instruments.views.pop(self.name, None)
+        if self._instruments.views.get(self.name) is self._view:
+            del self._instruments.views[self.name]
         self._meter.listeners.remove(self._listener)
         if self._meter.tracing is self._tracing:
             self._meter.tracing = None
@@ -144,9 +147,9 @@ def instrument(
     """Give OpenTelemetry the figures of *executor*, and a span for each episode with one for each phase.
 
     None stands for the provider that is set for the process. Of several executors in a process each needs a
-    *name* of its own, which is the attribute ``areal.executor``. Spans that user code begins in an episode
-    are children of the episode's, which is one of the span that was current at the submit. Prompts,
-    trajectories, keys and the texts of errors are in none of it.
+    *name* of its own, which is the attribute ``areal.executor``; that of one that has ended is free. Spans
+    that user code begins in an episode are children of the episode's, and that is one of the span that was
+    current at the submit. Prompts, trajectories, keys and the texts of errors are in none of it.
 
     It lasts through ``destroy`` and ``initialize``. Once more for the same executor, it replaces what it did
     before. A tracer that is slow, such as one that exports each span at its end, holds up every episode: take
@@ -163,8 +166,10 @@ def instrument(
         if instruments is None:
             instruments = _of_provider[provider] = _Instruments(provider)
         other = instruments.views.get(name)
-        if other is not None and other.meter is not meter and other.meter.is_of_use:
-            raise ValueError(f"name={name!r} is that of another executor; give this one a name of its own")
+        if other is not None and other.meter is not meter:
+            if other.meter.is_in_use:
+                raise ValueError(f"name={name!r} is that of another executor; give this one another")
+            other.owner.close()
         before = _of_executor.pop(executor, None)
         if before is not None:
             before.close()

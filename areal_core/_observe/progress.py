@@ -17,7 +17,9 @@ from areal_core._observe.terminal import Terminal, leave_screen, screen_of
 _tqdm: Any = std.tqdm  # what a subclass of it needs is not in its stubs
 
 _WIDEST_BAR = 40
-_NARROWEST_BAR = 5
+_NARROWEST_BAR = 4
+_FREE_COLUMNS = 3
+"""At the end of the line, for the ``^C`` of who types one: a line that wraps could not be cleared."""
 _PLAIN_S = 10.0
 
 
@@ -30,10 +32,10 @@ def progress_line(snapshot: Snapshot, rates: Rates, columns: int, is_unicode: bo
     there, count = (snapshot.units_waiting, snapshot.batch) if wait is None else (wait.there, wait.count)
     for label, parts in _wordings(snapshot, rates, wait):
         begin, text = f"v{snapshot.version} {label}{there}/{count}", "  ".join(filter(None, parts))
-        room = columns - len(begin) - len(text) - 5
+        room = columns - len(begin) - len(text) - 4
         if room >= _NARROWEST_BAR:
             bar = _bar(there / max(1, count), min(room, _WIDEST_BAR), is_unicode)
-            return f"{begin} |{bar}|  {text}".rstrip()
+            return f"{begin} |{bar}| {text}".rstrip()
     return f"v{snapshot.version} {there}/{count}"[:columns]
 
 
@@ -133,8 +135,8 @@ class ProgressBar:
         if self._terminal.is_closed:
             raise ValueError("standard error was closed")
         columns, _ = self._terminal.size
-        # The last column stays free: a line that fills it may wrap.
-        self._line.text = progress_line(snapshot, rates, columns - 1, self._terminal.is_unicode)
+        room = max(1, columns - _FREE_COLUMNS)
+        self._line.text = progress_line(snapshot, rates, room, self._terminal.is_unicode)
         if self._screen.is_mid_line or not self._terminal.is_free():
             return
         self._screen.is_drawn = True  # before looking again whether a line was begun

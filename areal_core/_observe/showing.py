@@ -28,6 +28,7 @@ from areal_core._runner.gate import Gate, thread_of_gates
 
 _BAR_EVERY_S = 0.25
 _BAR_FROM_S = 0.5  # what is over sooner needs no bar
+_REST = 20  # times what it has computed: with very many rollouts it looks less often
 _STOPPED_S = 5.0  # it ends at once, unless a disk hangs
 
 _numbers = itertools.count(1)
@@ -112,22 +113,23 @@ class Showing:
         is_over = False
         while not is_over:
             is_over = self._over.wait(due - time.monotonic())
+            begun, computed_s = time.monotonic(), time.thread_time()
             snapshot = self._observer.look()
             self._rates.add(snapshot)
-            now = time.monotonic()
-            if self._file is not None and (is_over or now - written_at >= EVERY_S - every_s / 2):
-                written_at = now
+            if self._file is not None and (is_over or begun - written_at >= EVERY_S - every_s / 2):
+                written_at = begun
                 self._write(snapshot)
             if self._progress and not is_over:
                 self._draw(snapshot)
-            due = max(due + every_s, now)  # after a pause it does not catch up
+            rest_s = _REST * (time.thread_time() - computed_s)
+            due = max(due + every_s, time.monotonic() + rest_s)
         self._close_bar()
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
             self._file.write(snapshot, self._rates)
         except Exception as error:  # and next time it may go well
-            self._fail("status file", error, path=str(self._file.path or ""))
+            self._fail("status_file", error, path=str(self._file.path or ""))
 
     def _draw(self, snapshot: Snapshot) -> None:
         try:

@@ -150,7 +150,9 @@ class _Guard:
 
     def write(self, text: str) -> int:
         """Write *text* where no bar is."""
-        if not (self._is_active and text and self._home is _process.home()) or _is_of_tqdm(sys._getframe(1)):
+        # For a traceback the interpreter calls with no frame below this one.
+        caller = sys._getframe().f_back
+        if not (text and self._is_active and self._home is _process.home()) or _is_of_tqdm(caller):
             return self._write(text)
         begins, self.is_mid_line = not self.is_mid_line, True  # before looking whether a bar is drawn
         try:

@@ -182,7 +182,8 @@ class _EpisodeTrace:
         if not span.is_recording():  # it is no sample: what user code begins must be none either
             episode.record.trace = None
             return False
-        self._show(_Part("queue", self._queued, self._context), now)
+        if not episode.is_judge:
+            self._show(_Part("queue", self._queued, self._context), now)
         return True
 
     def _show(self, part: _Part, now: int) -> None:

@@ -64,9 +64,9 @@ def banner(run: Run, columns: int) -> Line | None:
     ago = seconds(max(0.0, time.time() - seen.taken_at))
     at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seen.taken_at))
     if run.state is State.DIED:
-        words = f"DIED: the process is gone. This is its last word, of {at}, {ago} ago."
+        words = f"DIED about {ago} ago: no such process. Last word: {at}"
     elif run.state is State.ENDED:
-        words = f"Ended at {at}, {ago} ago. This is how it ended."
+        words = f"Ended {ago} ago, at {at}"
     elif run.state is State.SILENT:
         words = f"No word for {ago}: the process is there, but stopped, or its disk hangs."
     else:

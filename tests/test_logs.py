@@ -1,0 +1,399 @@
+"""`configure_logging`: lines for people and for programs, in which episode, without keys; and the events."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import logging
+import os
+import pickle
+import pty
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import structlog
+
+from areal_core import _log
+from areal_core.logs import EpisodeFilter, configure_logging, forget
+from children import RunScript
+from conftest import MakeExecutor
+from doors import turn_loop
+from executor_tools import WAIT_S, Engine, Playing, obeying, trajectory_of
+
+ROOT = Path(__file__).parent.parent
+GUIDE = ROOT / "docs" / "guides" / "metrics-and-logs.md"
+OURS = logging.getLogger("areal_core")
+
+
+@pytest.fixture(autouse=True)
+def _forgotten() -> Iterator[None]:
+    yield
+    forget()
+    structlog.reset_defaults()
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def lines_of(stream: io.StringIO) -> list[dict[str, Any]]:
+    """Return the lines of JSON on *stream*."""
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_each_rollout_is_one_line_of_json(make_executor: MakeExecutor) -> None:
+    configure_logging(stream=(stream := io.StringIO()))
+    executor = make_executor(Engine(4), consumer_batch_size=8)
+    for task, data in enumerate((3, None)):
+        executor.submit(data, obeying, task_id=task)
+        executor.wait(1, WAIT_S)
+    executor.submit({"data_id": "q7"}, Playing(_fails), task_id=7, is_eval=True, group_size=2)
+    executor.wait_outcomes(1, WAIT_S, is_eval=True)
+    turn_loop(executor.runner)
+    accepted, rejected, failed = lines_of(stream)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", accepted.pop("timestamp"))
+    assert accepted.pop("seconds") > 0
+    assert accepted == {
+        "level": "info",
+        "event": "rollout_accepted",
+        "rollout": 0,
+        "workflow": "Playing",
+        "version": 4,
+        "origin": 4,
+    }
+    assert (rejected["event"], rejected["reason"]) == ("rollout_rejected", "the workflow returned None")
+    named = {name: failed[name] for name in ("event", "level", "rollout", "data_id", "is_eval", "group_size")}
+    assert named == {
+        "event": "rollout_failed",
+        "level": "error",
+        "rollout": 7,
+        "data_id": "q7",
+        "is_eval": True,
+        "group_size": 2,
+    }
+    assert "LookupError: no tool" in failed["exception"]
+
+
+async def _fails(_data: Any) -> Any:
+    secret_of_a_local = "the prompt"  # noqa: F841 -- which no traceback may show
+    raise LookupError("no tool")
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("json", [True, False])
+def test_tracebacks_show_no_values_of_variables(make_executor: MakeExecutor, json: bool) -> None:
+    configure_logging(stream=(stream := io.StringIO()), json=json)
+    executor = make_executor()
+    executor.submit(1, Playing(_fails))
+    executor.wait(1, WAIT_S)
+    turn_loop(executor.runner)
+    assert "LookupError: no tool" in stream.getvalue()
+    assert "raise LookupError" in stream.getvalue()
+    assert stream.getvalue().count("the prompt") == 0
+
+
+@pytest.mark.any_loop
+def test_a_terminal_gets_colours_and_a_file_json_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def shown(stream: io.StringIO, **options: Any) -> str:
+        configure_logging(stream=stream, **options)
+        _log.get_logger().warning("server_out_of_rotation", server="here", why="it is\nout")
+        return stream.getvalue()
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[" in shown(Terminal())
+    assert "\x1b[" not in shown(io.StringIO(), json=False)
+    assert "server_out_of_rotation" in shown(io.StringIO(), json=False)
+    assert json.loads(shown(Terminal(), json=True))["why"] == "it is\\nout"
+    assert json.loads(shown(io.StringIO()))["server"] == "here"
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[" not in shown(Terminal())
+    assert len(shown(Terminal()).splitlines()) == 1
+
+
+@pytest.mark.any_loop
+def test_a_real_terminal_is_one() -> None:
+    ours, theirs = pty.openpty()
+    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "w") as stream:
+        configure_logging(stream=stream)
+        OURS.warning("hello")
+        assert b"\x1b[" in reader.read(1000)
+
+
+@pytest.mark.any_loop
+def test_it_can_be_called_again_and_configures_one_logger_alone() -> None:
+    root, others = logging.getLogger(), logging.getLogger("somebody")
+    before = (root.handlers[:], root.level, others.handlers[:], others.level, others.propagate)
+    own = logging.NullHandler()
+    OURS.addHandler(own)
+    first, second = io.StringIO(), io.StringIO()
+    configure_logging(stream=first)
+    handler = configure_logging("ERROR", stream=second)
+    OURS.warning("not shown")
+    OURS.error("shown once")
+    assert (first.getvalue(), [line["event"] for line in lines_of(second)]) == ("", ["shown once"])
+    assert [one for one in OURS.handlers if one in (own, handler)] == [own, handler]
+    assert (root.handlers, root.level, others.handlers, others.level, others.propagate) == before
+    OURS.removeHandler(own)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize(
+    ("level", "number"), [("debug", 10), ("INFO", 20), (logging.ERROR, 40), (15, 15)], ids=str
+)
+def test_levels_are_names_or_numbers(level: int | str, number: int) -> None:
+    configure_logging(level, stream=io.StringIO())
+    assert OURS.level == number
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"level": "LOUD"}, ValueError, "level='LOUD'"),
+        ({"level": None}, TypeError, "level is a NoneType"),
+        ({"level": True}, TypeError, "level is a bool"),
+        ({"json": 1}, TypeError, "json"),
+    ],
+    ids=["no such level", "no level", "a bool", "json"],
+)
+def test_what_means_nothing_is_refused_and_changes_nothing(
+    options: dict[str, Any], error: type[Exception], words: str
+) -> None:
+    before = OURS.handlers[:]
+    with pytest.raises(error, match=re.escape(words)):
+        configure_logging(**options)
+    assert OURS.handlers == before
+
+
+def test_lines_of_user_code_in_an_episode_say_in_which(make_executor: MakeExecutor) -> None:
+    configure_logging(stream=(ours := io.StringIO()))
+    theirs, structured = io.StringIO(), []
+    handler = logging.StreamHandler(theirs)
+    handler.addFilter(EpisodeFilter())
+    handler.setFormatter(logging.Formatter("%(rollout)s %(data_id)s %(version)s %(message)s"))
+    logger = logging.getLogger("user")
+    logger.addHandler(handler)
+
+    def keep(_logger: Any, _method: str, event: Any) -> Any:
+        structured.append(dict(event))
+        raise structlog.DropEvent
+
+    structlog.configure(processors=[structlog.contextvars.merge_contextvars, keep])
+
+    async def play(data: Any) -> Any:
+        logging.getLogger("areal_core.tools").warning("of %s", "ours")
+        logger.warning("of the user's")
+        structlog.get_logger().info("looked", at=data["at"])
+        return trajectory_of(1)
+
+    executor = make_executor(Engine(4), consumer_batch_size=8)
+    for number in (5, 6):
+        executor.submit({"data_id": f"q{number}", "at": number}, Playing(play), task_id=number)
+    executor.submit({"at": 9}, Playing(play), task_id=9)  # it has no data_id
+    executor.wait(3, WAIT_S)
+    logger.warning("outside")
+    logger.removeHandler(handler)
+    assert theirs.getvalue().splitlines() == [
+        "5 q5 4 of the user's",
+        "6 q6 4 of the user's",
+        "9  4 of the user's",
+        "   outside",
+    ]
+    looked = {"event": "looked", "version": 4}
+    assert structured == [
+        {**looked, "rollout": 5, "data_id": "q5", "at": 5},
+        {**looked, "rollout": 6, "data_id": "q6", "at": 6},
+        {**looked, "rollout": 9, "at": 9},
+    ]
+    of_ours = [line for line in lines_of(ours) if line["event"] == "of ours"]
+    assert [(line["rollout"], line.get("data_id"), line["version"], line["logger"]) for line in of_ours] == [
+        (5, "q5", 4, "areal_core.tools"),
+        (6, "q6", 4, "areal_core.tools"),
+        (9, None, 4, "areal_core.tools"),
+    ]
+
+
+@pytest.mark.any_loop
+def test_what_the_submitter_bound_is_on_the_lines_of_its_episodes(make_executor: MakeExecutor) -> None:
+    configure_logging(stream=(stream := io.StringIO()))
+
+    async def play(_data: Any) -> Any:
+        OURS.warning("in it")
+        return trajectory_of(1)
+
+    executor = make_executor()
+    with structlog.contextvars.bound_contextvars(step=12, data_id="not this one's"):
+        executor.submit({}, Playing(play), task_id=3)
+    executor.wait(1, WAIT_S)
+    (line,) = [line for line in lines_of(stream) if line["event"] == "in it"]
+    assert (line["step"], line["rollout"]) == (12, 3)
+    assert "data_id" not in line
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("json", [True, False])
+@pytest.mark.parametrize(
+    "say",
+    [
+        lambda: _log.get_logger().error("e", headers={"Authorization": "Bearer key-0815", "Accept": "x"}),
+        lambda: _log.get_logger().error("e", api_key="key-0815"),
+        lambda: _log.get_logger().error("e", error="got 401 for Bearer key-0815, again"),
+        lambda: _log.get_logger().error("e", error="Config(api_key='key-0815')"),
+        lambda: _log.get_logger().error("e", nested=[{"openai_api_key": "key-0815"}]),
+        lambda: _log.get_logger().error("e", url="http://me:key-0815@host/"),
+        lambda: OURS.error("authorization: bearer %s", "key-0815"),
+        lambda: OURS.error("e", exc_info=ValueError("x-api-key: key-0815")),
+    ],
+    ids=["header", "field", "text", "repr", "nested", "url", "standard", "exception"],
+)
+def test_keys_are_in_no_line(say: Callable[[], None], json: bool) -> None:
+    configure_logging(stream=(stream := io.StringIO()), json=json)
+    say()
+    assert "***" in stream.getvalue()
+    assert "key-0815" not in stream.getvalue()
+
+
+@pytest.mark.any_loop
+def test_a_value_that_cannot_be_shown_costs_itself_alone() -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    configure_logging(stream=(stream := io.StringIO()))
+    _log.get_logger().error("e", odd=Odd(), number=float("nan"), many=(1, {2}), none=None)
+    (line,) = lines_of(stream)
+    assert line["odd"].startswith("<a ")
+    assert (line["number"], line["many"], line["none"]) == (None, [1, [2]], None)
+
+
+@pytest.mark.any_loop
+def test_a_record_of_ours_is_text_to_handlers_that_send_it_elsewhere() -> None:
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            records.append(record)
+
+    records: list[logging.LogRecord] = []
+    handler = Keeping()
+    OURS.addHandler(handler)
+    _log.get_logger().warning("attempt_failed", server="here", again_after_s=0.5)
+    OURS.removeHandler(handler)
+    (record,) = records
+    assert record.getMessage() == "attempt_failed server=here again_after_s=0.5"
+    assert pickle.loads(pickle.dumps(record)).msg == record.getMessage()
+
+
+@pytest.mark.any_loop
+def test_without_it_nothing_is_bound_and_only_what_is_wrong_is_said(run_script: RunScript) -> None:
+    done = run_script("""
+        import structlog
+        from areal_core import InferenceEngineConfig, WorkflowExecutor
+
+        class Engine:
+            def get_version(self):
+                return 0
+
+        class Workflow:
+            async def arun_episode(self, engine, data):
+                print(structlog.contextvars.get_contextvars())
+                return data and {"input_ids": data}
+
+        with WorkflowExecutor(InferenceEngineConfig(consumer_batch_size=4), Engine()) as executor:
+            executor.submit([1], Workflow())
+            executor.submit(None, Workflow())
+            executor.wait(2)
+    """)
+    assert (done.stdout, done.stderr) == ("{}\n{}\n", "")
+
+
+# -- the table of events ---------------------------------------------------------------------------
+
+
+_LEVELS = ("debug", "info", "warning", "error", "exception")
+_EVENT = re.compile(r"[a-z]+(_[a-z]+)+")
+_ENDINGS = {"rollout_": ("accepted", "rejected", "cancelled", "stale"), "task_": ("cancelled", "timed_out")}
+"""Those of events whose names end with a status."""
+
+
+class Event:
+    """What the calls that log one event say of it."""
+
+    def __init__(self) -> None:
+        self.levels: set[str] = set()
+        self.fields: set[str] = set()
+
+
+def events_in_code() -> dict[str, Event]:
+    """Return the events that any call of a logger's names."""
+    found: dict[str, Event] = {}
+    for path in (ROOT / "areal_core").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            level, name = _logged(node) if isinstance(node, ast.Call) else ("", "")
+            for one in [name + ending for ending in _ENDINGS.get(name, ("",)) if name]:
+                event = found.setdefault(one, Event())
+                event.levels.add("error" if level == "exception" else level)
+                event.fields |= {word.arg for word in node.keywords if word.arg}  # type: ignore[attr-defined]
+    return found
+
+
+def _logged(call: ast.Call) -> tuple[str, str]:
+    """Return level and event of what *call* logs; "" where it logs nothing."""
+    method = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+    first, second = [*map(_text, call.args[:2]), "", ""][:2]
+    if method == "_say" and _EVENT.fullmatch(first):
+        return "warning", first
+    if method in _LEVELS:
+        return method, first if _EVENT.fullmatch(first) else ""
+    if first in _LEVELS or method == "line":
+        return first or "info", second if second in _ENDINGS or _EVENT.fullmatch(second) else ""
+    return "", ""
+
+
+def _text(node: ast.AST) -> str:
+    """Return the text that *node* is, or with which one that is put together begins; "" for anything else."""
+    if isinstance(node, ast.JoinedStr):
+        node = node.values[0]
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+class Row(NamedTuple):
+    """One event, as the guide describes it."""
+
+    level: str
+    fields: set[str]
+
+
+def rows_of_the_guide() -> dict[str, Row]:
+    """Return what the guide says of each event."""
+    rows = {}
+    for line in GUIDE.read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 4 and cells[1] in _LEVELS:
+            (name,) = re.findall(r"`(\w+)`", cells[0])
+            assert name not in rows, name
+            rows[name] = Row(cells[1], set(re.findall(r"`(\w+)`", cells[2])))
+    return rows
+
+
+@pytest.mark.any_loop
+def test_the_guide_has_each_event_with_its_level_and_fields() -> None:
+    events, rows = events_in_code(), rows_of_the_guide()
+    assert len(events) > 50
+    assert sorted(rows) == sorted(events)
+    for name, event in events.items():
+        assert event.levels == {rows[name].level}, name
+        assert event.fields - {"exc_info"} <= rows[name].fields, name
+
+
+@pytest.mark.any_loop
+def test_times_and_sizes_in_lines_say_their_units() -> None:
+    fields = {field for row in rows_of_the_guide().values() for field in row.fields}
+    assert [one for one in fields if re.search(r"(^|_)(time|duration|latency|age|delay|ms)$", one)] == []
