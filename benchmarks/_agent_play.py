@@ -186,7 +186,10 @@ class Stage:
 def staged(manner: Manner, sessions: int, at_once: int) -> Iterator[Stage]:
     """Start them all, for rounds of *sessions* of which so many are *at_once*; end them with the block."""
     config = InferenceEngineConfig(
-        consumer_batch_size=sessions, max_concurrent_rollouts=at_once, stream_replies=manner.stream_replies
+        consumer_batch_size=sessions,
+        max_concurrent_rollouts=at_once,
+        stream_replies=manner.stream_replies,
+        progress=False,
     )
     with ExitStack() as stack:
         if manner.collector is not None:

@@ -271,6 +271,7 @@ def _executor(settings: Settings, journal: Path | None = None) -> tuple[RemoteIn
         episode_timeout=2 * HOUR_S,
         stall_timeout=PATIENCE_S,
         journal_dir=journal,
+        progress=False,
     )
     logging.getLogger("areal_core").setLevel(logging.ERROR)  # no descriptors for connections nobody makes
     engine = RemoteInfEngine(config)  # knows the version; nobody asks it for tokens

@@ -31,6 +31,7 @@ def config_of(plan: Plan) -> InferenceEngineConfig:
         on_stale=plan.on_stale,
         episode_timeout=EPISODE_TIMEOUT_S,
         cancel_grace=5.0,
+        progress=False,
         max_consecutive_failures=10**6,
         max_consecutive_unaccepted=10**6,
         stall_timeout=2.0,

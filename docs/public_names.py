@@ -91,18 +91,9 @@ def _exports(package: griffe.Module) -> Iterator[tuple[str, str]]:
 
 def _public_modules(module: griffe.Module) -> Iterator[griffe.Module]:
     for name, inner in module.members.items():
-        if (
-            not name.startswith("_")
-            and not inner.is_alias
-            and inner.is_module
-            and name not in WITHOUT_A_PAGE
-        ):
+        if not name.startswith("_") and not inner.is_alias and inner.is_module:
             yield inner  # type: ignore[misc]
             yield from _public_modules(inner)  # type: ignore[arg-type]
-
-
-WITHOUT_A_PAGE = {"logs", "metrics", "top"}
-"""As in `tests/test_docs.py`."""
 
 
 def _methods(thing: griffe.Object | griffe.Alias) -> Iterator[str]:

@@ -154,7 +154,7 @@ def test_numbers_are_short(value: float | None, said: str) -> None:
 
 def test_pictures_are_as_large_as_they_are_to_be() -> None:
     assert [bar(share, 4) for share in (0.0, 0.5, 0.53, 1.0, 7.0)] == ["    ", "██  ", "██▏ ", "████", "████"]
-    assert "".join(piece.text for piece in stacked([(1, ""), (1000, "")], 1001, 10)) == "█▓▓▓▓▓▓▓▓…"
+    assert "".join(piece.text for piece in stacked([(1, ""), (1000, "")], 1001, 10)) == "█▓▓▓▓▓▓▓▓▓"
     assert chart([0, 4, 8], 3, 1) == ["▁▄█"]
     assert chart([1, 2, 8], 2, 2) == [" █", "▄█"]
     assert chart([0, 0], 5, 2) == ["  ", "▁▁"]
@@ -317,7 +317,9 @@ def test_a_run_that_has_died_has_a_banner_and_its_last_state(tmp_path: Path) -> 
         lines = screen_of(pilot)
         assert "DIED" in lines[0]
         assert "DIED about 0." in lines[1]
-        assert "1204" in "\n".join(lines)
+        text = "\n".join(lines)
+        for said in (*TITLES, "1204", "gsm8k/7", "concurrency: 64"):
+            assert said in text, text
 
     play([run], (80, 24), act)
 

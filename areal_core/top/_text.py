@@ -105,11 +105,13 @@ def stacked(parts: Sequence[tuple[int, str]], most: int, columns: int) -> Line:
     What is there can be seen: a part that is not 0 has a column at least.
     """
     line: Line = []
+    left = columns
     for place, (count, style) in enumerate(parts):
         if count:
-            length = max(1, round(count / max(1, most) * columns))
+            length = min(left, max(1, round(count / max(1, most) * columns)))
+            left -= length
             line.append(Piece(FILLS[place % len(FILLS)] * length, style))
-    return clip(line, columns)
+    return line
 
 
 def chart(values: Sequence[float], columns: int, rows: int) -> list[str]:

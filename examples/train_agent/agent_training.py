@@ -52,6 +52,7 @@ def train(plan: Plan, workflow: RolloutWorkflow | Agent) -> tuple[Summary, Serve
         max_head_offpolicyness=plan.max_staleness,
         max_concurrent_rollouts=plan.in_flight,
         stream_replies=False,  # they are of five tokens at most
+        progress=False,  # a line for each step is shown
     )
     chat = ChatFormat(ChatTokenizer("policy"), tool_calls=DigitCalls())
     learner = Learner(plan.seed, plan.steps)

@@ -48,6 +48,7 @@ def train(plan: Plan, journal: Journal, on_step: Callable[[Journal], object]) ->
         consumer_batch_size=plan.batch,
         max_head_offpolicyness=journal.max_staleness,
         max_concurrent_rollouts=plan.in_flight,
+        progress=False,  # the demo shows its own
     )
     learner = Learner(plan.seed, plan.steps)
     prompts, workflow = Prompts(plan.batch, plan.seed), Reverse(f"train-{plan.seed}")
