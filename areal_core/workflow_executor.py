@@ -26,9 +26,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
 from areal_core._executor.books import RolloutLedger
+from areal_core._executor.committing import Committing
 from areal_core._executor.desk import Desk
 from areal_core._executor.handover import Feed, accepted, trajectories
-from areal_core._executor.looking import Looking
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.prompts import Prompts
 from areal_core._executor.report import StalenessReport
@@ -51,7 +51,7 @@ from areal_core.staleness_manager import StalenessManager
 from areal_core.types import InferenceEngine
 
 if TYPE_CHECKING:
-    from areal_core._executor.journaling import Journaling
+    pass
 
 __all__ = ["Resumed", "RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecutor"]
 
@@ -60,7 +60,7 @@ R = TypeVar("R")
 _LEAST_S = 1.0  # of destroy's timeout, for what is to be written, whoever has used it up
 
 
-class WorkflowExecutor(Looking):
+class WorkflowExecutor(Committing):
     """Decides which rollouts may start, runs them, keeps every result, and bounds how stale the data is.
 
     Use it as a context manager, or call ``initialize`` and ``destroy``, as often as you like. Any thread may
@@ -86,8 +86,8 @@ class WorkflowExecutor(Looking):
         resume_from: int | None = None,
         loop_factory: LoopFactory | None = None,
     ) -> None:
-        self._resume_from = _checked_step(config, resume_from)
         self._config = config
+        self._resume_from = self._checked_step(resume_from)
         self._engine = inference_engine
         self._given_manager = staleness_manager
         self._provider = settings.provider_of(config, inference_engine, staleness_manager)
@@ -100,7 +100,6 @@ class WorkflowExecutor(Looking):
         self._turn: dict[str, object] = {}  # whose it is to prepare a batch
         self._shift: Shift | None = None
         self._observers: list[Callable[[Desk], object]] = []  # shown each life, for figures and traces
-        self._journaling: Journaling | None = None  # known before it is open: the next one closes it
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -329,41 +328,6 @@ class WorkflowExecutor(Looking):
             if self._turn == {"of": me}:
                 self._turn = {}
 
-    def commit(self, step: int, timeout: float | None = None, *, up_to: int | None = None) -> None:
-        """Have all that `prepare_batch` returned so far never be given again to who resumes from *step*.
-
-        So far, or *up_to* a `mark`: what the checkpoint does not have in it must not be committed with it.
-
-        Call it once the trainer's checkpoint *step* is complete; it waits until it is on the disk, *timeout*
-        seconds at most (None: no limit). Steps rise; the same one once more is tried again. Until then what
-        was delivered counts as not trained: who resumes from the step before gets it again. The last two
-        steps can be resumed, so keep two checkpoints: a run may be killed between its checkpoint and this.
-
-        Raises JournalError when it cannot be written (which is tried on), TimeoutError; ValueError without a
-        journal, and for a step that is not above the last; RunnerStoppedError after ``destroy``; RuntimeError
-        on the loop thread; TypeError.
-        """
-        shift = self._on_shift()
-        step = check_integer("step", step, least=0)
-        mark = None if up_to is None else check_integer("up_to", up_to, least=0)
-        shift.raise_on_loop_thread("commit")
-        shift.desk.call(self._journal("commit").commit, step, mark).wait(timeout)
-
-    def mark(self) -> int:
-        """Return what `commit` takes for all that `prepare_batch` has returned by now, and nothing after it.
-
-        For a trainer that takes the next batch before it has written the checkpoint of the last, or writes
-        checkpoints in another thread. Raises ValueError without a journal, RunnerStoppedError.
-        """
-        shift, journaling = self._on_shift(), self._journal("mark")
-        return shift.desk.call(lambda: journaling.mark)
-
-    @property
-    def resumed(self) -> Resumed | None:
-        """What ``initialize`` found in the journal; None: there is none."""
-        journaling = None if self._shift is None else self._on_shift().journaling
-        return None if journaling is None else journaling.recovery.resumed
-
     def give_back(self, count: int) -> None:
         """Free the budget of *count* delivered trajectories that are not trained on.
 
@@ -409,27 +373,6 @@ class WorkflowExecutor(Looking):
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _journal(self, caller: str) -> Journaling:
-        journaling = self._on_shift().journaling
-        if journaling is None:
-            raise ValueError(f"{caller}(): there is no journal; give config.journal_dir")
-        return journaling
-
-    def _open_journal(self, logger: Any) -> Journaling | None:
-        """Open it. The life before is over: what it still has to write is written first."""
-        directory, before = self._config.journal_dir, self._journaling
-        if directory is None:
-            return None
-        from areal_core._executor.journaling import Journaling  # SQLite and NumPy are not everybody's
-
-        step = self._resume_from
-        if before is not None:
-            before.close()
-            step = before.durable_step
-        self._journaling = Journaling(directory, step, logger)
-        self._journaling.open()
-        return self._journaling
-
     def _steer(self, event: str) -> None:
         shift = self._on_shift()
         shift.raise_if_ended()
@@ -452,11 +395,3 @@ class WorkflowExecutor(Looking):
 
 def _left_of(deadline: float | None) -> float | None:
     return None if deadline is None else max(_LEAST_S, deadline - time.monotonic())
-
-
-def _checked_step(config: object, step: object) -> int | None:
-    if step is None:
-        return None
-    if getattr(config, "journal_dir", None) is None:
-        raise ValueError(f"resume_from={step!r}, and there is no journal; give config.journal_dir")
-    return check_integer("resume_from", step, least=0)

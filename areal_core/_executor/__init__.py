@@ -25,5 +25,6 @@
 | `journaling`, `recovery`, `resumed` | what the journal is told; what an earlier run left in it |
 | `looking`, `explaining`, `capacity`, `explanation` | what it says of itself when asked, and in which words |
 | `stuck` | when it says so unasked |
+| `committing` | what the trainer says of its checkpoints |
 | `aside` | looking from a thread where no Ctrl-C comes |
 """
