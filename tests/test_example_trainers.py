@@ -1,4 +1,4 @@
-"""The examples with trainers people have, PyTorch and TRL: they learn, lose nothing, and say what they need."""
+"""The examples with trainers that people have: they learn, lose nothing, and say what they need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ AS_A_READER_DOES = """
     runpy.run_path(path, run_name="__main__")
 """
 
-# Parameters that are written are multiplied from the other side, by NumPy, and tell the same.
+# What NumPy makes of the parameters that were written, beside torch.
 BOTH_POLICIES = """
     import sys
     from pathlib import Path
@@ -47,7 +47,7 @@ BOTH_POLICIES = """
     print(version, abs(here - policy.run(parameters, tokens).logits).max() < 1e-4)
 """
 
-# Of one token that was sampled with half the probability that it has now, twice, or the same.
+# Of one token, which is now as likely as when it was sampled, or twice, or half.
 GAINS = """
     import sys
 
@@ -90,9 +90,8 @@ TRL_BESIDE_THE_SAMPLER = """
     class Comparing(example.OffPolicyTrainer):
         def _generate_and_score_completions(self, inputs):
             scored = super()._generate_and_score_completions(inputs)
-            tokens, mask = (
-                torch.cat([scored[f"prompt_{what}"], scored[f"completion_{what}"]], 1) for what in ("ids", "mask")
-            )
+            tokens = torch.cat([scored["prompt_ids"], scored["completion_ids"]], 1)
+            mask = torch.cat([scored["prompt_mask"], scored["completion_mask"]], 1)
             asked = scored["completion_ids"].shape[1]
             with torch.no_grad():
                 own, *_ = self._get_per_token_logps_and_entropies(self.model, tokens, mask, asked)
