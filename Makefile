@@ -33,7 +33,7 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m mypy --exclude examples/train_agent/ areal_core tests $(wildcard examples benchmarks)
 	MYPYPATH=examples/train_reversal $(PY) -m mypy examples/train_agent  # apart: of __main__ there is but one
 
-# Not those that train, train_reversal and train_agent, which tests/test_examples.py runs.
+# Not train_reversal and train_agent, which tests/test_examples.py runs. Two others need torch, and say so.
 examples: $(VENV)/.installed-dev
 	set -e; for example in $(EXAMPLES); do echo "# $$example"; $(PY) -X dev -W error $$example; done
 
