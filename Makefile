@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 EXAMPLES := $(wildcard examples/*.py)
 
-.PHONY: demo test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents docs clean
+.PHONY: demo test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents bench-observing docs clean
 .DELETE_ON_ERROR:
 
 # The main job, end to end: a policy is trained, asynchronously and then synchronously. ARGS=--quick
@@ -76,6 +76,10 @@ bench-agents: $(VENV)/.installed-dev
 docs:
 	$(MAKE) VENV=.venv-docs .venv-docs/.installed-docs
 	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build $(ARGS)
+
+# What figures, spans, logs, bar and status file add to the CPU of an episode.
+bench-observing: $(VENV)/.installed-test
+	$(PY) benchmarks/observing.py $(ARGS)
 
 clean:
 	rm -rf .venv .venv-3.* .venv-mutate .venv-audit .venv-bench .venv-docs .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist train_reversal.png
