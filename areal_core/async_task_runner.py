@@ -22,7 +22,9 @@ import itertools
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Generic, Literal, TypeVar, overload
 
+from areal_core import _process
 from areal_core._runner import arguments, exit_hook
+from areal_core._runner.arguments import FIRST_OWN_ID
 from areal_core._runner.calls import Call
 from areal_core._runner.gate import Gate
 from areal_core._runner.job import Job
@@ -123,10 +125,16 @@ class AsyncTaskRunner(Lifecycle, Generic[T]):
         task_id: int | None,
         timeout_s: float | None,
     ) -> int:
-        life = self._here()
+        life = self._life
+        # Here what is right costs no call: of a burst each would be a fiftieth.
+        if life is None or life.home is not _process.home():
+            life = self._here()
         if not callable(fn):
             arguments.refuse_fn(fn)
-        task_id = next(self._own_ids) if task_id is None else arguments.check_task_id(task_id)
+        if task_id is None:
+            task_id = next(self._own_ids)
+        elif type(task_id) is not int or not 0 <= task_id < FIRST_OWN_ID:
+            task_id = arguments.check_task_id(task_id)
         life.ledger.accept(Job(task_id, fn, args, kwargs, contextvars.copy_context(), timeout_s))
         return task_id
 

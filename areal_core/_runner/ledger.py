@@ -61,10 +61,10 @@ class Ledger(Sink):
                     raise shelf.ending.error()
                 if shelf.returned:
                     shelf.take_back()
-                pending = self._pending
-                if len(pending) + len(self._running) + len(shelf.finished) >= self._max_queue_size:
+                pending, running, finished = self._pending, self._running, shelf.finished
+                if len(pending) + len(running) + len(finished) >= self._max_queue_size:
                     raise TaskQueueFullError(self._full_message())
-                if task_id in self._running or task_id in pending or task_id in shelf.finished:
+                if task_id in running or task_id in pending or task_id in finished:
                     raise ValueError(
                         f"task_id={task_id} is in use until its result is collected; pass another, or none"
                     )
