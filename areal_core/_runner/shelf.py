@@ -83,6 +83,7 @@ class Shelf:
     def shelve(self, jobs: Sequence[Job], origin: dict[int, Job]) -> None:
         """Make the outcomes of *jobs* final and move them here from *origin*. Waiters are not served yet."""
         self.changes += 1
+        claims = self._claims
         for job in jobs:
             task_id = job.task_id
             if task_id not in origin:
@@ -90,10 +91,10 @@ class Shelf:
             if job.decision is not None:
                 job.obey_decision()
             job.task = None
-            if task_id in self._claims:
-                self._claims[task_id].open()
+            if claims and task_id in claims:
+                claims[task_id].open()
             if task_id in origin:
-                if task_id in self._claims:
+                if claims and task_id in claims:
                     self._claimed_finished += 1
                 self.finished[task_id] = job
                 del origin[task_id]
