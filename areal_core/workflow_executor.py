@@ -21,7 +21,7 @@ import functools
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from areal_core._checks import check_flag, check_integer
 from areal_core._executor import settings
@@ -49,9 +49,6 @@ from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
 from areal_core.staleness_manager import StalenessManager
 from areal_core.types import InferenceEngine
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = ["Resumed", "RolloutLedger", "RolloutOutcome", "StalenessReport", "WorkflowExecutor"]
 

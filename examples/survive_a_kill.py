@@ -1,7 +1,7 @@
 """A trainer is killed again and again, and trains on every item once.
 
-    python examples/survive_a_kill.py            # twenty seconds
-    python examples/survive_a_kill.py --quick    # a few
+    python examples/survive_a_kill.py            # five seconds
+    python examples/survive_a_kill.py --quick    # fewer items
 
 The program starts itself as a trainer, kills that (SIGKILL: no handler runs, nothing is flushed) after a
 while, and starts it again, until it has trained on so many items. The trainer keeps a journal, commits a step
@@ -147,7 +147,7 @@ def lives(directory: Path, items: int, address: str, chance: random.Random) -> I
 def main() -> int:
     """Kill a trainer until it is done; return the exit status."""
     parser = argparse.ArgumentParser(description="Kill a trainer again and again.")
-    parser.add_argument("--quick", action="store_true", help="a few seconds instead of twenty")
+    parser.add_argument("--quick", action="store_true", help="fewer items")
     parser.add_argument("--train", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--items", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--server", help=argparse.SUPPRESS)

@@ -1,6 +1,7 @@
 """The executor's side of the journal: what happens to the items of `prepare_batch` is written down.
 
-All of it is called by the thread that owns the core, where no Ctrl-C comes: the writer has a lock.
+What the core tells, and `Journaling.commit`, is called by the thread that owns the core, where no Ctrl-C
+comes: the writer has a lock. What opens and closes the file has a thread of its own for that.
 """
 
 from __future__ import annotations
