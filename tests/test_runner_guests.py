@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable, Iterable, Sequence
+from time import monotonic_ns
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ class Lodger(Guest):
 
     def finish_end(self) -> None:
         for job in self._jobs:
-            job.abandoned = True
+            job.end(monotonic_ns())
         self._jobs.clear()
         self.noted.append("over")
 

@@ -7,12 +7,13 @@ send real signals to a process.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ import pytest
 
 from acts import BOUND, LONG, SHORT, Play, Stage
 from areal_core._runner import exit_hook
+from areal_core._runner.lifecycle import life_of
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerStoppedError
 from children import StartScript, say_that_no_more_come, without_slow_callbacks
@@ -137,15 +139,9 @@ def test_destroy_interrupted_at_any_step_does_not_keep_the_next_from_giving_up_a
     assert step > 50
 
 
-def test_a_ctrl_c_while_destroy_waits_for_the_thread_does_not_make_that_look_dead(
-    make_runner: MakeRunner,
-) -> None:
-    """On 3.11 a Thread.join that is interrupted takes the thread for ended."""
-    runner, blockade = make_runner(), Blockade()
-    runner.submit(blockade.block, 7)
-    blockade.wait_until_entered()
-    thread = runner.thread
-    assert thread is not None
+@contextlib.contextmanager
+def pressed_after(moment: Callable[[], bool]) -> Iterator[None]:
+    """Press Ctrl-C from when *moment* has returned, and until one is noticed."""
     interrupted: list[bool] = []
     over = threading.Event()
 
@@ -155,7 +151,7 @@ def test_a_ctrl_c_while_destroy_waits_for_the_thread_does_not_make_that_look_dea
             raise KeyboardInterrupt
 
     def press_until_it_is_noticed() -> None:
-        assert runner.exiting.wait(LONG_S)
+        assert moment()
         # One that comes just before the main thread blocks is noticed when it wakes, by Python's design.
         while not interrupted:
             os.kill(os.getpid(), signal.SIGINT)
@@ -165,12 +161,48 @@ def test_a_ctrl_c_while_destroy_waits_for_the_thread_does_not_make_that_look_dea
     presser = threading.Thread(target=press_until_it_is_noticed)
     presser.start()
     try:
-        with pytest.raises(KeyboardInterrupt):
-            runner.destroy()
+        yield
+    finally:
         over.set()
         presser.join()
-    finally:
         signal.signal(signal.SIGINT, handler)
+
+
+def test_a_ctrl_c_while_submit_waits_for_another_thread_is_raised_and_nothing_is_accepted(
+    make_runner: MakeRunner,
+) -> None:
+    runner, entered = make_runner(), threading.Event()
+    lock = life_of(runner).ledger._lock
+    released = threading.Event()
+
+    def hold() -> None:
+        with lock:
+            entered.set()
+            assert released.wait(LONG_S)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert entered.wait(LONG_S)
+    with pytest.raises(KeyboardInterrupt), pressed_after(entered.is_set):
+        runner.submit(give, 1)
+    released.set()
+    holder.join()
+    assert runner.stats().submitted == 0
+    runner.submit(give, 2)
+    assert runner.wait(1) == [2]
+
+
+def test_a_ctrl_c_while_destroy_waits_for_the_thread_does_not_make_that_look_dead(
+    make_runner: MakeRunner,
+) -> None:
+    """On 3.11 a Thread.join that is interrupted takes the thread for ended."""
+    runner, blockade = make_runner(), Blockade()
+    runner.submit(blockade.block, 7)
+    blockade.wait_until_entered()
+    thread = runner.thread
+    assert thread is not None
+    with pytest.raises(KeyboardInterrupt), pressed_after(lambda: runner.exiting.wait(LONG_S)):
+        runner.destroy()
     assert thread.is_alive()
     assert runner.stats().running == 1
     blockade.lift()

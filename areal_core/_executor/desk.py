@@ -305,9 +305,9 @@ class Desk(Guest):
 
     def _abandon_all(self) -> None:
         for job in self._jobs:
-            job.abandoned = True
             job.decision = job.decision or "cancelled"
-            job.finish_time = job.finish_time or job.create_time
+            if not job.finish_time:
+                job.end(time.monotonic_ns())
         self._take(list(self._jobs))
         self.core.abandon_episodes()  # a fault of ours may have kept some from becoming jobs
 

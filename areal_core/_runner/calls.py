@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import threading
 from collections.abc import Callable, Sequence
+from time import monotonic_ns
 from typing import Any
 
 from areal_core._runner.ending import Ending
@@ -88,7 +89,7 @@ class Calls(Sink):
             if call not in self._open:
                 return False
             if ending is not None:
-                call.abandoned = True  # what the coroutine does from here on is not the outcome
+                call.end(monotonic_ns())
                 call.error = ending.error()
             # While it is in there: a Ctrl-C between the two must not leave its caller waiting.
             call.arrived()

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from areal_core._runner.results import Status, TimedResult
 
 NO_CONTEXT = contextvars.Context()
+
+
+class WithKeywords(partial[Any]):
+    """A function and its keyword arguments, until it is called."""
 
 
 class Job:
@@ -20,7 +25,6 @@ class Job:
     """
 
     __slots__ = (
-        "abandoned",
         "args",
         "context",
         "create_time",
@@ -29,7 +33,6 @@ class Job:
         "error",
         "finish_time",
         "fn",
-        "kwargs",
         "task",
         "task_id",
         "timeout",
@@ -52,9 +55,8 @@ class Job:
         timeout: float | None,
     ) -> None:
         self.task_id = task_id
-        self.fn = fn
+        self.fn = WithKeywords(fn, **kwargs) if kwargs else fn
         self.args = args
-        self.kwargs = kwargs or None
         self.context = context
         self.timeout = timeout
         self.task: asyncio.Task[None] | None = None
@@ -65,12 +67,16 @@ class Job:
         self.error: BaseException | None = None
         # What was decided from outside, before the coroutine could: it stands, whatever that then does.
         self.decision: Status | None = None
-        self.abandoned = False
 
     @property
     def is_open(self) -> bool:
         """Whether its outcome can still be decided: not once its coroutine has ended, published or not."""
         return self.decision is None and not self.finish_time
+
+    def end(self, now: int) -> None:
+        """Let it be over at *now* (ns): what its coroutine does from here on is not its outcome."""
+        self.finish_time = now
+        self.create_time = self.create_time or now
 
     @property
     def status(self) -> Status:
@@ -87,11 +93,14 @@ class Job:
 
     @property
     def fn_name(self) -> str:
+        fn = self.fn
+        while isinstance(fn, partial):
+            fn = fn.func
         try:
-            name = self.fn.__qualname__
+            name = fn.__qualname__
         except BaseException:  # none, or a proxy that fails in its own way
             name = None
-        return name if isinstance(name, str) else type(self.fn).__qualname__
+        return name if isinstance(name, str) else type(fn).__qualname__
 
     def obey_decision(self) -> None:
         """Make the decision the outcome; what the coroutine raised becomes its context."""

@@ -12,11 +12,11 @@ from typing import Any
 
 from areal_core._frames import traceback_of
 from areal_core._runner.events import Events
-from areal_core._runner.job import NO_CONTEXT, Job
+from areal_core._runner.job import NO_CONTEXT, Job, WithKeywords
 from areal_core._runner.loop_thread import LoopThread
 from areal_core._runner.sink import Sink
 
-_Start = Callable[[Coroutine[Any, Any, None], contextvars.Context], "asyncio.Task[None]"]
+_Maker = Callable[[Coroutine[Any, Any, None], contextvars.Context], "asyncio.Task[None]"]
 
 
 class Launcher:
@@ -46,23 +46,54 @@ class Launcher:
         """Tasks that outlived their outcome and go on, and what to call them."""
 
     def launch(self, jobs: Sequence[Job]) -> None:
-        """Start *jobs* in this order, each in its own context."""
-        start, eager = _starter(self._thread.loop)
+        """Start *jobs* in this order, each in its own context.
+
+        At once, where the Python can do that and nobody wants other tasks: it saves a loop turn for each, and
+        a task that ends at once is freed at once. On a loop that was stopped, and is about to be closed, none
+        can.
+        """
+        loop = self._thread.loop
+        if sys.version_info >= (3, 12) and loop.is_running() and loop.get_task_factory() is None:
+            self._start_eagerly(jobs, loop)
+        else:
+            self._start_soon(jobs, _maker(loop))
+
+    def _start_eagerly(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> None:
+        make: Any = asyncio.Task  # as it is from 3.12 on
+        unstarted = []
         for job in jobs:
             if job.decision is None:
                 playing = self._play(job)
                 try:
-                    job.task = start(playing, job.context)
-                except BaseException as error:  # by a task factory that somebody set on the loop
-                    playing.close()
-                    job.error = error
-                    self._end(job)
-            elif not job.abandoned:
+                    task = make(playing, loop=loop, context=job.context, eager_start=True)
+                except BaseException as error:
+                    self._not_started(job, playing, error)
+                    continue
+                if not job.finish_time:
+                    job.task = task
+                    if not job.create_time:
+                        unstarted.append(job)
+            elif not job.finish_time:
                 self._end(job)
-        if eager:
-            self._see_unstarted(jobs)
-        else:  # first steps run in the order of creation, so this comes after all of them
-            self._thread.call_soon(self._see_unstarted, jobs)
+        self._see_unstarted(unstarted)
+
+    def _start_soon(self, jobs: Sequence[Job], make: _Maker) -> None:
+        for job in jobs:
+            if job.decision is None:
+                playing = self._play(job)
+                try:
+                    job.task = make(playing, job.context)
+                except BaseException as error:  # by a task factory that somebody set on the loop
+                    self._not_started(job, playing, error)
+            elif not job.finish_time:
+                self._end(job)
+        # First steps run in the order of creation, so this comes after all of them.
+        self._thread.call_soon(self._see_unstarted, jobs)
+
+    def _not_started(self, job: Job, playing: Coroutine[Any, Any, None], error: BaseException) -> None:
+        playing.close()
+        job.error = error
+        self._end(job)
 
     def cancel(self, job: Job) -> None:
         """Cancel a job whose outcome is decided, and publish that when the grace ends, at the latest."""
@@ -78,22 +109,22 @@ class Launcher:
     async def _play(self, job: Job) -> None:
         if job.decision is not None or self._sink.paused:
             return  # since the burst was launched; see _see_unstarted
-        if job.task is None:
-            job.task = asyncio.current_task()  # started eagerly: launch() does not have it yet
         error = data = None
-        args, kwargs = job.args, job.kwargs
-        job.args, job.kwargs, job.context = (), None, NO_CONTEXT  # or the outcome would keep them alive
+        fn, args = job.fn, job.args
+        job.args, job.context = (), NO_CONTEXT  # or the outcome would keep them alive
+        if type(fn) is WithKeywords:
+            job.fn = fn.func
         job.create_time = monotonic_ns()
         if self._tracing and self._events is not None:
             self._events.task_started(job)
         try:
             if job.timeout is not None:
                 job.timer = self._thread.call_later(job.timeout, self._on_deadline, job)
-            data = await (job.fn(*args, **kwargs) if kwargs else job.fn(*args))
+            data = await fn(*args)
         except BaseException as raised:  # SystemExit and KeyboardInterrupt too: only this task fails
             # Without our own frame the traceback is the task's alone, and keeps no job alive.
             error = _without_first_frame(raised)
-        if not job.abandoned:
+        if not job.finish_time:
             job.data = data
             job.error = error
             self._end(job)
@@ -133,7 +164,6 @@ class Launcher:
 
     def _abandon(self, job: Job) -> None:
         self.watch(labels_of([job]))
-        job.abandoned = True
         self._end(job)
 
     def watch(self, labels: dict[asyncio.Task[None], str]) -> None:
@@ -168,17 +198,8 @@ def labels_of(jobs: Iterable[Job]) -> dict[asyncio.Task[None], str]:
     return {job.task: job.label for job in jobs if job.task is not None}
 
 
-def _starter(loop: asyncio.AbstractEventLoop) -> tuple[_Start, bool]:
-    """Choose how tasks start, and tell whether they do so at once.
-
-    That saves a loop turn for each, where the Python can do it and nobody wants other tasks. On a loop that
-    was stopped, and is about to be closed, none does.
-    """
+def _maker(loop: asyncio.AbstractEventLoop) -> _Maker:
     if loop.get_task_factory() is not None:
-        return lambda coroutine, context: loop.create_task(coroutine, context=context), False
-    if sys.version_info >= (3, 12):
-        return lambda coroutine, context: asyncio.Task(
-            coroutine, loop=loop, context=context, eager_start=True
-        ), loop.is_running()
+        return lambda coroutine, context: loop.create_task(coroutine, context=context)
     # A name given is one not made up for each task, which takes a tenth of its start.
-    return lambda coroutine, context: asyncio.Task(coroutine, loop=loop, context=context, name="task"), False
+    return lambda coroutine, context: asyncio.Task(coroutine, loop=loop, context=context, name="task")

@@ -212,6 +212,9 @@ class Life:
             self._events.tasks_abandoned([job.label for job in stuck])
 
     def _give_up_tasks(self, launcher: Launcher, stuck: Sequence[Job]) -> None:
+        for job in stuck:
+            if job.task is None and job.create_time:  # it blocks in its first step, that began at once
+                job.task = asyncio.current_task(self.thread.loop)
         labels = labels_of(stuck)  # now, for without its task a job has none
         launcher.abandoned.update(labels)
         self._post(launcher.watch, labels)
@@ -236,14 +239,14 @@ class Life:
         closing.cancel_tasks(patience_s)
         for launcher in (self._call_launcher, *self._launchers()):
             launcher.flush()
-        self._abandon_the_rest(loop)
-        ended = sum(not job.abandoned for job in decided)
+        ended = len({*decided}.difference(self._abandon_the_rest(loop)))
         if ended:
             self._events.tasks_cancelled(ended)
         closing.close(self._executor, deadline, self._cancel_grace_s)
         exit_hook.discard(self)
 
-    def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _abandon_the_rest(self, loop: asyncio.AbstractEventLoop) -> Sequence[Job]:
+        """Give up what did not end; return those that were tasks of the ledger's."""
         stuck = self.ledger.still_running()
         labels = labels_of(stuck)
         known = labels_of(self._calls.ended)
@@ -259,6 +262,7 @@ class Life:
         others = [known.get(task) or _name_of(task) for task in asyncio.all_tasks(loop) - labels.keys()]
         if labels or others:
             self._events.tasks_abandoned([*labels.values(), *others])
+        return stuck
 
 
 def _name_of(task: asyncio.Task[Any]) -> str:

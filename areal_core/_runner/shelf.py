@@ -86,14 +86,12 @@ class Shelf:
         claims = self._claims
         for job in jobs:
             task_id = job.task_id
-            if task_id not in origin:
-                continue  # shelved when its thread was left behind
-            if job.decision is not None:
+            if job.decision is not None and task_id in origin:
                 job.obey_decision()
             job.task = None
             if claims and task_id in claims:
                 claims[task_id].open()
-            if task_id in origin:
+            if task_id in origin:  # else it was shelved when its thread was left behind
                 if claims and task_id in claims:
                     self._claimed_finished += 1
                 self.finished[task_id] = job
