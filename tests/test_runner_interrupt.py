@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,7 @@ import pytest
 
 from acts import BOUND, LONG, SHORT, Play, Stage
 from areal_core._runner import exit_hook
+from areal_core._runner.ledger import Ledger
 from areal_core._runner.lifecycle import life_of
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerStoppedError
@@ -180,10 +182,16 @@ def test_a_ctrl_c_while_submit_waits_for_another_thread_is_raised_and_nothing_is
             entered.set()
             assert released.wait(LONG_S)
 
-    holder = threading.Thread(target=hold)
+    holder, me = threading.Thread(target=hold), threading.get_ident()
     holder.start()
     assert entered.wait(LONG_S)
-    with pytest.raises(KeyboardInterrupt), pressed_after(entered.is_set):
+
+    def accepting() -> bool:
+        while sys._current_frames()[me].f_code is not Ledger.accept.__code__:
+            threading.Event().wait(0.001)
+        return True
+
+    with pytest.raises(KeyboardInterrupt), pressed_after(accepting):
         runner.submit(give, 1)
     released.set()
     holder.join()
