@@ -9,17 +9,24 @@ from typing import Any
 
 import msgspec
 
+from areal_core._engine.stats import EngineStats, ServerStats
+from areal_core._executor.books import RolloutLedger
+from areal_core._executor.report import StalenessReport
 from areal_core._observe.runs import Status, process_start, this_host
-from areal_core._observe.snapshot import (
-    Counts,
-    Generations,
-    Journal,
-    Reason,
-    ServerState,
-    Snapshot,
-    Staleness,
-    Straggler,
-    Wait,
+from areal_core._observe.snapshot import Journal, Reason, Snapshot, Straggler, Wait
+
+ENGINE = EngineStats(
+    running=50,
+    ended=1300,
+    failed=2,
+    attempts=1400,
+    tokens=123_456,
+    servers=(
+        ServerStats(name="10.0.0.1:30000", why_out=None, in_flight=30, waiting=2, version=12, departures=0),
+        ServerStats(
+            name="10.0.0.2:30000", why_out="it hung up", in_flight=0, waiting=0, version=11, departures=1
+        ),
+    ),
 )
 
 SNAPSHOT = Snapshot(
@@ -28,8 +35,10 @@ SNAPSHOT = Snapshot(
     program="train.py",
     uptime_s=3723.0,
     has_ended=False,
-    training=Counts(pending=83, running=64, finished=21, accepted=1204, rejected=47, failed=19, timed_out=1),
-    evaluation=Counts(submitted=8, running=2, accepted=6),
+    training=RolloutLedger(
+        pending=83, running=64, finished=21, accepted=1204, rejected=47, failed=19, timed_out=1
+    ),
+    evaluation=RolloutLedger(submitted=8, running=2, accepted=6),
     version=12,
     is_paused=False,
     reasons=(Reason("concurrency", "64 samples of training run; one has to end"),),
@@ -63,14 +72,16 @@ SNAPSHOT = Snapshot(
     ),
     since_end_s=0.1,
     loop_lag_s=0.004,
-    staleness=Staleness(delivered=1183, mean=0.8, max=2, tokens_trained=90_000),
-    generations=Generations(running=50, ended=1300, failed=2, attempts=1400, tokens=123_456),
-    servers=(
-        ServerState(name="10.0.0.1:30000", why_out=None, in_flight=30, waiting=2, version=12, departures=0),
-        ServerState(
-            name="10.0.0.2:30000", why_out="it hung up", in_flight=0, waiting=0, version=11, departures=1
-        ),
+    staleness=StalenessReport(
+        delivered=1183,
+        staleness_mean=0.8,
+        staleness_max=2,
+        tokens_trained=90_000,
+        tokens_masked=0,
+        wasted_seconds=0.0,
+        t10=None,
     ),
+    engine=ENGINE,
     journal=Journal(step=3, waiting_bytes=2048, left_out=0, failed=0),
 )
 """One of a run that is in the middle of everything."""

@@ -8,19 +8,20 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
+from areal_core._executor.books import RolloutLedger
 from areal_core._observe.progress import progress_line
 from areal_core._observe.rates import HISTORY_S, Rates
-from areal_core._observe.snapshot import Counts, Wait
+from areal_core._observe.snapshot import Wait
 from areal_core.config import InferenceEngineConfig
 from children import RunScript, StartScript
 from conftest import MakeExecutor
-from snapshots import SNAPSHOT, changed
+from snapshots import ENGINE, SNAPSHOT, changed
 from terminals import TerminalChild
 
 # -- what it says ----------------------------------------------------------------------------------
@@ -28,13 +29,12 @@ from terminals import TerminalChild
 
 def two_seconds(tokens: int = 2468, accepted: int = 4) -> Rates:
     """Return rates of which so much came in the last second."""
-    rates, done, made = Rates(), SNAPSHOT.training, SNAPSHOT.generations
-    assert made is not None
+    rates, done = Rates(), SNAPSHOT.training
     rates.add(
         changed(
             uptime_s=SNAPSHOT.uptime_s - 1,
-            training=msgspec.structs.replace(done, accepted=done.accepted - accepted),
-            generations=msgspec.structs.replace(made, tokens=made.tokens - tokens),
+            training=replace(done, accepted=done.accepted - accepted),
+            engine=replace(ENGINE, tokens=ENGINE.tokens - tokens),
         )
     )
     rates.add(SNAPSHOT)
@@ -111,13 +111,11 @@ def test_more_than_is_wanted_is_a_full_bar() -> None:
 
 def at(second: float, tokens: int = 0, accepted: int = 0) -> Any:
     """Return what was seen in a run at *second*."""
-    made = SNAPSHOT.generations
-    assert made is not None
     return changed(
         uptime_s=second,
-        training=Counts(accepted=accepted, finished=accepted),
-        evaluation=Counts(),
-        generations=msgspec.structs.replace(made, tokens=tokens),
+        training=RolloutLedger(accepted=accepted, finished=accepted),
+        evaluation=RolloutLedger(),
+        engine=replace(ENGINE, tokens=tokens),
     )
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from areal_core._observe.snapshot import SCHEMA, Counts, decode, encode
+from areal_core._executor.books import RolloutLedger
+from areal_core._observe.snapshot import SCHEMA, decode, encode
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import EmbeddedServer
 from areal_core.errors import RunnerStoppedError
@@ -41,7 +42,7 @@ def test_it_counts_what_has_ended_and_shows_what_runs_with_the_oldest_first(
     door.wait_for(2)
     executor.wait_outcomes(1, WAIT_S, is_eval=True)
     seen = executor.snapshot()
-    assert seen.training == Counts(
+    assert seen.training == RolloutLedger(
         submitted=8, pending=3, running=2, collected=3, accepted=1, rejected=1, failed=1
     )
     assert (seen.evaluation.submitted, seen.evaluation.collected) == (1, 1)
@@ -52,7 +53,7 @@ def test_it_counts_what_has_ended_and_shows_what_runs_with_the_oldest_first(
     assert seen.age_max_s >= seen.age_p50_s > 0
     assert (seen.samples, seen.most_samples) == (2, 2)
     assert [reason.kind for reason in seen.reasons] == ["concurrency"]
-    assert (seen.generations, seen.servers, seen.journal) == (None, (), None)
+    assert (seen.engine, seen.servers, seen.journal) == (None, (), None)
     assert not seen.has_ended
     door.open()
 
@@ -162,8 +163,8 @@ def test_the_engine_says_what_it_did_and_of_each_server_how_it_is(make_executor:
         assert (stats.ended, stats.failed, stats.tokens, stats.running) == (3, 1, 8, 0)
         assert stats.attempts >= 3
         seen = executor.snapshot()
-        assert seen.generations is not None
-        assert (seen.generations.tokens, seen.generations.failed) == (8, 1)
+        assert seen.engine is not None
+        assert (seen.engine.tokens, seen.engine.failed) == (8, 1)
         assert [(one.name, one.why_out, one.in_flight) for one in seen.servers] == [(server.addr, None, 0)]
         executor.destroy()
         engine.destroy()
@@ -176,5 +177,5 @@ def test_an_engine_whose_stats_are_something_else_is_left_alone(make_executor: M
         def stats(self) -> dict[str, int]:
             return {"something": 1}
 
-    assert make_executor(Odd()).snapshot().generations is None
+    assert make_executor(Odd()).snapshot().engine is None
     assert EngineStats().servers == ()

@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ import msgspec
 import pytest
 from textual.pilot import Pilot
 
+from areal_core._engine.stats import ServerStats
 from areal_core._observe.runs import Run, State, Status, read_run
-from areal_core._observe.snapshot import Reason, ServerState, Snapshot, Straggler
+from areal_core._observe.snapshot import Reason, Snapshot, Straggler
 from areal_core.top import main
 from areal_core.top._app import ChoiceScreen, HelpScreen, RunsApp
 from areal_core.top._frame import frame
 from areal_core.top._panels import PANELS
 from areal_core.top._text import bar, chart, cut, number, seconds, stacked, wrapped
 from children import RunScript, StartScript
-from snapshots import SNAPSHOT, changed, status_of, write_status
+from snapshots import ENGINE, SNAPSHOT, changed, status_of, write_status
 
 pytestmark = pytest.mark.any_loop
 
@@ -91,8 +93,8 @@ def test_no_line_is_wider_than_asked_for(columns: int) -> None:
 
 def test_a_run_in_which_nothing_goes_on_and_an_engine_that_tells_nothing_can_be_shown() -> None:
     empty = changed(
-        stages={}, ages={}, lags={}, stragglers=(), waits=(), callers=(), reasons=(), servers=(), batch=0,
-        generations=None, journal=None, loop_lag_s=None, most_samples=None, most_units=0, age_p50_s=None,
+        stages={}, ages={}, lags={}, stragglers=(), waits=(), callers=(), reasons=(), batch=0,
+        engine=None, journal=None, loop_lag_s=None, most_samples=None, most_units=0, age_p50_s=None,
     )  # fmt: skip
     text = frame(run_of(empty, tokens_per_s=None, tokens_history=()), 80)
     for said in ("nothing runs", "the engine tells of none", "the engine does not count them", "at rest"):
@@ -101,11 +103,9 @@ def test_a_run_in_which_nothing_goes_on_and_an_engine_that_tells_nothing_can_be_
 
 
 def test_why_nothing_starts_has_what_the_engine_knows_too() -> None:
-    out = ServerState(name="a:1", why_out="gone", in_flight=0, waiting=0, version=None, departures=1)
-    made = SNAPSHOT.generations
-    assert made is not None
-    paused = msgspec.structs.replace(made, is_paused=True)
-    text = frame(run_of(changed(servers=(out, out), generations=paused, is_paused=True)), 100)
+    out = ServerStats(name="a:1", why_out="gone", in_flight=0, waiting=0, version=None, departures=1)
+    paused = replace(ENGINE, is_paused=True, servers=(out, out))
+    text = frame(run_of(changed(engine=paused, is_paused=True)), 100)
     assert "no server in rotation: all 2 are out" in text
     assert "generation paused: 50 wait" in text
     assert "PAUSED" in text
@@ -117,9 +117,9 @@ def test_what_comes_from_data_moves_no_cursor_and_is_no_markup() -> None:
         task_id=1, data_id=evil, workflow=evil, is_eval=False, age_s=1.0, stage=evil, stage_s=1.0,
         server=None, segments=0,
     )  # fmt: skip
-    server = ServerState(name=evil, why_out=evil, in_flight=0, waiting=0, version=None, departures=0)
+    server = ServerStats(name=evil, why_out=evil, in_flight=0, waiting=0, version=None, departures=0)
     found = changed(
-        program=evil, stragglers=(straggler,), servers=(server,), callers=(evil,),
+        program=evil, stragglers=(straggler,), engine=replace(ENGINE, servers=(server,)), callers=(evil,),
         reasons=(Reason(evil, evil),), ages={evil: (1, 0, 0, 0, 0, 0)},
     )  # fmt: skip
     text = frame(run_of(found, host=evil), 200)

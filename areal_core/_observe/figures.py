@@ -11,8 +11,10 @@ from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple, get_args
 
 from areal_core import _record
+from areal_core._engine.stats import EngineStats, ServerStats
+from areal_core._executor.books import RolloutLedger
 from areal_core._executor.outcome import Status
-from areal_core._observe.snapshot import Counts, Generations, Journal, ServerState, Snapshot
+from areal_core._observe.snapshot import Journal, Snapshot
 
 KINDS = ("training", "evaluation")
 STATUSES: tuple[Status, ...] = get_args(Status)
@@ -97,7 +99,7 @@ def _one(read: Callable[[Snapshot], float | None]) -> Callable[[Seen], Samples]:
     return samples
 
 
-def _by_kind(read: Callable[[Counts], float]) -> Callable[[Seen], Samples]:
+def _by_kind(read: Callable[[RolloutLedger], float]) -> Callable[[Seen], Samples]:
     def samples(seen: Seen) -> Samples:
         for kind, counts in _counts(seen.snapshot):
             yield (kind,), read(counts)
@@ -105,13 +107,13 @@ def _by_kind(read: Callable[[Counts], float]) -> Callable[[Seen], Samples]:
     return samples
 
 
-def _counts(snapshot: Snapshot) -> Iterator[tuple[str, Counts]]:
+def _counts(snapshot: Snapshot) -> Iterator[tuple[str, RolloutLedger]]:
     yield from zip(KINDS, (snapshot.training, snapshot.evaluation), strict=True)
 
 
-def _of_generations(read: Callable[[Generations], float]) -> Callable[[Seen], Samples]:
+def _of_generations(read: Callable[[EngineStats], float]) -> Callable[[Seen], Samples]:
     def of(snapshot: Snapshot) -> float | None:
-        return None if snapshot.generations is None else read(snapshot.generations)
+        return None if snapshot.engine is None else read(snapshot.engine)
 
     return _one(of)
 
@@ -120,7 +122,7 @@ def _of_journal(read: Callable[[Journal], float | None]) -> Callable[[Seen], Sam
     return _one(lambda snapshot: None if snapshot.journal is None else read(snapshot.journal))
 
 
-def _by_server(read: Callable[[ServerState], float | None]) -> Callable[[Seen], Samples]:
+def _by_server(read: Callable[[ServerStats], float | None]) -> Callable[[Seen], Samples]:
     def samples(seen: Seen) -> Samples:
         for server in seen.snapshot.servers:
             value = read(server)
@@ -169,7 +171,7 @@ def _units(seen: Seen) -> Samples:
 
 
 def _generations_ended(seen: Seen) -> Samples:
-    made = seen.snapshot.generations
+    made = seen.snapshot.engine
     if made is not None:
         yield ("completed",), made.ended - made.failed
         yield ("failed",), made.failed
@@ -263,7 +265,7 @@ FIGURES = (
         "areal.trajectory.staleness.max",
         "{version}",
         "The most that a delivered trajectory was stale.",
-        _one(lambda s: s.staleness.max),
+        _one(lambda s: s.staleness.staleness_max),
     ),
     Figure(
         "areal.tokens.trained",
@@ -283,7 +285,7 @@ FIGURES = (
         "areal.rollouts.wasted",
         "s",
         "How long episodes ran whose rollouts were then too old.",
-        _one(lambda s: s.staleness.wasted_s),
+        _one(lambda s: s.staleness.wasted_seconds),
         is_counter=True,
     ),
     Figure(
@@ -292,11 +294,11 @@ FIGURES = (
         "How much of the longest tenth is trained on, by how much of all is.",
         _one(lambda s: s.staleness.t10),
     ),
-    # Generations.
+    # EngineStats.
     Figure(
         "areal.generations.ended",
         "{generation}",
-        "Generations that have ended.",
+        "EngineStats that have ended.",
         _generations_ended,
         ("status",),
         is_counter=True,
@@ -322,7 +324,7 @@ FIGURES = (
     Figure(
         "areal.generations.waiting",
         "{generation}",
-        "Generations that wait for any server to have a slot.",
+        "EngineStats that wait for any server to have a slot.",
         _of_generations(lambda g: g.waiting),
     ),
     Figure(
@@ -351,14 +353,14 @@ FIGURES = (
     Figure(
         "areal.server.in_flight",
         "{request}",
-        "Generations that it has.",
+        "EngineStats that it has.",
         _by_server(lambda server: server.in_flight),
         ("server",),
     ),
     Figure(
         "areal.server.waiting",
         "{generation}",
-        "Generations that wait for this server to have a slot.",
+        "EngineStats that wait for this server to have a slot.",
         _by_server(lambda server: server.waiting),
         ("server",),
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from bisect import bisect_left
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from msgspec.structs import replace
 
 from areal_core import _process
+from areal_core._engine.stats import EngineStats
 from areal_core._executor.core import Core
 from areal_core._executor.desk import Desk
 from areal_core._executor.port import Witness
@@ -29,7 +31,7 @@ from areal_core._observe.figures import (
     Labels,
     Seen,
 )
-from areal_core._observe.snapshot import Generations, Snapshot
+from areal_core._observe.snapshot import Snapshot
 from areal_core.errors import RunnerStoppedError
 
 if TYPE_CHECKING:
@@ -209,8 +211,8 @@ class _EngineLives:
     """Adds up the counters of an engine over its lives, each of which begins at 0."""
 
     def __init__(self) -> None:
-        self._before = Generations()
-        self._last: Generations | None = None
+        self._before = EngineStats()
+        self._last: EngineStats | None = None
         self._life: Callable[[], object] = lambda: None
 
     def joined(self, snapshot: Snapshot, life: object) -> Snapshot:
@@ -218,25 +220,25 @@ class _EngineLives:
 
         *life* is an object that each life has one of; None: it is not known, or it has ended.
         """
-        now, last = snapshot.generations, self._last
+        now, last = snapshot.engine, self._last
         if now is None:
             if last is None:
                 return snapshot
-            now = Generations(**{name: getattr(last, name) for name in _SUMMED})
+            now = EngineStats(**{name: getattr(last, name) for name in _SUMMED})
         elif last is not None and self._begins_anew(now, last, life):
             self._before = self._sum(last)
         self._last = now
         if life is not None:
             self._life = weakref.ref(life)
-        return replace(snapshot, generations=self._sum(now))
+        return replace(snapshot, engine=self._sum(now))
 
-    def _begins_anew(self, now: Generations, last: Generations, life: object) -> bool:
+    def _begins_anew(self, now: EngineStats, last: EngineStats, life: object) -> bool:
         fell = any(getattr(now, name) < getattr(last, name) for name in _NEVER_FALL)
         return fell or (life is not None and self._life() is not life)
 
-    def _sum(self, now: Generations) -> Generations:
+    def _sum(self, now: EngineStats) -> EngineStats:
         sums = {name: getattr(self._before, name) + getattr(now, name) for name in _SUMMED}
-        return replace(now, **sums)
+        return dataclasses.replace(now, **sums)
 
 
 _NEVER_FALL = ("ended", "failed", "attempts")

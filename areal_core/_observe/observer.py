@@ -9,11 +9,11 @@ import time
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from areal_core._engine.stats import EngineStats
 from areal_core._executor.aside import aside
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.capacity import capacity_of, wish_of
@@ -28,13 +28,9 @@ from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
 from areal_core._observe.snapshot import (
     AGES_S,
-    Counts,
-    Generations,
     Journal,
     Reason,
-    ServerState,
     Snapshot,
-    Staleness,
     Straggler,
     Wait,
 )
@@ -96,7 +92,6 @@ class Observer:
         now = self._desk.time()
         ages = [now - one.started_at for one in facts.running]
         stages = [*map(_stage_of, facts.running)]
-        generations, servers = self._of_engine()
         watch, capacity = self._desk.watch, facts.capacity
         return Snapshot(
             taken_at=time.time(),
@@ -104,8 +99,8 @@ class Observer:
             program=_program(),
             uptime_s=now - self._began,
             has_ended=self._life.ending is not None,
-            training=Counts(**asdict(facts.ledgers[0])),
-            evaluation=Counts(**asdict(facts.ledgers[1])),
+            training=facts.ledgers[0],
+            evaluation=facts.ledgers[1],
             version=capacity.version,
             is_paused=facts.is_paused,
             reasons=tuple(Reason(kind, text) for kind, text in capacity.reasons),
@@ -127,9 +122,8 @@ class Observer:
             stragglers=tuple(_straggler(one, now) for one in facts.running[:_MOST_SHOWN]),
             since_end_s=self._stuck.seconds,
             loop_lag_s=None if watch is None else watch.lag_s,
-            staleness=_staleness(facts.report),
-            generations=generations,
-            servers=servers,
+            staleness=facts.report,
+            engine=self._of_engine(),
             journal=self._of_journal(),
         )
 
@@ -149,20 +143,13 @@ class Observer:
             list(core.scheduler.running.values()),  # in the order of their starts
         )
 
-    def _of_engine(self) -> tuple[Generations | None, tuple[ServerState, ...]]:
+    def _of_engine(self) -> EngineStats | None:
         stats = getattr(self._engine, "stats", None)
-        if not callable(stats):
-            return None, ()
         try:
-            found = asdict(stats())
-            servers = tuple(ServerState(**one) for one in found.pop("servers"))
-            return Generations(**found), servers
-        except (
-            ArealError,
-            TypeError,
-            KeyError,
-        ):  # it was destroyed; or is somebody's own, whose stats are others
-            return None, ()
+            found = stats() if callable(stats) else None
+        except (ArealError, TypeError):  # it was destroyed; or is somebody's own, whose stats are others
+            return None
+        return found if isinstance(found, EngineStats) else None
 
     def _of_journal(self) -> Journal | None:
         if self._journaling is None:
@@ -225,16 +212,4 @@ def _straggler(rollout: Rollout, now: float) -> Straggler:
         stage_s=now - (rollout.started_at if record is None else record.since),
         server=None if record is None else record.server,
         segments=0 if record is None else record.segments,
-    )
-
-
-def _staleness(report: StalenessReport) -> Staleness:
-    return Staleness(
-        delivered=report.delivered,
-        mean=report.staleness_mean,
-        max=report.staleness_max,
-        tokens_trained=report.tokens_trained,
-        tokens_masked=report.tokens_masked,
-        wasted_s=report.wasted_seconds,
-        t10=report.t10,
     )

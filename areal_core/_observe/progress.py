@@ -69,7 +69,8 @@ def _wordings(snapshot: Snapshot, rates: Rates, wait: Wait | None) -> Iterator[t
     left_s = None if wait is None else rates.left_s(wait)
     done, running = snapshot.training, snapshot.training.running + snapshot.evaluation.running
     bad, speed = done.failed + done.timed_out, rates.tokens_per_s
-    stale, tokens = f"{snapshot.staleness.mean:.1f}", "" if speed is None else _tqdm.format_sizeof(speed)
+    stale = f"{snapshot.staleness.staleness_mean:.1f}"
+    tokens = "" if speed is None else _tqdm.format_sizeof(speed)
     left = "" if left_s is None else _tqdm.format_interval(left_s)
     label, word = _labels(snapshot, wait)
     yield (

@@ -88,7 +88,7 @@ class Rates:
 
 def _sample_of(snapshot: Snapshot) -> _Sample:
     done, judged = snapshot.training, snapshot.evaluation
-    generations = snapshot.generations
+    generations = snapshot.engine
     return _Sample(
         snapshot.uptime_s,
         0 if generations is None else generations.tokens,

@@ -6,6 +6,10 @@ from typing import Literal
 
 import msgspec
 
+from areal_core._engine.stats import EngineStats, ServerStats
+from areal_core._executor.books import RolloutLedger
+from areal_core._executor.report import StalenessReport
+
 SCHEMA = 1
 """Of the JSON. One that is greater may mean what this version does not know."""
 
@@ -18,24 +22,6 @@ class Reason(msgspec.Struct, frozen=True):
 
     kind: str
     text: str
-
-
-class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """Rollouts of one kind, training or evaluation; see `RolloutLedger`."""
-
-    submitted: int = 0
-    pending: int = 0
-    running: int = 0
-    finished: int = 0
-    collected: int = 0
-    discarded: int = 0
-    accepted: int = 0
-    rejected: int = 0
-    failed: int = 0
-    timed_out: int = 0
-    cancelled: int = 0
-    stale: int = 0
-    requeued: int = 0
 
 
 class Wait(msgspec.Struct, frozen=True, kw_only=True):
@@ -67,50 +53,6 @@ class Straggler(msgspec.Struct, frozen=True, kw_only=True):
     """Requests for tokens it has sent."""
 
 
-class ServerState(msgspec.Struct, frozen=True, kw_only=True):
-    """One inference server, as the engine sees it."""
-
-    name: str
-    """Its address."""
-    why_out: str | None
-    """Why it is out of rotation; None: it is in."""
-    in_flight: int
-    waiting: int
-    """Generations that wait for a slot here."""
-    version: int | None
-    """Of the weights this engine gave it; None: it has those it started with."""
-    departures: int
-    """How often it has left rotation."""
-
-
-class Generations(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine has done for rollouts and others, since it was initialized."""
-
-    running: int = 0
-    ended: int = 0
-    failed: int = 0
-    """Of those that ended."""
-    attempts: int = 0
-    """Requests sent to servers, of those that ended."""
-    tokens: int = 0
-    """Tokens that came, of those that run too."""
-    is_paused: bool = False
-    waiting: int = 0
-    """Generations that wait for any server to have a slot."""
-
-
-class Staleness(msgspec.Struct, frozen=True, kw_only=True):
-    """How stale what was delivered is; see `StalenessReport`."""
-
-    delivered: int = 0
-    mean: float = 0.0
-    max: int = 0
-    tokens_trained: int = 0
-    tokens_masked: int = 0
-    wasted_s: float = 0.0
-    t10: float | None = None
-
-
 class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """What the journal is doing."""
 
@@ -134,8 +76,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     uptime_s: float
     """Since ``initialize``."""
     has_ended: bool
-    training: Counts
-    evaluation: Counts
+    training: RolloutLedger
+    evaluation: RolloutLedger
     version: int
     """The policy version."""
     is_paused: bool
@@ -173,11 +115,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """Since a rollout ended, or since there are any; 0: there are none."""
     loop_lag_s: float | None
     """The greatest delay of a callback on the loop lately; None: nobody watches, or nothing runs."""
-    staleness: Staleness
-    generations: Generations | None
-    """None: the engine does not say."""
-    servers: tuple[ServerState, ...]
+    staleness: StalenessReport
+    engine: EngineStats | None
+    """None: it does not say."""
     journal: Journal | None
+
+    @property
+    def servers(self) -> tuple[ServerStats, ...]:
+        """Return the inference servers; none, where the engine does not say."""
+        return () if self.engine is None else self.engine.servers
 
 
 def encode(snapshot: Snapshot) -> bytes:

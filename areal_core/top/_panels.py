@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
+from areal_core._engine.stats import ServerStats
 from areal_core._observe.runs import Run, State
-from areal_core._observe.snapshot import AGES_S, ServerState, Snapshot, Straggler, Wait
+from areal_core._observe.snapshot import AGES_S, Snapshot, Straggler, Wait
 from areal_core.top._text import (
     Line,
     Piece,
@@ -152,7 +153,7 @@ def _budgets(seen: Snapshot, columns: int) -> Iterator[Line]:
 
 def _staleness(seen: Snapshot) -> Line:
     found = seen.staleness
-    words = f"mean {found.mean:.1f}, max {found.max} of {seen.max_staleness}"
+    words = f"mean {found.staleness_mean:.1f}, max {found.staleness_max} of {seen.max_staleness}"
     return [Piece(padded("staleness", _LABEL), "dim"), Piece(words)]
 
 
@@ -248,11 +249,11 @@ def servers(run: Run, columns: int, rows: int) -> list[Line]:
     return lines
 
 
-def _load(servers: Iterable[ServerState]) -> str:
+def _load(servers: Iterable[ServerStats]) -> str:
     return f"{sum(one.in_flight for one in servers)} in flight"
 
 
-def _server(one: ServerState, seen: Snapshot, most: int, columns: int) -> Line:
+def _server(one: ServerStats, seen: Snapshot, most: int, columns: int) -> Line:
     name = padded(cut_middle(_short_address(one.name), room := max(15, min(28, columns // 3))), room)
     if one.why_out is not None:
         return clip([Piece(f"{name} out: {one.why_out.removeprefix(f'{one.name} ')}", "bad")], columns)
@@ -278,7 +279,7 @@ def _short_address(name: str) -> str:
 def tokens(run: Run, columns: int, rows: int) -> list[Line]:
     """Show how many tokens come per second, now and lately, and what the engine is doing."""
     status, seen = run.status, run.status.snapshot
-    found = seen.generations
+    found = seen.engine
     if found is None:
         return [[Piece("the engine does not count them", "dim")]]
     lines: list[Line] = [
@@ -344,8 +345,8 @@ def why(run: Run, columns: int, rows: int) -> list[Line]:
 def _reasons(seen: Snapshot) -> Iterator[tuple[str, str, str]]:
     if seen.servers and all(one.why_out is not None for one in seen.servers):
         yield "no server in rotation", f"all {len(seen.servers)} are out, see there", "bad"
-    if seen.generations is not None and seen.generations.is_paused:
-        text = f"{seen.generations.running} wait; continue_generation() lets them go on"
+    if seen.engine is not None and seen.engine.is_paused:
+        text = f"{seen.engine.running} wait; continue_generation() lets them go on"
         yield "generation paused", text, "warn"
     styles = {"paused": "warn", "failures": "bad", "ended": "dim"}
     for reason in seen.reasons:
