@@ -131,6 +131,7 @@ def test_while_there_is_enough_of_the_run_before_the_dataloader_is_not_asked(
 ) -> None:
     first = make_executor(**config)
     take(first, player)
+    turn_loop(first.runner)  # what the budget lets start has ended
     assert (first.ledger.finished, first.ledger.pending) == (4, 8)
     first.destroy()
     second, lists = make_executor(**config), Lists(4)
@@ -739,7 +740,7 @@ def test_a_ctrl_c_at_any_step_of_opening_leaves_the_directory_free(
         executor.destroy()
         step += 17
     for thread in threading.enumerate():
-        if thread.name == "areal-journal-look":  # it waits for its turn, though nobody waits for it
+        if thread.name == "areal-journal-look" and thread.is_alive():  # it waits, though nobody waits for it
             thread.join(20.0)
     assert step > 50
 

@@ -457,6 +457,10 @@ def test_patience_ends(store: Store, directory: Path) -> None:
         Store(directory).open(patience_s=0.12)
 
 
+def test_a_lock_whose_making_was_interrupted_goes_silently() -> None:
+    lock.DirectoryLock.__new__(lock.DirectoryLock).__del__()
+
+
 def test_a_lock_that_is_collected_is_given_back(tmp_path: Path) -> None:
     first = lock.DirectoryLock(tmp_path / "lock")
     first.acquire()

@@ -26,5 +26,5 @@
 | `looking`, `explaining`, `capacity`, `explanation` | what it says of itself when asked, and in which words |
 | `stuck` | when it says so unasked |
 | `committing` | what the trainer says of its checkpoints |
-| `aside` | looking from a thread where no Ctrl-C comes |
+| `aside` | looking, and opening files, in a thread where no Ctrl-C comes |
 """

@@ -6,7 +6,6 @@ comes: the writer has a lock. What opens and closes the file has a thread of its
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 from collections import deque
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from areal_core._executor.aside import to_the_end
 from areal_core._executor.port import Witness
 from areal_core._executor.recovery import Recovery, result_of
 from areal_core._executor.rollout import Rollout
@@ -24,7 +24,6 @@ from areal_core._journal.keys import epoch_of
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Reopened, Returned
 from areal_core._journal.store import Store, check_step
 from areal_core._journal.writer import Writer
-from areal_core._runner.gate import Gate, thread_of_gates
 from areal_core.errors import RunnerStoppedError
 
 _PATIENCE_S = 2.0  # with others who only look, such as the other ranks of a trainer, or are about to end
@@ -77,7 +76,7 @@ class Journaling(Witness):
 
     def open(self) -> None:
         """Read what there is. Raises JournalError where it cannot be used, or not be resumed from there."""
-        _in_a_thread("areal-journal-open", self._open)
+        to_the_end("areal-journal-open", self._open)
 
     def close(self, timeout: float | None = None) -> None:
         """Write what waits, for *timeout* seconds at most, and let go of the directory.
@@ -85,7 +84,7 @@ class Journaling(Witness):
         Does nothing a second time.
         """
         if not self._is_closed:
-            _in_a_thread("areal-journal-close", partial(self._close, timeout))
+            to_the_end("areal-journal-close", partial(self._close, timeout))
 
     def _open(self) -> None:
         with self._busy:
@@ -213,54 +212,16 @@ class Journaling(Witness):
 
 def steps_in(directory: Path) -> list[int]:
     """Return the steps that can be resumed there. Raises JournalError."""
-    steps: list[int] = []
 
-    def look() -> None:
+    def look() -> list[int]:
         store = Store(directory)
         store.open(_PATIENCE_S)
         try:
-            steps.extend(store.steps())
+            return list(store.steps())
         finally:
             store.close()
 
-    _in_a_thread("areal-journal-look", look)
-    return steps
-
-
-_started: deque[threading.Thread] = deque()
-"""Those that ran last. Freed in the caller's thread, their weak references would call back there: a Ctrl-C
-in the middle of that would be lost."""
-
-
-def _forget_ended() -> None:
-    with contextlib.suppress(IndexError):  # another one was faster
-        while not _started[0].is_alive():
-            _started.popleft()
-
-
-def _in_a_thread(name: str, work: Callable[[], None]) -> None:
-    """Do *work* where no Ctrl-C comes, and raise what it raises. After a Ctrl-C in here it goes on."""
-    errors: list[BaseException] = []
-    done = Gate()
-
-    def run() -> None:
-        try:
-            _forget_ended()
-            work()
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            done.open()
-
-    thread = thread_of_gates(run, name, daemon=False)
-    _started.append(thread)
-    try:
-        thread.start()
-    except RuntimeError:  # there is none to be had
-        run()
-    done.wait()
-    if errors:
-        raise errors[0]
+    return to_the_end("areal-journal-look", look)
 
 
 def _keys_of_accepted(rollouts: Iterable[Rollout]) -> tuple[str, ...]:

@@ -20,9 +20,10 @@ class DirectoryLock:
     The lock ends with the process, or when this is collected.
     """
 
+    _descriptor: int | None = None  # also where a Ctrl-C came before __init__, for __del__
+
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._descriptor: int | None = None
         self._file = (0, 0)
         """Device and inode of what was locked."""
 
