@@ -68,6 +68,10 @@ class UnknownTaskError(ArealError, LookupError):
     """No task with this id is outstanding: it was never accepted, or its result was delivered."""
 
 
+class DataExhaustedError(ArealError, ValueError):
+    """The dataloader of ``prepare_batch`` gave items, and gives none when it is iterated again."""
+
+
 class AdmissionStalledError(ArealError, RuntimeError):
     """A caller waits for rollouts that may not start before the policy version rises, and it does not."""
 

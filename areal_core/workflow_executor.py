@@ -292,6 +292,8 @@ class WorkflowExecutor(Committing):
         should_accept_fn: Callable[[dict[str, Any]], Any] | str | None = None,
         group_size: int = 1,
         dynamic_bs: bool = False,
+        *,
+        drop_last: bool = True,
     ) -> list[dict[str, Any]]:
         """Return the next batch of accepted trajectories, and keep rollouts going for the ones after it.
 
@@ -301,7 +303,9 @@ class WorkflowExecutor(Committing):
         *workflow* or filter than last time is used for the items pulled from now on.
 
         What the dataloader raises is raised once, when no batch can come any more of what was pulled before:
-        also a ValueError for one that is empty or exhausted, a TypeError for one that gives no lists.
+        also a ValueError for one that is empty, a TypeError for one that gives no lists. An iterator ends, as
+        one over a list does not, and that raises DataExhaustedError: at once if fewer than a batch are left,
+        which stay for the next; or, without *drop_last*, after they came as a shorter batch.
         Raises ValueError for a batch that the bound on staleness never allows, RuntimeError while another
         call is under way, and the rest like `submit` and `wait`; whatever it raises, nothing is consumed.
         """
@@ -309,8 +313,11 @@ class WorkflowExecutor(Committing):
         shift = self._on_shift()
         count = shift.batch_size(dataloader)
         check_flag("dynamic_bs", dynamic_bs)
+        check_flag("drop_last", drop_last)
         keep_pending = self._rules.pending_for(count, plan.group_size)
-        request = Request(Want.BATCH, count, dynamic=dynamic_bs, keep_pending=keep_pending)
+        request = Request(
+            Want.BATCH, count, dynamic=dynamic_bs, drops_last=drop_last, keep_pending=keep_pending
+        )
         feed = functools.partial(self._prompts.feed, shift.desk, dataloader, plan)
         me = object()
         try:

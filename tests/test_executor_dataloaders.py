@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from areal_core.errors import DataExhaustedError
 from conftest import MakeExecutor
 from doors import Door, start_blocked, turn_loop
 from executor_tools import (
@@ -133,6 +134,79 @@ def test_less_than_a_batch_at_the_end_raises_once_all_have_ended(
     kept = [1] if 1 in data else []
     more = executor.prepare_batch([[2, 3]], obeying)
     assert values_of(more) == [*kept, 2, 3][:2], "what was left comes with the next batch"
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize(
+    ("data", "batches"),
+    [
+        ([1], [[1]]),
+        ([1, None], [[1]]),
+        ([None, 1, OSError(), 2, 3], [[1, 2], [3]]),
+        ([None, OSError()], []),
+        ([1, 2], [[1, 2]]),
+    ],
+    ids=["too few", "one rejected", "some not accepted", "none accepted", "just a batch"],
+)
+def test_without_drop_last_the_end_of_the_data_is_a_shorter_batch_once_all_have_ended(
+    make_executor: MakeExecutor, data: list[Any], batches: list[list[int]], dynamic: bool
+) -> None:
+    executor = make_executor(consumer_batch_size=2, max_head_offpolicyness=4)
+    loader, seen = iter([data]), list[list[int | None]]()
+    with pytest.raises(DataExhaustedError, match="is exhausted"):  # noqa: PT012 - as a trainer does
+        while True:
+            batch = executor.prepare_batch(loader, obeying, dynamic_bs=dynamic, drop_last=False)
+            seen.append(values_of(batch))
+    if dynamic:  # its batches are cut elsewhere
+        assert [*itertools.chain(*seen)] == [*itertools.chain(*batches)] and all(seen)
+    else:
+        assert seen == batches
+    assert executor.ledger.collected == (len(data) if batches else 0)
+    assert values_of(executor.prepare_batch([[8, 9]], obeying, drop_last=False)) == [8, 9]
+
+
+def test_without_drop_last_what_runs_comes_with_the_last_batch(make_executor: MakeExecutor) -> None:
+    executor, door = make_executor(consumer_batch_size=4), Door()
+    loader = iter([[trajectory_of(1), trajectory_of(2)]])
+    preparing = start_blocked(executor.prepare_batch, loader, Playing(door.walk_through), drop_last=False)
+    door.wait_for(2)
+    turn_loop(executor.runner)
+    assert not preparing.is_done()
+    door.open()
+    assert sorted(values_of(preparing.result()), key=str) == [1, 2]
+
+
+@pytest.mark.any_loop
+def test_a_wait_in_vain_says_that_what_is_there_is_for_batches(make_executor: MakeExecutor) -> None:
+    executor = make_executor(consumer_batch_size=2, max_head_offpolicyness=4)
+    loader = iter([[1, 2, 3]])
+    assert values_of(executor.prepare_batch(loader, obeying)) == [1, 2]
+    turn_loop(executor.runner)
+    with pytest.raises(TimeoutError, match=r"received 0\. 1 of prepare_batch are there, and come out of"):
+        executor.wait(1, timeout=0)
+
+
+@pytest.mark.any_loop
+def test_what_the_dataloader_raises_is_not_its_end_and_leaves_what_there_is_for_the_next_batch(
+    make_executor: MakeExecutor,
+) -> None:
+    executor = make_executor(consumer_batch_size=2)
+    with pytest.raises(OSError, match="gone"):
+        executor.prepare_batch(failing_after([[1]], OSError("gone")), obeying, drop_last=False)
+    assert values_of(executor.prepare_batch(iter([[2]]), obeying, drop_last=False)) == [1, 2]
+
+
+@pytest.mark.any_loop
+def test_what_became_too_old_is_played_again_before_the_last_batch(make_executor: MakeExecutor) -> None:
+    engine, door = TellingEngine(), Door()
+    executor = make_executor(engine, consumer_batch_size=3, max_head_offpolicyness=0, on_stale="requeue")
+    loader = iter([[trajectory_of(1), trajectory_of(2)]])
+    preparing = start_blocked(executor.prepare_batch, loader, Playing(door.walk_through), drop_last=False)
+    door.wait_for(2)
+    engine.set_version(1)
+    door.open()
+    assert sorted(values_of(preparing.result()), key=str) == [1, 2]
+    assert executor.ledger.requeued == 2
 
 
 def test_what_runs_is_waited_for_when_the_dataloader_has_no_more(make_executor: MakeExecutor) -> None:

@@ -228,6 +228,11 @@ class Core:
         """What callers wait for."""
         return self._delivery.requests
 
+    @property
+    def for_batches(self) -> int:
+        """How many that have ended wait for the next batch, and come out of nothing else."""
+        return self._delivery.for_batches
+
     def too_many_failures(self) -> BaseException | None:
         """Return what waiting callers are told when too many rollouts brought nothing; None: not so many."""
         return self._patience.error() if self._patience.is_over else None

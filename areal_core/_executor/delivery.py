@@ -47,6 +47,11 @@ class Delivery:
         for pool in (self._open, self._eval, self._batch, self._unwanted, self._claimed):
             yield from pool.values()
 
+    @property
+    def for_batches(self) -> int:
+        """How many wait for the next batch, and come out of nothing else."""
+        return len(self._batch)
+
     def waiting_attempts(self) -> list[Rollout]:
         """Return those that hold a unit though they brought nothing: a dynamic batch counts them."""
         return [one for one in self._batch.values() if not one.is_accepted]

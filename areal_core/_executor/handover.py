@@ -13,10 +13,11 @@ from areal_core._executor.freshness import masked
 from areal_core._executor.ids import Ids
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.report import Trained
-from areal_core._executor.requests import Request
+from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Rollout
 from areal_core._executor.rules import Rules
 from areal_core._runner import exit_hook
+from areal_core.errors import DataExhaustedError
 
 if TYPE_CHECKING:
     from areal_core.trajectory import TrajectoryDump
@@ -64,6 +65,7 @@ class Handover:
         *rollouts* are submitted with the request; *feed* is called when it is hungry.
         One that *feed* has nothing for is hungry again only when it cannot be served any more.
         Raises TimeoutError, what *feed* raises, and what the core answers instead. Then nothing is consumed.
+        At the end of all data a request that does not drop its last batch takes what there is.
         """
         desk, core = self._desk, self._desk.core
         earlier = request
@@ -77,9 +79,9 @@ class Handover:
                 if request.error is not None:
                     raise request.error
                 if feed is not None and (hunger := self._hunger_of(request)):
-                    is_fed = feed(hunger, request.is_starved)
+                    again = _feed(request, feed, hunger)
                     if request.hunger:
-                        request = request.again(is_starved=not is_fed)
+                        request = again
                         desk.post(core.ask, request)
                         continue
                 # A version that rose while the batch was cut makes it a version older than it was tested for.
@@ -114,7 +116,12 @@ class Handover:
         if not request.gate.is_open:
             raise TimeoutError(
                 f"Timed out waiting for {request.count} results, only received {request.there}."
+                + (self._elsewhere() if request.want is Want.ENDED else "")
             )
+
+    def _elsewhere(self) -> str:
+        count = self._desk.read(lambda core: core.for_batches)
+        return f" {count} of prepare_batch are there, and come out of that alone." if count else ""
 
     def _hand_out(self, request: Request, shape: Callable[[list[RolloutOutcome]], R]) -> R:
         results = [self._finished(rollout, request.version) for rollout in request.rollouts]
@@ -140,6 +147,16 @@ class Handover:
             outcome = replace(outcome, trajectory=trajectory, tokens_masked=blanked)
         oldest = rollout.start_version if ages.oldest is None else ages.oldest
         return outcome, Trained(outcome.seconds, max(0, version - oldest), ages.trained, blanked)
+
+
+def _feed(request: Request, feed: Feed, hunger: int) -> Request:
+    """Have *feed* submit what *request* is hungry for; return that request once more."""
+    try:
+        return request.again(is_starved=not feed(hunger, request.is_starved))
+    except DataExhaustedError:
+        if request.drops_last or not request.there:
+            raise
+        return request.shortened()
 
 
 def _write(dump: TrajectoryDump, outcomes: Iterable[RolloutOutcome], version: int) -> None:

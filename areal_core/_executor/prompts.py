@@ -19,6 +19,7 @@ from uuid import UUID
 from areal_core._executor.desk import Desk
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.work import Plan, data_id_of
+from areal_core.errors import DataExhaustedError
 
 if TYPE_CHECKING:
     from areal_core._executor.recovery import Recovery
@@ -68,8 +69,8 @@ class Prompts:
 
         Return whether they could be had. If not, the error is kept, and nothing more is taken of this loader,
         until a call that *is_last*, without which nothing goes on: that raises it, and the next tries again.
-        It is a ValueError for a loader without items, or without any more; a TypeError for one that gives no
-        lists; or whatever the loader raised.
+        It is a ValueError for a loader without items, a DataExhaustedError for one without any more; a
+        TypeError for one that gives no lists; or whatever the loader raised.
 
         Another loader than last time is begun anew, once what was taken of the last is submitted.
         """
@@ -134,7 +135,7 @@ class Prompts:
         self._lists, self._epoch, self._index = lists, self._epoch + 1, 0
         self._named, self._again = {}, {}
         if not had_items:
-            raise ValueError(_why_nothing(self._has_given))
+            raise _nothing(self._has_given)
 
     def _open(self) -> None:
         """Take the items out of the list that was pulled: each once, also where that is interrupted."""
@@ -219,10 +220,11 @@ def _lasting_name(own: Any) -> str:
     )
 
 
-def _why_nothing(has_given: bool) -> str:
+def _nothing(has_given: bool) -> ValueError:
     if has_given:
-        return (
+        return DataExhaustedError(
             "the dataloader is exhausted: it gave items before, and gives none when it is iterated again; "
-            "give one that can be iterated again, such as a list or a DataLoader, or another one"
+            "give one that can be iterated again, such as a list or a DataLoader, or another one; "
+            "drop_last=False gives what there is as a last batch"
         )
-    return "the dataloader gave no item in a whole pass; give one that is not empty"
+    return ValueError("the dataloader gave no item in a whole pass; give one that is not empty")

@@ -31,6 +31,8 @@ class Request:
     is_eval: bool = False
     dynamic: bool = False
     """Whether a batch counts attempts rather than trajectories."""
+    drops_last: bool = True
+    """Whether less than *count* at the end of all data is no batch."""
     keep_pending: int = 0
     """How many rollouts its caller keeps pending for batches to come."""
     is_starved: bool = False
@@ -81,5 +83,15 @@ class Request:
     def anew(self) -> Request:
         """Make the same request once more, as if for the first time."""
         return Request(
-            self.want, self.count, self.is_eval, self.dynamic, self.keep_pending, claims=self.claims
+            self.want,
+            self.count,
+            self.is_eval,
+            self.dynamic,
+            self.drops_last,
+            self.keep_pending,
+            claims=self.claims,
         )
+
+    def shortened(self) -> Request:
+        """Make the same request once more, for what is there."""
+        return replace(self.anew(), count=self.there)
