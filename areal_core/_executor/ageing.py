@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from areal_core._executor.budget import Budget
 from areal_core._executor.freshness import is_too_old
-from areal_core._executor.rollout import Rollout
+from areal_core._executor.rollout import LOST, Lane, Rollout
 from areal_core._executor.rules import Rules
 
 
@@ -47,6 +47,13 @@ class Ageing:
             return False
         newest = _newest_sent(rollout)
         return self._rules.on_stale != "mask" or newest is None or newest < self._least
+
+    def may_run_again(self, rollout: Rollout) -> bool:
+        """Return whether *rollout*, which is too old, is to be played once more."""
+        if rollout.is_recovered:
+            return rollout.work.data is not LOST
+        wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
+        return wanted and rollout.requeues < self._rules.max_requeues
 
     def why(self, rollout: Rollout) -> str:
         """Say why one that is too old is."""

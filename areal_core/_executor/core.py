@@ -28,7 +28,6 @@ from areal_core._executor.rollout import LOST, Episode, Lane, Rollout, State
 from areal_core._executor.rules import Rules
 from areal_core._executor.scheduler import Scheduler
 from areal_core._executor.standstill import Standstill
-from areal_core.errors import UnknownTaskError
 
 _ATTEMPTS = ("rejected", "failed", "timed_out")
 
@@ -137,7 +136,7 @@ class Core:
             return
         if request.want is Want.BATCH:
             self._set_dynamic(request.dynamic)
-        request.error = self._claim(request)
+        request.error = self._delivery.claim(request, self._rollouts)
         if request.error is None:
             self._delivery.requests.append(request)
         else:
@@ -363,12 +362,7 @@ class Core:
                 self._delivery.keep(rollout)
 
     def _may_run_again(self, rollout: Rollout) -> bool:
-        if self._ending is not None:
-            return False
-        if rollout.is_recovered:
-            return rollout.work.data is not LOST
-        wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
-        return wanted and rollout.requeues < self._rules.max_requeues
+        return self._ending is None and self._ageing.may_run_again(rollout)
 
     def _run_again(self, rollout: Rollout) -> None:
         rollout.restart()
@@ -384,21 +378,6 @@ class Core:
 
     # -- who waits ---------------------------------------------------------------------------------
 
-    def _claim(self, request: Request) -> BaseException | None:
-        """Claim what *request* wants; return why that cannot be, in which case it has claimed some of it."""
-        for task_id in request.claims:
-            rollout = self._rollouts.get(task_id)
-            if rollout is None or rollout.lane is Lane.BATCH:
-                return UnknownTaskError(
-                    f"no rollout with task_id={task_id} is outstanding: it was never submitted, or its "
-                    "outcome was delivered already"
-                )
-            if rollout.claim is not None:
-                return ValueError(f"task_id={task_id} is claimed by another caller, who waits for it already")
-            request.is_eval = rollout.work.is_eval
-            self._delivery.claim(request, rollout)
-        return None
-
     def _set_dynamic(self, is_dynamic: bool) -> None:
         self._is_dynamic = is_dynamic
         if not is_dynamic:
@@ -407,18 +386,7 @@ class Core:
 
     def hunger_of(self, request: Request) -> int:
         """Return how many more rollouts *request* wants to be pending for batches; 0: enough are."""
-        pending = self.scheduler.training.of_batches
-        if self._ending is not None:
-            return 0
-        if request.is_starved:
-            return 0 if self._may_come(request) else 1
-        return request.keep_pending - pending if pending <= request.keep_pending // 2 else 0
-
-    def _may_come(self, batch: Request) -> bool:
-        """Return whether enough for *batch* has ended, or something that may be for it has not."""
-        if batch.there >= batch.count or self.scheduler.training.of_batches:
-            return True
-        return any(one.lane is Lane.BATCH for one in self.scheduler.running.values())
+        return 0 if self._ending is not None else self.scheduler.hunger_of(request)
 
     def _see_hunger(self, request: Request) -> None:
         request.hunger = self.hunger_of(request)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import islice
 
 from areal_core._executor.budget import Budget
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Lane, Rollout, State
+from areal_core.errors import UnknownTaskError
 
 _Pool = OrderedDict[int, Rollout]
 
@@ -56,8 +57,25 @@ class Delivery:
         """Return those that hold a unit though they brought nothing: a dynamic batch counts them."""
         return [one for one in self._batch.values() if not one.is_accepted]
 
-    def claim(self, request: Request, rollout: Rollout) -> None:
-        """Let *rollout*, finished or not, be delivered to *request* only."""
+    def claim(self, request: Request, rollouts: Mapping[int, Rollout]) -> BaseException | None:
+        """Let what *request* claims of *rollouts* be delivered to it alone.
+
+        Return why that cannot be, in which case it has claimed some of it.
+        """
+        for task_id in request.claims:
+            rollout = rollouts.get(task_id)
+            if rollout is None or rollout.lane is Lane.BATCH:
+                return UnknownTaskError(
+                    f"no rollout with task_id={task_id} is outstanding: it was never submitted, or its "
+                    "outcome was delivered already"
+                )
+            if rollout.claim is not None:
+                return ValueError(f"task_id={task_id} is claimed by another caller, who waits for it already")
+            request.is_eval = rollout.work.is_eval
+            self._claim(request, rollout)
+        return None
+
+    def _claim(self, request: Request, rollout: Rollout) -> None:
         if rollout.state is State.FINISHED:
             self.drop(rollout)
         rollout.claim = request.claim

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from areal_core._executor.budget import Budget
 from areal_core._executor.line import Line
 from areal_core._executor.port import Clock, Port
+from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode, Lane, Rollout, State
 from areal_core._record import EpisodeRecord
 
@@ -145,6 +146,19 @@ class Scheduler:
         rollout.alive += 1
         self._budget.take_slot(rollout.work.is_eval)
         return Episode(rollout, sample_idx, EpisodeRecord(rollout.work.data_id))
+
+    def hunger_of(self, batch: Request) -> int:
+        """Return how many more rollouts *batch* wants to be pending for it and others; 0: enough are."""
+        pending = self.training.of_batches
+        if batch.is_starved:
+            return 0 if self._may_come(batch) else 1
+        return batch.keep_pending - pending if pending <= batch.keep_pending // 2 else 0
+
+    def _may_come(self, batch: Request) -> bool:
+        """Return whether enough for *batch* has ended, or something that may be for it has not."""
+        if batch.there >= batch.count or self.training.of_batches:
+            return True
+        return any(one.lane is Lane.BATCH for one in self.running.values())
 
     def _end_members(self, rollout: Rollout) -> None:
         self.line_of(rollout).begun.pop(rollout.task_id, None)
