@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areal_core._executor.freshness import masked
+from areal_core._executor.freshness import ages_of, masked
 from areal_core._executor.rollout import Lane, Rollout, State
 from core_audit import a_world
 from core_stage import Act, Script, script
@@ -242,6 +242,37 @@ def test_when_the_version_falls_what_has_to_do_with_those_above_it_is_not_traine
     world.clock.step()
     assert status_of(late) == "stale" and running.state is State.RUNNING
     assert late.outcome is not None and "went back to 3" in str(late.outcome.reason)
+
+
+@pytest.mark.parametrize(("on_stale", "is_eval"), [("mask", True), ("drop", True), ("keep", False)])
+def test_when_the_version_falls_evaluation_and_what_may_be_of_any_age_stay(
+    on_stale: str, is_eval: bool
+) -> None:
+    world = a_world(version=3, max_staleness=4, on_stale=on_stale)
+    finished, running = (world.submit(Script(), is_eval=is_eval) for _ in range(2))
+    world.end(finished, versions=(3, 3, 3))
+    world.rise(-2)
+    assert status_of(finished) == "accepted"
+    world.end(running, versions=(3, 3, 3))
+    assert status_of(running) == "accepted"
+
+
+@pytest.mark.parametrize(
+    ("trajectory", "ages"),
+    [
+        ({}, (None, None, 0)),
+        ({"loss_mask": np.array([[0, 1, 0.5]])}, (None, None, 2)),
+        ({"versions": np.array([[-1, -1]])}, (None, None, 0)),
+        ({"versions": np.array([[-1, 3, 5]])}, (3, 5, 2)),
+        ({"versions": np.array([[3, 5]]), "loss_mask": np.array([[0, 0]])}, (None, None, 0)),
+        ({"versions": np.array([[-1, 5]]), "loss_mask": np.array([[1, 1]])}, (5, 5, 1)),
+    ],
+    ids=["neither", "a mask", "a prompt", "versions", "nothing trained", "a prompt in the mask"],
+)
+def test_the_ages_of_a_trajectory_are_those_of_the_tokens_that_are_trained_on(
+    trajectory: dict[str, Any], ages: tuple[int | None, int | None, int]
+) -> None:
+    assert ages_of(trajectory) == ages
 
 
 def test_mask_leaves_what_is_young_enough_as_it_is() -> None:
