@@ -31,6 +31,7 @@ _ELSEWHERE = {
     "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "sys.settrace", "sys.setprofile"
 }  # fmt: skip
 _PR_SET_CHILD_SUBREAPER = 36
+_SLICE_S = 1.0
 
 
 def main() -> None:
@@ -87,21 +88,30 @@ def _follow(reader: int, request: dict[str, Any]) -> dict[str, Any]:
 
 
 class _Deadline:
+    """Seconds that are left. Those in which all of this was stopped, by a SIGSTOP or a lid, do not count."""
+
     def __init__(self, seconds: float) -> None:
         self.set(seconds)
 
     def set(self, seconds: float) -> None:
-        self._at = time.monotonic() + seconds
+        self.left = seconds
 
-    def left(self) -> float:
-        return max(0.0, self._at - time.monotonic())
+    def wait(self, *descriptors: int) -> list[int]:
+        """Return those that can be read; none when no more is left."""
+        while self.left > 0:
+            began = time.monotonic()
+            ready, _, _ = select.select(descriptors, [], [], min(_SLICE_S, self.left))
+            self.left -= min(_SLICE_S, time.monotonic() - began)
+            if ready:
+                return ready
+        return []
 
 
 def _reports(reader: int, deadline: _Deadline) -> Iterator[Any]:
     """Yield each report; None when the deadline passes. Ends at the end of the child."""
     unread = b""
     while True:
-        ready, _, _ = select.select([reader, 0], [], [], deadline.left())
+        ready = deadline.wait(reader, 0)
         if 0 in ready and not os.read(0, 1):  # whoever asks has gone
             _kill_descendants()
             os._exit(0)
