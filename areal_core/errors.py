@@ -29,6 +29,7 @@ __all__ = [
     "AdmissionStalledError",
     "ArealError",
     "ControlError",
+    "DataExhaustedError",
     "EngineStoppedError",
     "FailureBudgetError",
     "GenerationTimeoutError",
