@@ -70,7 +70,10 @@ class UnknownTaskError(ArealError, LookupError):
 
 
 class DataExhaustedError(ArealError, ValueError):
-    """The dataloader of ``prepare_batch`` gave items, and gives none when it is iterated again."""
+    """The dataloader of ``prepare_batch`` gave items, and gives none when it is iterated again.
+
+    It is told when nothing of it can come any more, and how the rollouts of the executor have ended.
+    """
 
 
 class AdmissionStalledError(ArealError, RuntimeError):

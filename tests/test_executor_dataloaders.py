@@ -127,8 +127,10 @@ def test_less_than_a_batch_at_the_end_raises_once_all_have_ended(
     if dynamic and data == [1, None]:
         assert values_of(executor.prepare_batch(iter([data]), obeying, dynamic_bs=True)) == [1]
         return
-    with pytest.raises(ValueError, match="is exhausted"):
+    with pytest.raises(DataExhaustedError, match="is exhausted") as raised:
         executor.prepare_batch(iter([data]), obeying, dynamic_bs=dynamic)
+    left = f"{1 if 1 in data else 0} are left, fewer than a batch, which drop_last=False gives as the last"
+    assert (left in str(raised.value)) == (1 in data)
     ledger = executor.ledger
     assert (ledger.pending, ledger.running, ledger.finished) == (0, 0, len(data))
     kept = [1] if 1 in data else []
@@ -153,7 +155,7 @@ def test_without_drop_last_the_end_of_the_data_is_a_shorter_batch_once_all_have_
 ) -> None:
     executor = make_executor(consumer_batch_size=2, max_head_offpolicyness=4)
     loader, seen = iter([data]), list[list[int | None]]()
-    with pytest.raises(DataExhaustedError, match="is exhausted"):  # noqa: PT012 - as a trainer does
+    with pytest.raises(DataExhaustedError, match="is exhausted") as raised:  # noqa: PT012 - as a trainer does
         while True:
             batch = executor.prepare_batch(loader, obeying, dynamic_bs=dynamic, drop_last=False)
             seen.append(values_of(batch))
@@ -162,6 +164,13 @@ def test_without_drop_last_the_end_of_the_data_is_a_shorter_batch_once_all_have_
     else:
         assert seen == batches
     assert executor.ledger.collected == (len(data) if batches else 0)
+    accepted = sum(isinstance(one, int) for one in data)
+    assert f"of {len(data)} training rollouts so far {accepted} were accepted" in str(raised.value)
+    for count, word in (
+        (data.count(None), "rejected"),
+        (sum(isinstance(x, OSError) for x in data), "failed"),
+    ):
+        assert (f", {count} {word}" in str(raised.value)) == (count > 0)
     assert values_of(executor.prepare_batch([[8, 9]], obeying, drop_last=False)) == [8, 9]
 
 

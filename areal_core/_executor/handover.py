@@ -28,6 +28,14 @@ Feed = Callable[[int, bool], bool]
 """Submits so many rollouts for batches, and returns whether it could; raises where told that it is the last
 hope, as nothing else can serve the request."""
 
+_ENDS = (
+    ("rejected", "rejected"),
+    ("stale", "too old in the end"),
+    ("failed", "failed"),
+    ("timed_out", "timed out"),
+    ("cancelled", "cancelled"),
+)
+
 _LOOK_S = 1.0  # that a caller who does not want to wait gives the loop to look at all
 
 
@@ -79,7 +87,7 @@ class Handover:
                 if request.error is not None:
                     raise request.error
                 if feed is not None and (hunger := self._hunger_of(request)):
-                    again = _feed(request, feed, hunger)
+                    again = self._fed(request, feed, hunger)
                     if request.hunger:
                         request = again
                         desk.post(core.ask, request)
@@ -100,6 +108,26 @@ class Handover:
             self._desk.returned.extend((earlier, request))
             self._desk.wake()
             raise
+
+    def _fed(self, request: Request, feed: Feed, hunger: int) -> Request:
+        """Have *feed* submit what *request* is hungry for; return that request once more."""
+        try:
+            return request.again(is_starved=not feed(hunger, request.is_starved))
+        except DataExhaustedError as end:
+            if request.there and not request.drops_last:
+                return request.shortened()
+            raise DataExhaustedError(f"{end}; {self._balance(request)}") from None
+
+    def _balance(self, request: Request) -> str:
+        """Say what became of all the data, and how to go on."""
+        ledger, _ = self._desk.ledgers()
+        others = [f", {count} {word}" for name, word in _ENDS if (count := getattr(ledger, name))]
+        left = f"; {request.there} are left, fewer than a batch, which drop_last=False gives as the last one"
+        return (
+            f"of {ledger.submitted} training rollouts so far {ledger.accepted} were accepted{''.join(others)}"
+            f"{left if request.there else ''}; to go on, give a dataloader that can be iterated again, such as "
+            "a list, or another one"
+        )
 
     def _hunger_of(self, request: Request) -> int:
         """Return how many rollouts are to be submitted now, for *request* or for the batches after it."""
@@ -147,16 +175,6 @@ class Handover:
             outcome = replace(outcome, trajectory=trajectory, tokens_masked=blanked)
         oldest = rollout.start_version if ages.oldest is None else ages.oldest
         return outcome, Trained(outcome.seconds, max(0, version - oldest), ages.trained, blanked)
-
-
-def _feed(request: Request, feed: Feed, hunger: int) -> Request:
-    """Have *feed* submit what *request* is hungry for; return that request once more."""
-    try:
-        return request.again(is_starved=not feed(hunger, request.is_starved))
-    except DataExhaustedError:
-        if request.drops_last or not request.there:
-            raise
-        return request.shortened()
 
 
 def _write(dump: TrajectoryDump, outcomes: Iterable[RolloutOutcome], version: int) -> None:

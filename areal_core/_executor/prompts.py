@@ -223,8 +223,6 @@ def _lasting_name(own: Any) -> str:
 def _nothing(has_given: bool) -> ValueError:
     if has_given:
         return DataExhaustedError(
-            "the dataloader is exhausted: it gave items before, and gives none when it is iterated again; "
-            "give one that can be iterated again, such as a list or a DataLoader, or another one; "
-            "drop_last=False gives what there is as a last batch"
+            "the dataloader is exhausted: it gave items before, and gives none when it is iterated again"
         )
     return ValueError("the dataloader gave no item in a whole pass; give one that is not empty")
