@@ -125,8 +125,8 @@ class Handover:
         left = f"; {request.there} are left, fewer than a batch, which drop_last=False gives as the last one"
         return (
             f"of {ledger.submitted} training rollouts so far {ledger.accepted} were accepted{''.join(others)}"
-            f"{left if request.there else ''}; to go on, give a dataloader that can be iterated again, such as "
-            "a list, or another one"
+            f"{left if request.there else ''}; to go on, give a dataloader that can be iterated again, such "
+            "as a list, or another one"
         )
 
     def _hunger_of(self, request: Request) -> int:
