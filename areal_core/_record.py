@@ -13,6 +13,18 @@ PLAYING = "playing its workflow"
 PAUSED = "waiting for generation to be continued"
 """The stage of a generation that may not be sent."""
 
+REWARDED = "waiting for its reward"
+"""The stage of one whose reward function runs, in a ready workflow."""
+
+JUDGED = "waiting for should_accept_fn"
+"""The stage of one whose filter runs."""
+
+OFFLOADED = "in an offloaded function"
+"""The stage of one whose workflow has any other function called in a thread or in a process."""
+
+WAITING_FOR_WORKER = "waiting for a worker "
+"""How the stage of one begins whose function is not called before another ends; the place comes behind."""
+
 ENDED = "ended"
 """The last stage: nothing of it runs any more, or matters."""
 
@@ -25,8 +37,11 @@ _SHORT_NAMES = {
     PLAYING: "playing",
     PAUSED: "generation_paused",
     "waiting for a server": "waiting_for_server",
-    "waiting for its reward": "reward",
-    "waiting for should_accept_fn": "accept",
+    f"{WAITING_FOR_WORKER}thread": "waiting_for_worker",
+    f"{WAITING_FOR_WORKER}process": "waiting_for_worker",
+    OFFLOADED: "offloaded",
+    REWARDED: "reward",
+    JUDGED: "accept",
     "joining its group": "join",
     "packing its trajectory for the journal": "pack",
     "waiting for slots for the rest of its group": "waiting_for_slots",
@@ -34,7 +49,7 @@ _SHORT_NAMES = {
     ENDED: ENDED,
 }
 
-STAGES = (*_SHORT_NAMES.values(), BACKING_OFF.replace(" ", "_"), OTHER)
+STAGES = (*dict.fromkeys(_SHORT_NAMES.values()), BACKING_OFF.replace(" ", "_"), OTHER)
 """What `short_name` gives."""
 
 

@@ -13,8 +13,9 @@ Why not a library: on a loop that runs for ever, anyio's pool of processes is ki
 that used it; an idle worker that dies breaks pebble's pool; loky and concurrent.futures can kill no call.
 
 Calls are begun in the order in which they are made, as many at once on one loop as there are processors in
-processes, and four more (32 at most) in threads. The time limit counts from a call's begin: neither the wait
-for a turn is in it, nor the start of a worker process and its imports.
+processes, and four more (32 at most) in threads; `configure_offload` sets both. The others wait for a worker,
+and are said to: see ``offloaded`` in a snapshot. The time limit counts from a call's begin: neither the wait
+for a worker is in it, nor the start of a worker process and its imports.
 
 In a thread, a call has the caller's context variables. One that is over time, or whose caller is cancelled,
 cannot be stopped: it is *abandoned*, and goes on with nobody waiting. It takes no turn away, and keeps
@@ -38,12 +39,21 @@ import pickle
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args, overload
 
-from areal_core._checks import check_seconds
-from areal_core._offload.crew import Crew, LimitExceededError, abandoned_threads
+from areal_core._checks import check_integer, check_seconds
+from areal_core._offload.crew import Crew, Most, set_most
+from areal_core._offload.lane import LimitExceededError, abandoned_threads
+from areal_core._offload.stats import OffloadStats
 from areal_core._offload.worker import main_can_be_imported, refuse_while_main_is_imported
 from areal_core.errors import WorkerDiedError
 
-__all__ = ["Place", "WorkerDiedError", "abandoned_threads", "offloaded"]
+__all__ = [
+    "OffloadStats",
+    "Place",
+    "WorkerDiedError",
+    "abandoned_threads",
+    "configure_offload",
+    "offloaded",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -79,6 +89,23 @@ def offloaded(
     an error that cannot be pickled comes as a RuntimeError that has its name and text.
     """
     return offloaded_as(Names(), fn, to, time_limit)
+
+
+def configure_offload(*, max_threads: int | None = None, max_processes: int | None = None) -> None:
+    """Set how many offloaded calls are made at once on one loop, in threads and in worker processes.
+
+    None is as many as is usual: processors in processes, and four more (32 at most) in threads. Loops on
+    which a function was called already keep what they have, so a trainer calls this before its first rollout.
+    Each worker process takes the memory of what its functions import.
+
+    Raises TypeError and ValueError, and RuntimeError on a loop that has others; then nothing is set.
+    """
+    set_most(
+        Most(
+            None if max_threads is None else check_integer("max_threads", max_threads, least=1),
+            None if max_processes is None else check_integer("max_processes", max_processes, least=1),
+        )
+    )
 
 
 class Names(NamedTuple):

@@ -40,6 +40,7 @@ from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
 from areal_core._frames import frames_of_threads
 from areal_core._log import describe
+from areal_core._offload.crew import stats_of
 from areal_core._runner.launcher import Launcher
 from areal_core._runner.life import Life
 from areal_core._watch.awaited import stack_of
@@ -134,6 +135,7 @@ class Explainer:
             stuck_for_s=facts.stuck_for_s,
             callers=facts.callers,
             loop_is_in=self._user_code_on_the_loop(),
+            offloaded=stats_of(self._life.thread.loop),
         )
 
     def _facts(self, core: Core) -> _Facts:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from areal_core._offload.stats import OffloadStats
+
 MOST_ROLLOUTS = 20
 """How many rollouts are described; of the rest it is said how many there are."""
 
@@ -135,10 +137,12 @@ class Explanation:
     """Who waits for outcomes, in words, 20 at most."""
     loop_is_in: str | None
     """Where the user's code is that keeps the loop from turning just now; None: nothing was seen to."""
+    offloaded: tuple[OffloadStats, ...] = ()
+    """Calls of offloaded functions, in threads and in processes: how many are made, and how many wait."""
 
     def __str__(self) -> str:
         lines = [f"no rollout has ended for {self.stuck_for_s:.1f} s" if self.stuck_for_s else "nothing runs"]
-        lines += [str(self.capacity), *self.callers]
+        lines += [str(self.capacity), *self.callers, *map(str, filter(OffloadStats.is_short, self.offloaded))]
         if self.loop_is_in is not None:
             lines += ["the loop is in the user's code at this moment:", _indented(self.loop_is_in)]
         lines += [str(rollout) for rollout in self.rollouts]

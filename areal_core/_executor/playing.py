@@ -86,7 +86,7 @@ class Player:
 
     async def _filtered(self, verdict: Verdict, accept: Accept, record: _record.EpisodeRecord) -> Verdict:
         assert verdict.trajectory is not None
-        record.enter("waiting for should_accept_fn")
+        record.enter(_record.JUDGED)
         scope.current.set(scope.Scope(self.engine))  # for a judge that asks: what it says is in no trajectory
         is_accepted = await accept(verdict.trajectory)
         return verdict if is_accepted else Verdict(None, "should_accept_fn said no")

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
-import threading
 import time
-import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
-from queue import SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
+from areal_core._offload.lane import Lane, LimitExceededError, Ticket, Turn, abandon, join
+from areal_core._offload.stats import OffloadStats
 from areal_core._offload.worker import Worker
 from areal_core.loop_cleanup import register_loop_cleanup
 
 T = TypeVar("T")
-_Outcome = tuple[Any, BaseException | None]
-"""What a call returned, or else what it raised."""
 
 _ATTRIBUTE = "_areal_core_offload"
 _PROCESSES = os.cpu_count() or 1
@@ -27,22 +23,46 @@ _JOINED_S = 1.0  # at the loop's close, for threads that have nothing to do any 
 _LOADED_S = 120.0  # to start and to import: with torch, from a busy network drive, that may be a minute
 
 
-class LimitExceededError(Exception):
-    """A call took longer than it may."""
+class Most(NamedTuple):
+    """How many calls are made at once on one loop; None: as many as is usual."""
+
+    threads: int | None = None
+    processes: int | None = None
 
 
-class Ticket:
-    """Stands for a call in a thread; any thread can look whether it has ended."""
-
-    ended = False
+_most = Most()  # for loops on which no call was made yet
 
 
-_abandoned: set[Ticket] = set()
+def set_most(most: Most) -> None:
+    """Let *most* be for the loops whose first call is still to come. Raises RuntimeError on another one."""
+    global _most
+    loop = asyncio._get_running_loop()
+    crew: Crew | None = None if loop is None else vars(loop).get(_ATTRIBUTE)
+    if crew is not None and crew.most != most:
+        raise RuntimeError(
+            "offloaded functions were called on this loop already, and it keeps its workers; "
+            "configure before the loop's first call"
+        )
+    _most = most
 
 
-def abandoned_threads() -> int:
-    """Return how many threads of this process still make a call that nobody waits for any more."""
-    return sum(not ticket.ended for ticket in _abandoned.copy())
+def stats_of(loop: asyncio.AbstractEventLoop) -> tuple[OffloadStats, OffloadStats]:
+    """Return what is done on *loop* in threads and in processes; from any thread."""
+    crew: Crew | None = vars(loop).get(_ATTRIBUTE)
+    if crew is not None:
+        return crew.stats()
+    threads, processes = _counts(_most)
+    return (
+        OffloadStats(place="thread", workers=threads),
+        OffloadStats(place="process", workers=processes),
+    )
+
+
+def _counts(most: Most) -> tuple[int, int]:
+    return (
+        _THREADS if most.threads is None else most.threads,
+        _PROCESSES if most.processes is None else most.processes,
+    )
 
 
 class Crew:
@@ -61,19 +81,22 @@ class Crew:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._threads = _Lane(_THREADS)
-        self._attendants = _Lane(_PROCESSES)  # each makes exchanges with a worker process, and waits
+        self.most = _most
+        threads, processes = _counts(_most)
+        self._threads = Lane("thread", threads)
+        # Each makes exchanges with a worker process, and waits.
+        self._attendants = Lane("process", processes)
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
 
     async def in_thread(self, call: Callable[[], T], limit_s: float | None) -> T:
         """Return what *call* returns. It goes on when this is cancelled or raises LimitExceededError."""
         ticket = Ticket()
-        async with self._threads.turns:
+        async with Turn(self._threads):
             try:
                 return await self._threads.run(call, limit_s, ticket)
             except BaseException:
-                _abandon(ticket)
+                abandon(ticket)
                 raise
 
     async def in_process(
@@ -83,7 +106,7 @@ class Crew:
 
         The process is killed when this is cancelled or raises LimitExceededError.
         """
-        async with self._attendants.turns:
+        async with Turn(self._attendants):
             worker = self._free_worker()
             self._busy.add(worker)
             try:
@@ -95,6 +118,10 @@ class Crew:
                 self._busy.discard(worker)
                 if worker.alive:
                     self._idle.append(worker)
+
+    def stats(self) -> tuple[OffloadStats, OffloadStats]:
+        """Return what is done in threads and in processes; from any thread."""
+        return self._threads.stats(), self._attendants.stats()
 
     async def _load(self, worker: Worker, name: str, function: Callable[..., object]) -> None:
         try:
@@ -136,8 +163,8 @@ class Crew:
         for worker in self._idle:
             worker.reap()
         until = time.monotonic() + _JOINED_S
-        _join(self._threads.dismiss(), until)
-        _join([*self._attendants.dismiss(), *self._attendants.busy], until)
+        join(self._threads.dismiss(), until)
+        join([*self._attendants.dismiss(), *self._attendants.busy], until)
 
 
 def _see_through(worker: Worker, exchange: Callable[[], T], ticket: Ticket) -> T:
@@ -148,130 +175,3 @@ def _see_through(worker: Worker, exchange: Callable[[], T], ticket: Ticket) -> T
         ticket.ended = True
         if not worker.alive:
             worker.reap()
-
-
-class _Job(NamedTuple):
-    """A call, and whom to tell what became of it."""
-
-    context: contextvars.Context
-    call: Callable[[], Any]
-    ticket: Ticket
-    tell: Callable[[_Outcome], object]
-
-
-class _Hand:
-    """A daemon thread: one that never comes back from a call is not to hold up the interpreter's end."""
-
-    def __init__(self) -> None:
-        self.inbox: SimpleQueue[_Job | None] = SimpleQueue()
-        self.thread = threading.Thread(
-            target=_work, args=(self.inbox,), name="areal-core-offload", daemon=True
-        )
-        self.thread.start()
-        # It goes on waiting where a loop is dropped without being closed.
-        weakref.finalize(self, self.inbox.put, None).atexit = False
-
-
-def _work(inbox: SimpleQueue[_Job | None]) -> None:
-    while (job := inbox.get()) is not None:
-        outcome = _outcome(job)
-        job.ticket.ended = True
-        try:
-            job.tell(outcome)
-        except RuntimeError:
-            pass  # the loop is closed
-        del job, outcome  # not to be kept until the next call
-
-
-def _outcome(job: _Job) -> _Outcome:
-    try:
-        return job.context.run(job.call), None
-    except BaseException as error:
-        return None, error
-
-
-class _Lane:
-    """Threads for calls, which each take a turn first; turns are given in the order they were asked for."""
-
-    def __init__(self, most: int) -> None:
-        self.turns = asyncio.Semaphore(most)
-        self.busy: set[_Hand] = set()
-        self._most = most
-        self._idle: list[_Hand] = []
-        self._dismissed = False
-
-    async def run(self, call: Callable[[], T], limit_s: float | None, ticket: Ticket) -> T:
-        """Return what *call* returns in a thread, in the context of the caller, or raise what it raises.
-
-        Raises LimitExceededError after *limit_s* seconds (None: no limit), RuntimeError where no thread
-        can be started.
-        """
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[_Outcome | None] = loop.create_future()
-        try:
-            hand = self._idle.pop() if self._idle else _Hand()
-        except BaseException:
-            ticket.ended = True  # it has not begun, and there is nothing to be left behind
-            raise
-        self.busy.add(hand)
-        take_back = partial(self._take_back, hand, answer)
-        tell = partial(loop.call_soon_threadsafe, take_back)
-        hand.inbox.put(_Job(contextvars.copy_context(), call, ticket, tell))
-        timer = None if limit_s is None else loop.call_later(limit_s, _expire, answer)
-        try:
-            outcome = await answer
-        finally:
-            if timer is not None:
-                timer.cancel()
-        value: T = _unpacked(outcome)
-        return value
-
-    def _take_back(
-        self,
-        hand: _Hand,
-        answer: asyncio.Future[_Outcome | None],
-        outcome: _Outcome,
-    ) -> None:
-        self.busy.discard(hand)
-        if self._dismissed or len(self._idle) >= self._most:  # abandoned once, and replaced
-            hand.inbox.put(None)
-        else:
-            self._idle.append(hand)
-        if not answer.done():
-            answer.set_result(outcome)
-
-    def dismiss(self) -> list[_Hand]:
-        """End each thread when it has nothing more to do; return those that have nothing now."""
-        self._dismissed = True
-        idle, self._idle = self._idle, []
-        for hand in (*idle, *self.busy):
-            hand.inbox.put(None)
-        return idle
-
-
-def _expire(answer: asyncio.Future[Any]) -> None:
-    if not answer.done():
-        answer.set_result(None)
-
-
-def _unpacked(outcome: _Outcome | None) -> Any:
-    if outcome is None:
-        raise LimitExceededError
-    value, error = outcome
-    try:
-        if error is not None:
-            raise error
-        return value
-    finally:
-        del outcome, error  # its traceback refers to this frame
-
-
-def _abandon(ticket: Ticket) -> None:
-    if not ticket.ended:
-        _abandoned.difference_update([one for one in _abandoned if one.ended])
-        _abandoned.add(ticket)
-
-
-def _join(hands: Iterable[_Hand], until: float) -> None:
-    for hand in hands:
-        hand.thread.join(max(0.0, until - time.monotonic()))

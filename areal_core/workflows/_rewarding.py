@@ -24,7 +24,7 @@ class Rewarding:
 
     async def reward(self, prompt: list[int], output: list[int], data: Any) -> float:
         """Return the reward. Raises what the function raises, and TypeError or ValueError for no number."""
-        _say("waiting for its reward")
+        _say(_record.REWARDED)
         given = await self._call(prompt, output, data)
         _say(_record.PLAYING)
         try:
