@@ -163,6 +163,9 @@ class RemoteInfEngine:
         generation = running.begin(request)
         try:
             return await generation.run()
+        except Exception:
+            generation.has_failed = True
+            raise
         finally:
             running.end(generation)
 

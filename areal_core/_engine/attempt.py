@@ -54,6 +54,7 @@ class Attempt:
         raise refused  # here, where nothing is chained to it: the key may be in what the server said
 
     async def _read(self, reply: Reply, reader: Reader) -> None:
+        self._server.tally.streams = reply.streamed
         if not reply.streamed:
             await self._see(reader.whole(await reply.read()), reply)
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextvars import Context
 from typing import Any
 
 from areal_core._log import get_logger
@@ -22,21 +23,26 @@ class Events:
         self._logger = get_logger(logger)
 
     def server_out(self, server: str, why: str) -> None:
-        self._logger.warning("server_out_of_rotation", server=server, why=why[:_SHORT])
+        self._of_all("warning", "server_out_of_rotation", server=server, why=why[:_SHORT])
 
     def server_in(self, server: str, version: int) -> None:
-        self._logger.info("server_in_rotation", server=server, version=version)
+        self._of_all("info", "server_in_rotation", server=server, version=version)
 
     def server_stays_out(self, server: str, why: str) -> None:
-        self._logger.warning("server_stays_out_of_rotation", server=server, why=why[:_SHORT])
+        self._of_all("warning", "server_stays_out_of_rotation", server=server, why=why[:_SHORT])
+
+    def _of_all(self, level: str, event: str, **fields: Any) -> None:
+        """Log what concerns all episodes: without what the one that met it first has bound to its context."""
+        Context().run(getattr(self._logger, level), event, **fields)
 
     def attempt_failed(self, conversation: str, server: str, error: BaseException, wait_s: float) -> None:
-        """Tell of one that is made again."""
+        """Tell of one that is made again, with the tokens that had come."""
+        text = told(error)
         self._logger.info(
             "attempt_failed",
             conversation=conversation,
             server=server,
-            error=told(error)[:_SHORTER],
+            error=text if len(text) <= _SHORTER else f"{text[:_SHORTER]}...",
             again_after_s=round(wait_s, 3),
         )
 
@@ -49,7 +55,8 @@ class Events:
         self._logger.error("weights_not_updated", version=version, error=told(error))
 
     def waits_for_open_generation(self, seconds: float, waiting: int) -> None:
-        self._logger.warning(
+        self._of_all(
+            "warning",
             "generation_is_paused",
             seconds=round(seconds, 1),
             waiting=waiting,

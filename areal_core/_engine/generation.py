@@ -23,6 +23,7 @@ from areal_core._engine.resting import Resting
 from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, did_not_begin, may_try_again
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
+from areal_core._engine.tally import Ending, Visit
 from areal_core._engine.wire.exchange import StaleConnectionError
 from areal_core._unique import unique_id
 from areal_core.config import InferenceEngineConfig
@@ -73,6 +74,9 @@ class Generation:
         self._finish: str | None = None
         self._first_token_at: float | None = None
         self._last_server = ""
+        self.has_failed = False
+        """Whether it has raised; who cancels it does not make it fail."""
+        self._visit = Visit()
         # Of the attempt under way. The wire id is kept for as long as no server can have begun with it.
         self._wire_id = self._new_wire_id()
         self._sent = Moment(0, 0)
@@ -159,32 +163,36 @@ class Generation:
     async def _attempt(self) -> None:
         """Send what is missing to a server once. Raises what went wrong, unless tokens came all the same."""
         server = await self._next_server()
-        before, closings = len(self._tokens), self._opening.closings
+        closings, visit = self._opening.closings, Visit()
+        self._visit = visit
+        server.tally.begin(visit)
         self._last_server = server.name
         self._enter(f"generating on {server.name}", server.name)
         self.attempts += 1
         try:
             await Attempt(server, self._next_ask(), self._take).run()
+            visit.ending = "completed"
         except asyncio.CancelledError:  # or out of time, or the engine was stopped
+            visit.ending = "cancelled" if self.limits.left_s() > 0 else "failed"
             await abort_after_cancellation(self._router, server, self._wire_id)
             raise
         except Exception as error:
-            brought = len(self._tokens) > before
+            visit.ending, brought = _ending_by(error), visit.tokens > 0
             await self._recover(server, error, brought)
             if not brought or not may_try_again(error):
                 raise
             if len(self._tokens) < self._request.gconfig.max_new_tokens:
                 self._say_failed(error, 0.0)
         finally:
-            self._router.give_back(server)
+            self._router.give_back(server, visit)
             if self._record is not None:
-                self._record.segment_came(len(self._tokens) - before)
-        if len(self._tokens) > before:
+                self._record.segment_came(visit.tokens)
+        if visit.tokens:
             self._segments += 1
         if self._finish == "abort":
             self._wire_id = self._new_wire_id()
             self._finish = None
-            if len(self._tokens) == before and self._opening.closings == closings:
+            if not visit.tokens and self._opening.closings == closings:
                 raise EmptyAbortError(f"{server.name} ended it before the first token")
         if len(self._tokens) >= self._request.gconfig.max_new_tokens and self._finish is None:
             self._finish = "length"
@@ -238,6 +246,7 @@ class Generation:
         if piece.tokens and streamed and self._first_token_at is None:
             self._first_token_at = time.monotonic()
         self._tokens += piece.tokens
+        self._visit.tokens += len(piece.tokens)
         self._logprobs += piece.logprobs
         versions, exact = self._versions_of(piece)
         self._versions += versions
@@ -272,3 +281,10 @@ class Generation:
     def _describe(self) -> str:
         wanted = self._request.gconfig.max_new_tokens
         return f"{len(self._tokens)} of {wanted} tokens after {self.attempts} attempts, last {self.stage}"
+
+
+def _ending_by(error: Exception) -> Ending | None:
+    """Return how a request is to be counted that raised *error*; None: it never got to the server."""
+    if isinstance(error, StaleConnectionError):
+        return None
+    return "failed" if isinstance(error, ArealError) else "cancelled"  # by who is told the tokens

@@ -10,6 +10,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 
 from areal_core._engine.server import Pin, Server, Waiter
+from areal_core._engine.stats import ServerStats
+from areal_core._engine.tally import Visit
 from areal_core._engine.waking import wake
 from areal_core.errors import ServerUnreachableError
 
@@ -124,6 +126,23 @@ class Router:
         for call in tuple(server.calls):
             call.cut(why)
 
+    def stats_of(self, server: Server) -> ServerStats:
+        """Return how things stand at *server*, and what it has done."""
+        with self._lock:
+            server.count(0)
+            return ServerStats(
+                name=server.name,
+                why_out=server.why_out,
+                in_flight=server.in_flight,
+                waiting=len(server.queue),
+                version=server.weights,
+                departures=server.departures,
+                tokens=server.tally.tokens,
+                seconds=server.tally.seconds,
+                **server.tally.endings,
+                streams=server.tally.streams,
+            )
+
     # -- generations -------------------------------------------------------------------------------
 
     def pin(self, conversation: str | None) -> Pin:
@@ -173,10 +192,15 @@ class Router:
                     self.give_back(waiter.server)
             raise
 
-    def give_back(self, server: Server) -> None:
-        """Count one less in flight at *server*, and let the next one have the slot."""
+    def give_back(self, server: Server, visit: Visit | None = None) -> None:
+        """Count one less in flight at *server*, and let the next one have the slot.
+
+        *visit* is what came of it; None: nothing was sent.
+        """
         with self._lock:
-            server.in_flight -= 1
+            server.count(-1)
+            if visit is not None:
+                server.tally.end(visit)
             if self._queue or server.queue:
                 self._serve(server)
 
@@ -190,7 +214,7 @@ class Router:
             server = min(free[first:] + free[:first], key=_in_flight, default=None)
         if server is not None:
             pin.server = server
-            server.in_flight += 1
+            server.count(1)
         return server
 
     def _has_slot(self, server: Server) -> bool:
@@ -222,7 +246,7 @@ class Router:
             bisect.insort(home.queue, waiter, key=_ticket)
         elif waiter.wake():
             waiter.pin.server = waiter.server = server
-            server.in_flight += 1
+            server.count(1)
         else:
             waiter.gone = True
         return True

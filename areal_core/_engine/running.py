@@ -20,7 +20,7 @@ from areal_core._engine.prober import Prober
 from areal_core._engine.recovery import Recovery
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
-from areal_core._engine.stats import Done, EngineStats, ServerStats
+from areal_core._engine.stats import Done, EngineStats
 from areal_core._engine.waking import wake
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.decoding import encode, json_or_text
@@ -161,11 +161,12 @@ class Running:
             running=len(running),
             ended=done.ended,
             failed=done.failed,
+            cancelled=done.cancelled,
             attempts=done.attempts,
             tokens=done.tokens + sum(one.tokens_so_far for one in running),
             is_paused=not self.opening.is_open,
             waiting=self.router.waiting,
-            servers=tuple(map(_stats_of, self.router.servers)),
+            servers=tuple(map(self.router.stats_of, self.router.servers)),
         )
 
     async def call_all(self, path: str, json: Any, timeout_s: float | None) -> dict[str, Any]:
@@ -198,17 +199,6 @@ class Running:
     def _tell_of_change(self) -> None:
         if self._change is not None:
             wake(self._change)
-
-
-def _stats_of(server: Server) -> ServerStats:
-    return ServerStats(
-        name=server.name,
-        why_out=server.why_out,
-        in_flight=server.in_flight,
-        waiting=len(server.queue),
-        version=server.weights,
-        departures=server.departures,
-    )
 
 
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:

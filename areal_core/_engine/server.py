@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from areal_core._engine.backend import Backend
+from areal_core._engine.tally import Tally
 from areal_core._engine.turn import Turn
 from areal_core._engine.waking import wake
 from areal_core._engine.wire.exchange import Exchange
@@ -24,8 +25,8 @@ class Call(Protocol):
 class Server:
     """An address with what is known of who listens there.
 
-    The router's lock guards `why_out`, `departures`, `removed`, `in_flight` and `queue`; who loads weights
-    has its turn at `loading`; the rest is read and changed in single steps.
+    The router's lock guards `why_out`, `departures`, `removed`, `in_flight`, `tally` and `queue`; who loads
+    weights has its turn at `loading`; the rest is read and changed in single steps.
     """
 
     def __init__(self, exchange: Exchange, backend: Backend) -> None:
@@ -44,6 +45,8 @@ class Server:
         """How often it has left rotation."""
         self.removed = False
         self.in_flight = 0
+        self.tally = Tally()
+        """What it has done."""
         self.calls: set[Call] = set()
         """Under way: generations and what controls them. They end when it is given up."""
         self.sleepers: set[asyncio.Future[None]] = set()
@@ -68,6 +71,11 @@ class Server:
         """Wire ids of attempts that may still run there: it could not be reached to abort them."""
         self.aborting: set[asyncio.Task[None]] = set()
         """Aborts under way; asyncio alone would not keep them."""
+
+    def count(self, more: int) -> None:
+        """Count *more* in flight, or fewer."""
+        self.tally.add_time(self.in_flight)
+        self.in_flight += more
 
     def __repr__(self) -> str:
         return f"<Server {self.name}, {self.why_out or 'in rotation'}, {self.in_flight} in flight>"

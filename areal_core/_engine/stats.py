@@ -6,10 +6,13 @@ import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from areal_core._field_docs import documented
+
 if TYPE_CHECKING:
     from areal_core._engine.generation import Generation
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerStats:
     """One inference server, as the engine sees it."""
@@ -25,8 +28,29 @@ class ServerStats:
     """Of the weights that this engine gave it; None: it has what it started with."""
     departures: int
     """How often it has left rotation."""
+    tokens: int = 0
+    """Tokens that came from it, of requests under way too."""
+    seconds: float = 0.0
+    """How long it has had requests for tokens, those under way too: two for a second each are two."""
+    completed: int = 0
+    """Requests that it has answered: to the end, or until it was paused or had new weights."""
+    failed: int = 0
+    """Requests that it refused or broke off, or did not answer within ``request_timeout``."""
+    cancelled: int = 0
+    """Requests that were ended from here: nobody wanted the rest."""
+    streams: bool = True
+    """Whether tokens come as they are made; else all of a request's come at its end."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Tokens per second that one request got, on average so far; None: there was none.
+
+        Lately is what differs between two of these: their tokens, by their seconds.
+        """
+        return self.tokens / self.seconds if self.seconds else None
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineStats:
     """Counters from ``initialize`` on, and how things stand."""
@@ -35,7 +59,9 @@ class EngineStats:
     """Generations under way."""
     ended: int = 0
     failed: int = 0
-    """Of those that ended: they raised, or were cancelled."""
+    """Of those that ended: they raised."""
+    cancelled: int = 0
+    """Of those that ended: who waited for them cancelled them, as rollouts are that became too old."""
     attempts: int = 0
     """Requests that were sent to servers for those that ended."""
     tokens: int = 0
@@ -53,6 +79,7 @@ class Done:
         self._lock = threading.RLock()  # the garbage collector may end one in here
         self.ended = 0
         self.failed = 0
+        self.cancelled = 0
         self.attempts = 0
         self.tokens = 0
 
@@ -60,6 +87,7 @@ class Done:
         """Count one, whatever came of it."""
         with self._lock:
             self.ended += 1
-            self.failed += not generation.is_complete
+            self.failed += generation.has_failed
+            self.cancelled += not (generation.is_complete or generation.has_failed)
             self.attempts += generation.attempts
             self.tokens += generation.tokens_so_far
