@@ -16,10 +16,12 @@ from areal_core._checks import (
     check_seconds,
     check_text,
 )
+from areal_core._field_docs import documented
 
 __all__ = ["InferenceEngineConfig"]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class InferenceEngineConfig:
     """Say how rollouts are generated. Raises ValueError and TypeError for what cannot work."""
@@ -98,7 +100,8 @@ class InferenceEngineConfig:
     """Whether each rollout's start and end is logged, as a debug event."""
 
     loop_block_warning: float | None = 0.25
-    """Seconds that user code may block the loop before its function is named in the log; None: never."""
+    """Seconds that user code may block the loop before its function is named in the log; those that block it
+    for less are named when they are so many that it is late for most of ten seconds. None: never."""
 
     stuck_warning: float | None = 300.0
     """Seconds without the end of any rollout, though some run or wait to start, before the log says where

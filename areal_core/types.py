@@ -17,6 +17,7 @@ from areal_core._checks import (
     check_text,
     check_tokens,
 )
+from areal_core._field_docs import documented
 
 __all__ = [
     "GenerationHyperparameters",
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GenerationHyperparameters:
     """Say how tokens are chosen and when to stop. Raises ValueError and TypeError for what makes no sense."""
@@ -106,6 +108,7 @@ class GenerationHyperparameters:
         return dataclasses.replace(self, **changes)
 
 
+@documented
 @dataclass(frozen=True)
 class ModelRequest:
     """Ask for one reply. Raises ValueError and TypeError for what is no prompt."""
@@ -142,6 +145,7 @@ class ModelRequest:
             raise TypeError(f"on_tokens={short(self.on_tokens)} cannot be called; give a function, or None")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class ModelResponse:
     """One reply. Its lists of output have one entry per token."""
