@@ -138,6 +138,64 @@ def test_initialize_begins_clean_and_counts_what_was_never_collected_as_discarde
     assert executor.report().delivered == 2
 
 
+def test_what_nobody_fetched_is_said_at_the_end_and_can_be_fetched_still(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    executor = make_executor(consumer_batch_size=8)
+    for data in (1, 2, 3, None, ValueError("no")):
+        executor.submit(data, obeying)
+    executor.submit(4, obeying, is_eval=True)
+    executor.wait(1, WAIT_S)
+    finished(executor, 4, 1)
+    executor.destroy()
+    executor.destroy()
+    lines = [line for line in log_lines if line.message.startswith("trajectories_not_collected ")]
+    assert [line.level for line in lines] == ["warning"]
+    assert lines[0].message == (
+        "trajectories_not_collected training=2 evaluation=1 remedy=wait() and its kin give them still, "
+        "until initialize() or the end of the program"
+    )
+    assert values_of(one for one in executor.wait(4, WAIT_S) if one is not None) == [2, 3]
+
+
+def test_of_what_was_fetched_failed_or_made_ahead_of_a_batch_nothing_is_said_at_the_end(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    executor = make_executor(consumer_batch_size=2, max_head_offpolicyness=4)
+    for data in (None, ValueError("no")):
+        executor.submit(data, obeying)
+    executor.submit(1, obeying, task_id=1)
+    executor.wait_for_task(1, WAIT_S)
+    executor.rollout_batch([1, 2], answering)
+    executor.submit(3, obeying, is_eval=True)
+    executor.wait_outcomes(1, WAIT_S, is_eval=True)
+    executor.prepare_batch(Lists(2), answering)
+    while executor.ledger.accepted < 6:  # one is ahead, or more
+        turn_loop(executor.runner)
+    executor.destroy()
+    assert not [line for line in log_lines if "not_collected" in line.message]
+
+
+def test_what_became_too_old_is_not_said_to_be_uncollected(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    engine = TellingEngine()
+    executor = make_executor(engine, consumer_batch_size=4, on_stale="drop")
+    executor.submit(1, answering)
+    finished(executor, 1)
+    engine.set_version(1)
+    turn_loop(executor.runner)
+    assert executor.ledger.stale == 1
+    executor.destroy()
+    assert not [line for line in log_lines if "not_collected" in line.message]
+
+
+def finished(executor: WorkflowExecutor, training: int, evaluation: int = 0) -> None:
+    """Wait until so many have ended that nobody has fetched."""
+    while (executor.ledger.finished, executor.eval_ledger.finished) != (training, evaluation):
+        turn_loop(executor.runner)
+
+
 def test_it_can_be_begun_and_ended_many_times(make_executor: MakeExecutor, log_lines: LogLines) -> None:
     executor = make_executor(TellingEngine())
     for value in range(5):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from areal_core import _log
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.port import Witness
-from areal_core._executor.rollout import Rollout
+from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.stuck import StuckWatch
 from areal_core._log import describe, get_logger, log
+from areal_core._runner import exit_hook
+from areal_core._watch.lateness import Late
 from areal_core._watch.looks import Blocked
 from areal_core.staleness_manager import StalenessManager
 
@@ -49,6 +51,7 @@ class Reporter(Witness):
         self._manager = manager
         self._traces = traces
         self._stuck = stuck
+        self._uncollected = {False: 0, True: 0}  # trajectories of evaluation: True
 
     def enqueued(self, rollout: Rollout) -> None:
         if self._stuck is not None:
@@ -65,6 +68,7 @@ class Reporter(Witness):
         assert outcome is not None
         if self._stuck is not None:
             self._stuck.ended()
+        self._keep([rollout], 1)
         if outcome.start_version is None:
             self._count(rollout, self._manager.on_rollout_submitted)  # AReaL knows no ending of what waits
         accepted = outcome.status == "accepted"
@@ -89,7 +93,31 @@ class Reporter(Witness):
             self._stuck.ended()
         self._count(rollout, self._manager.on_rollout_rejected)
 
+    def delivered(self, rollouts: Iterable[Rollout]) -> None:
+        self._keep(rollouts, -1)
+
+    def came_back(self, rollouts: Iterable[Rollout]) -> None:
+        self._keep(rollouts, 1)
+
+    def ending(self) -> None:
+        """Say what nobody has collected. Not of what `prepare_batch` had fetched ahead, as it always does."""
+        counts = {"training": self._uncollected[False], "evaluation": self._uncollected[True]}
+        if any(counts.values()) and not exit_hook.is_over():
+            self._log.line(
+                "warning",
+                "trajectories_not_collected",
+                training=counts["training"],
+                evaluation=counts["evaluation"],
+                remedy="wait() and its kin give them still, until initialize() or the end of the program",
+            )
+
+    def _keep(self, rollouts: Iterable[Rollout], change: int) -> None:
+        for rollout in rollouts:
+            if rollout.is_accepted and rollout.lane is not Lane.BATCH:
+                self._uncollected[rollout.work.is_eval] += change
+
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
+        self._keep([rollout], -1)
         self._count(rollout, self._manager.on_rollout_released)
         if self._traces:
             self._log.line("debug", "rollout_went_stale", **_names(rollout), runs_again=runs_again)
@@ -111,12 +139,15 @@ class Reporter(Witness):
             "warning",
             "long_rollouts_hardly_trained",
             t10=round(t10, 3),
-            remedy="raise max_head_offpolicyness or straggler_wait",
+            remedy="raise max_head_offpolicyness, or set straggler_wait: batches wait for long rollouts then",
         )
 
-    def blocked(self, blocked: Blocked) -> None:
-        """Say which function kept the loop, and so every rollout, from going on."""
-        self._log.line("warning", "loop_blocked", **blocked.fields())
+    def blocked(self, found: Blocked | Late) -> None:
+        """Say which function, or functions, kept the loop, and so every rollout, from going on."""
+        if isinstance(found, Late):
+            self._log.line("warning", "loop_is_late", **found.fields())
+        else:
+            self._log.line("warning", "loop_blocked", **found.fields())
         self._log.write()  # now: the loop may never come to it
 
     def _count(self, rollout: Rollout, count: Callable[[], None]) -> None:

@@ -54,6 +54,11 @@ def discard(life: Endable) -> None:
     _live.discard(life)
 
 
+def is_over() -> bool:
+    """Return whether the interpreter is exiting."""
+    return _over
+
+
 def stay_if_over() -> None:
     """Keep a daemon thread from going on beside the interpreter's end, which has woken it; after a wait.
 
