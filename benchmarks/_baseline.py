@@ -40,7 +40,7 @@ class Baseline:
     def tests_of(self, file: str, source: str, mutation: MutationSpec) -> list[str]:
         """Return the tests that reach a mutant, quickest first; all, where coverage saw none do so.
 
-        It sees neither what other Pythons run nor what `_thread` starts.
+        It does not see what other Pythons run.
         """
         seen: set[str] = set()
         for line in _lines(source, mutation):

@@ -6,6 +6,7 @@ lines of JSON. It never imports areal_core: a child imports whatever stands in t
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import ctypes
 import json
@@ -13,9 +14,10 @@ import os
 import select
 import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +171,7 @@ def _run_in_child(request: dict[str, Any], writer: int) -> None:
             )
             reporter.coverage.set_option("run:core", "ctrace")
             reporter.coverage.start()
+            _trace_bare_threads()
         else:
             sys.addaudithook(reporter.audit)
         files = dict.fromkeys(test.partition("::")[0] for test in request["tests"])
@@ -204,6 +207,22 @@ def _run_in_child(request: dict[str, Any], writer: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
+
+
+def _trace_bare_threads() -> None:
+    """Have threads that `_thread` starts traced like others, for coverage to see what they reach."""
+    start = _thread.start_new_thread
+
+    def start_traced(function: Callable[..., object], args: tuple[Any, ...], *kwargs: Any) -> int:
+        trace = threading.gettrace()
+
+        def run(*args: Any, **kwargs: Any) -> None:
+            sys.settrace(trace)
+            function(*args, **kwargs)
+
+        return start(run, args, *kwargs)
+
+    _thread.start_new_thread = start_traced  # type: ignore[assignment]
 
 
 class _Reporter:
