@@ -222,7 +222,7 @@ def _trace_bare_threads() -> None:
 
         return start(run, args, *kwargs)
 
-    _thread.start_new_thread = start_traced  # type: ignore[assignment]
+    _thread.start_new_thread = start_traced
 
 
 class _Reporter:
