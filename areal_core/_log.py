@@ -45,9 +45,9 @@ def get_logger(logger: Any = None) -> Any:
         return structlog.wrap_logger(
             logger,
             processors=[_drop_below_level, _to_standard_call],
-            wrapper_class=structlog.stdlib.BoundLogger,
+            wrapper_class=_OurLogger,
             context_class=dict,
-        )
+        ).bind()  # once, and not again at every line
     if not callable(getattr(logger, "warning", None)):
         raise TypeError(f"logger={logger!r} cannot log; pass a structlog or a standard logger, or None")
     return logger
@@ -56,7 +56,10 @@ def get_logger(logger: Any = None) -> Any:
 def log(logger: Any, level: str, event: str, fields: Mapping[str, Any]) -> None:
     """Log one event with *logger*. One that raises costs the line, and is told of by ours; never raises."""
     try:
-        getattr(logger, level)(event, **fields)
+        if type(logger) is _OurLogger:
+            logger.hand_on(level, event, fields)
+        else:
+            getattr(logger, level)(event, **fields)
     except BaseException as error:
         with contextlib.suppress(BaseException):  # a handler may fail for our own logger too
             get_logger().error("logger_raised", lost_event=event, error=describe(error))
@@ -82,18 +85,31 @@ def text_of(value: object) -> str:
 def bind_episode(rollout: int, data_id: Any, version: int) -> None:
     """Have lines that are logged in this context from now on say in which episode that is."""
     bind = structlog.contextvars.bind_contextvars
-    bind(rollout=rollout, version=version)
     if data_id is not None:
-        bind(data_id=data_id)
+        bind(rollout=rollout, version=version, data_id=data_id)
     else:  # it may be one that was submitted in another
+        bind(rollout=rollout, version=version)
         structlog.contextvars.unbind_contextvars("data_id")
 
 
 def _drop_below_level(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Do what structlog's `filter_by_level` does, which asks for more than a LoggerAdapter has."""
-    if not logger.isEnabledFor(logging.getLevelNamesMapping()[method.upper()]):
+    if not logger.isEnabledFor(_LEVELS[method]):
         raise structlog.DropEvent
     return event
+
+
+_LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
+
+
+class _OurLogger(structlog.stdlib.BoundLogger):
+    """One on top of a standard logger."""
+
+    def hand_on(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
+        """Do what the method called *level* does, in half the time: there is a line for each rollout."""
+        if self._logger.isEnabledFor(_LEVELS[level]):
+            (line,), options = _to_standard_call(None, level, {**self._context, **fields, "event": event})
+            self._logger.log(_LEVELS[level], line, **options)
 
 
 class Line:

@@ -92,6 +92,16 @@ class EpisodeRecord:
     """How many requests for tokens it has sent."""
     newest_version: int | None = None
     """The policy version when it sent the last of them; None: it has sent none."""
+    generate_s: float = 0.0
+    """How long it had requests for tokens under way: several at once count once."""
+    reward_s: float = 0.0
+    """How long its reward was computed."""
+    accept_s: float = 0.0
+    """How long its filter ran."""
+    requests: int = 0
+    """How many requests for tokens it has under way."""
+    asked_at: float = 0.0
+    """When the first of them was sent."""
     trace: Trace | None = None
     """Told of all that happens to it; None: nobody traces."""
 
@@ -101,7 +111,12 @@ class EpisodeRecord:
 
     def enter(self, stage: str, server: str | None = None) -> None:
         """Begin a stage."""
-        self.stage, self.server, self.since = stage, server, time.monotonic()
+        now, was = time.monotonic(), self.stage
+        if was == REWARDED:
+            self.reward_s += now - self.since
+        elif was == JUDGED:
+            self.accept_s += now - self.since
+        self.stage, self.server, self.since = stage, server, now
         if self.trace is not None:
             self.trace.entered(stage, server)
 
@@ -109,11 +124,18 @@ class EpisodeRecord:
         """Note a request for tokens, sent at policy *version*."""
         self.segments += 1
         self.newest_version = version
+        if not self.requests:
+            self.asked_at = time.monotonic()
+        self.requests += 1
         if self.trace is not None:
             self.trace.segment_sent(version)
 
     def segment_came(self, tokens: int) -> None:
         """Note that the request for tokens that this task sent last brought so many."""
+        if self.requests:  # else it failed before it was sent
+            self.requests -= 1
+            if not self.requests:
+                self.generate_s += time.monotonic() - self.asked_at
         if self.trace is not None:
             self.trace.segment_came(tokens)
 

@@ -118,22 +118,23 @@ class _Formatter(logging.Formatter):
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "timestamp": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-        }
+        line: dict[str, Any]
         if isinstance(record.msg, _log.Line):
-            line.update(event=record.msg.event, **record.msg.fields)
+            line = {"event": record.msg.event, **record.msg.fields}
         else:
-            line["event"] = record.getMessage()
+            line = {"event": record.getMessage()}
         if record.name != "areal_core":
             line["logger"] = record.name
         for name, value in sorted(structlog.contextvars.get_contextvars().items()):
             line.setdefault(name, value)
-        shown = {name: _shown(name, value) for name, value in line.items()}
+        level = record.levelname.lower()
+        shown = {"timestamp": _moment(record.created), "level": level}
+        for name, value in line.items():
+            is_clear = _is_harmless(value) and not _names_a_key(name)
+            shown[name] = value if is_clear else _shown(name, value)
         if record.exc_info:
             shown["exception"] = _without_keys(self.formatException(record.exc_info))
-        return str(self._render(None, record.levelname.lower(), shown))
+        return str(self._render(None, level, shown))
 
 
 def _renderer(stream: TextIO, json: bool | None) -> Processor:
@@ -149,6 +150,23 @@ def _renderer(stream: TextIO, json: bool | None) -> Processor:
 def _is_terminal(stream: TextIO) -> bool:
     isatty = getattr(stream, "isatty", None)
     return bool(isatty is not None and isatty())
+
+
+def _moment(created: float) -> str:
+    """Return *created*, in seconds since 1970, as ISO 8601 has it, with milliseconds."""
+    return f"{_second(int(created))}.{int(created % 1 * 1000):03}+00:00"
+
+
+@functools.lru_cache(maxsize=2)
+def _second(created: int) -> str:
+    return datetime.fromtimestamp(created, UTC).isoformat()[: len("2026-01-01T00:00:00")]
+
+
+def _is_harmless(value: Any) -> bool:
+    """Return whether *value* holds no key and has no lines of its own, if that is soon seen."""
+    if type(value) is str:
+        return value.isascii() and (value.isidentifier() or value.isalnum())
+    return type(value) in (int, float, bool)
 
 
 def _shown(name: str, value: Any) -> Any:

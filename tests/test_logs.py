@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import asyncio
 import io
 import json
 import logging
@@ -18,10 +19,14 @@ import pytest
 import structlog
 
 from areal_core import _log
+from areal_core.embedded import EmbeddedServer
 from areal_core.logs import EpisodeFilter, configure_logging, forget
+from areal_core.types import GenerationHyperparameters
+from areal_core.workflows import SingleTurnWorkflow
 from children import RunScript
 from conftest import MakeExecutor
 from doors import turn_loop
+from engine_tools import a_request, an_engine
 from executor_tools import WAIT_S, Engine, Playing, obeying, trajectory_of
 
 ROOT = Path(__file__).parent.parent
@@ -60,6 +65,7 @@ def test_each_rollout_is_one_line_of_json(make_executor: MakeExecutor) -> None:
     accepted, rejected, failed = lines_of(stream)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00", accepted.pop("timestamp"))
     assert accepted.pop("seconds") > 0
+    assert 0 < accepted.pop("queue_s") < WAIT_S
     assert accepted == {
         "level": "info",
         "event": "rollout_accepted",
@@ -79,6 +85,45 @@ def test_each_rollout_is_one_line_of_json(make_executor: MakeExecutor) -> None:
         "group_size": 2,
     }
     assert "LookupError: no tool" in failed["exception"]
+
+
+def test_the_line_of_a_rollout_says_where_its_time_went(make_executor: MakeExecutor) -> None:
+    configure_logging(stream=(stream := io.StringIO()))
+    gconfig = GenerationHyperparameters(max_new_tokens=8, ignore_eos=True)
+    workflow = SingleTurnWorkflow(lambda *_: 1.0, gconfig)
+
+    async def accept(_trajectory: Any) -> bool:
+        return True
+
+    with EmbeddedServer(mode="test", ms_per_token=2) as server, an_engine(server) as engine:
+        executor = make_executor(engine, consumer_batch_size=8)
+        for size in (1, 2):
+            executor.submit({"input_ids": [1, 2]}, workflow, group_size=size, should_accept_fn=accept)
+            executor.wait(1, WAIT_S)
+        turn_loop(executor.runner)
+    one, two = [line for line in lines_of(stream) if line["event"] == "rollout_accepted"]
+    for line, size in ((one, 1), (two, 2)):
+        assert min(line[name] for name in ("queue_s", "reward_s", "accept_s")) > 0
+        assert line["generate_s"] >= size * 8 * 0.001
+        assert line["generate_s"] + line["reward_s"] <= size * line["seconds"]
+
+
+def test_replies_that_are_generated_at_once_count_once(make_executor: MakeExecutor) -> None:
+    configure_logging(stream=(stream := io.StringIO()))
+
+    with EmbeddedServer(mode="test", ms_per_token=2) as server, an_engine(server) as engine:
+
+        async def play(_data: Any) -> Any:
+            await asyncio.gather(*(engine.agenerate(a_request(most=8)) for _ in range(4)))
+            return trajectory_of(1)
+
+        executor = make_executor(engine)
+        executor.submit(1, Playing(play))
+        executor.wait(1, WAIT_S)
+        turn_loop(executor.runner)
+    (line,) = [line for line in lines_of(stream) if line["event"] == "rollout_accepted"]
+    assert 0 < line["generate_s"] <= line["seconds"]
+    assert "reward_s" not in line
 
 
 async def _fails(_data: Any) -> Any:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, server_attributes
 from opentelemetry.semconv.attributes import error_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
+import areal_core
 from agent_tools import a_chatting_engine, user
 from areal_core import _record, workflow_context
-from areal_core._observe import tracing
+from areal_core._observe import telling, tracing
 from areal_core.embedded import EmbeddedServer
 from areal_core.metrics import instrument
 from areal_core.types import GenerationHyperparameters, InferenceEngine, ModelRequest, RolloutWorkflow
@@ -73,8 +75,9 @@ def said(span: ReadableSpan) -> dict[str, Any]:
 
 @pytest.fixture
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
-    """Keep all spans, also of what takes no time."""
-    monkeypatch.setattr(tracing, "_SHORT_NS", 0)
+    """Keep all spans, also of what takes no time, from when their episode has ended."""
+    monkeypatch.setattr(telling, "_SHORT_NS", 0)
+    monkeypatch.setattr(tracing, "_MOST_HELD", 1)
     spans = Spans()
     yield spans
     spans.provider.shutdown()
@@ -326,6 +329,275 @@ def test_one_that_is_no_sample_has_no_spans_and_neither_has_what_it_calls(
     assert spans.get_finished_spans() == ()
 
 
+class Beginnings(SpanProcessor):
+    """Sees the names of spans that begin, for which they have to."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        self.names.append(span.name)
+
+
+def shown(spans: Spans) -> list[dict[str, Any]]:
+    """Return all that an exporter can see of each span, but for times and ids, for which names stand."""
+    names = {id_of(one): one.name for one in spans.get_finished_spans()}
+    found = []
+    for one in spans.get_finished_spans():
+        context = one.get_span_context()
+        assert context is not None
+        text = json.loads(one.to_json())
+        del text["start_time"], text["end_time"], text["context"]
+        text["parent_id"] = None if one.parent is None else names[one.parent.span_id]
+        text["attributes"].pop("server.port", None)
+        scope, flags = one.instrumentation_scope, context.trace_flags
+        found.append(
+            {
+                **text,
+                "scope": scope,
+                "flags": flags,
+                "state": context.trace_state,
+                "dropped": (one.dropped_attributes, one.dropped_events, one.dropped_links),
+                "remote": context.is_remote,
+            }
+        )
+    return found
+
+
+def test_spans_that_are_made_when_they_have_ended_are_those_that_the_sdk_makes(
+    make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, processor, begun = [], Beginnings(), []
+    tracer = spans.provider.get_tracer("areal_core", areal_core.__version__)
+    start = tracer.start_span
+
+    def counted(*given: Any, **more: Any) -> trace.Span:
+        begun.append(1)
+        return start(*given, **more)
+
+    monkeypatch.setattr(tracer, "start_span", counted)
+    with EmbeddedServer(mode="test") as server, an_engine(server) as engine:
+        executor = make_executor(engine, consumer_batch_size=8)
+        instrument(executor, tracer_provider=spans.provider)
+        for _ in range(2):
+            spans.clear()
+            played(executor, {"data_id": "q7"}, Asking(2), should_accept_fn=lambda _: True, task_id=7)
+            seen.append(shown(spans))
+            assert len(begun) == len(processor.names)
+            spans.provider.add_span_processor(processor)  # from here on each span has to begin
+    quick, plain = seen
+    assert {"episode", "queue", "generate", "wait", "accept"} == {one["name"] for one in quick}
+    assert quick == plain
+    assert len(begun) == len(plain)
+    assert sorted(processor.names) == sorted(one["name"] for one in plain)
+
+
+class Choosing(Sampler):
+    """Takes no queues, records replies without having them exported, and writes on all that it takes."""
+
+    def should_sample(
+        self, parent_context: Any, trace_id: int, name: str, kind: Any = None, attributes: Any = None, *_: Any
+    ) -> SamplingResult:
+        decision = {"queue": Decision.DROP, "generate": Decision.RECORD_ONLY}
+        return SamplingResult(
+            decision.get(name, Decision.RECORD_AND_SAMPLE), {**(attributes or {}), "by": name}
+        )
+
+    def get_description(self) -> str:
+        return "Choosing"
+
+
+def test_the_sampler_decides_on_each_span(make_executor: MakeExecutor, spans: Spans) -> None:
+    class Ended(SpanProcessor):
+        def on_end(self, span: ReadableSpan) -> None:
+            ended.append(span)
+
+    ended: list[ReadableSpan] = []
+    provider = TracerProvider(Choosing())
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    provider.add_span_processor(Ended())
+    with EmbeddedServer(mode="test") as server, an_engine(server) as engine:
+        executor = make_executor(engine)
+        instrument(executor, tracer_provider=provider)
+        played(executor, 1, Asking(), should_accept_fn=lambda _: True)
+    assert not spans.named("generate")
+    assert said(spans.one("accept"))["by"] == "accept"
+    (asked,) = [one for one in ended if one.name == "generate"]
+    assert said(asked)["by"] == "generate"
+    assert not (asked.get_span_context() or trace.INVALID_SPAN_CONTEXT).trace_flags.sampled
+    assert not [one for one in ended if one.name == "queue"]
+
+
+@pytest.mark.parametrize(
+    ("limits", "attributes"),
+    [
+        (SpanLimits(max_span_attribute_length=3), {"areal.wait.for": "gen"}),
+        (SpanLimits(max_span_attributes=0), {}),
+    ],
+    ids=["of length", "of number"],
+)
+def test_limits_of_the_provider_hold(
+    make_executor: MakeExecutor, spans: Spans, limits: SpanLimits, attributes: dict[str, str]
+) -> None:
+    provider = TracerProvider(span_limits=limits)
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    with EmbeddedServer(mode="test") as server, an_engine(server) as engine:
+        executor = make_executor(engine)
+        instrument(executor, tracer_provider=provider)
+        played(executor, 1, Asking())
+    assert said(spans.named("wait")[0]) == attributes
+
+
+def test_user_code_can_add_to_the_span_of_its_episode(make_executor: MakeExecutor, spans: Spans) -> None:
+    async def play(_data: Any) -> Any:
+        span = trace.get_current_span()
+        kept.append(span)
+        assert span.is_recording()
+        span.set_attribute("mine", 1)
+        span.set_attributes({"also": "this"})
+        span.add_event("seen", {"at": "door"})
+        span.add_link(trace.SpanContext(1, 2, is_remote=True))
+        span.update_name("game")
+        span.record_exception(ValueError("odd"))
+        span.set_status(StatusCode.OK)
+        assert span.attributes["mine"] == 1  # type: ignore[attr-defined]
+        return trajectory_of(1)
+
+    kept: list[trace.Span] = []
+    executor = make_executor(consumer_batch_size=8)
+    instrument(executor, tracer_provider=spans.provider)
+    played(executor, 1, Playing(play), should_accept_fn=lambda _: True)
+    episode = spans.one("game")
+    assert {**said(episode), "mine": 1, "also": "this", "areal.outcome": "accepted"} == said(episode)
+    assert [one.name for one in episode.events] == ["seen", "exception"]
+    assert [one.context.span_id for one in episode.links] == [2]
+    assert episode.status.status_code is StatusCode.OK
+    assert is_below(spans.one("accept"), episode)
+    assert (episode.end_time or 0) >= (spans.one("accept").end_time or 0)
+    (span,) = kept
+    assert not span.is_recording()
+    assert span.get_span_context() == episode.get_span_context()
+
+
+def test_what_is_added_to_an_episode_that_has_ended_is_lost(
+    make_executor: MakeExecutor, spans: Spans
+) -> None:
+    async def play(_data: Any) -> Any:
+        kept.append(trace.get_current_span())
+        return trajectory_of(1)
+
+    kept: list[trace.Span] = []
+    executor = make_executor()
+    instrument(executor, tracer_provider=spans.provider)
+    played(executor, 1, Playing(play))
+    (span,) = kept
+    assert not span.is_recording()
+    span.set_attribute("mine", 1)
+    span.end()
+    assert "mine" not in said(spans.one("episode"))
+    assert len(spans.named("episode")) == 1
+
+
+class Foreign(trace.NoOpTracerProvider, trace.NoOpTracer):
+    """A provider that is not the SDK's, with its tracer."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def get_tracer(self, *_: Any, **__: Any) -> trace.Tracer:
+        return self
+
+    def start_span(self, name: str, *_: Any, **__: Any) -> trace.Span:
+        self.names.append(name)
+        return Endless(trace.INVALID_SPAN_CONTEXT)
+
+
+class Endless(trace.NonRecordingSpan):
+    def is_recording(self) -> bool:
+        return True
+
+
+def test_a_provider_that_is_not_the_sdks_begins_each_span(make_executor: MakeExecutor, spans: Spans) -> None:
+    provider = Foreign()
+    executor = make_executor()
+    instrument(executor, tracer_provider=provider)
+    played(executor, 1, answering, should_accept_fn=lambda _: True)
+    assert provider.names == ["episode", "queue", "accept"]
+
+
+def test_spans_of_many_episodes_are_made_at_once_and_all_are_before_the_end(
+    make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_MOST_HELD", 3)
+    monkeypatch.setattr(tracing, "_HOLD_S", 3600.0)
+    executor = make_executor(consumer_batch_size=8)
+    made = instrument(executor, tracer_provider=spans.provider)
+
+    def held_after(count: int) -> int:
+        for number in range(count):
+            played(executor, number, answering)
+        return len(spans.named("episode"))
+
+    assert held_after(2) == 0
+    assert held_after(1) == 3
+    assert held_after(1) == 3
+    made.flush()
+    assert len(spans.named("episode")) == 4
+    assert held_after(1) == 4
+    executor.destroy()
+    assert len(spans.named("episode")) == 5
+    executor.initialize()
+    assert held_after(1) == 5
+    made.close()
+    assert len(spans.named("episode")) == 6
+
+
+def test_spans_that_wait_for_others_wait_for_a_while_only(
+    make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_MOST_HELD", 1000)
+    monkeypatch.setattr(tracing, "_HOLD_S", 0.0)
+    executor = make_executor()
+    instrument(executor, tracer_provider=spans.provider)
+    played(executor, 1, answering)
+    while not spans.named("episode"):
+        turn_loop(executor.runner)
+
+
+def test_what_is_cancelled_by_the_end_has_its_spans(
+    make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_MOST_HELD", 1000)
+    monkeypatch.setattr(tracing, "_HOLD_S", 3600.0)
+    executor, door = make_executor(), Door()
+    instrument(executor, tracer_provider=spans.provider)
+    executor.submit(1, Playing(door.walk_through))
+    door.wait_for()
+    executor.destroy()
+    assert said(spans.one("episode"))["areal.outcome"] == "cancelled"
+
+
+def test_one_that_runs_for_long_keeps_no_more_than_so_many_notes(
+    make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "_MOST_NOTES", 5)
+    counts = []
+    with EmbeddedServer(mode="test") as server, an_engine(server) as engine:
+
+        async def play(_data: Any) -> Any:
+            for _ in range(4):
+                await engine.agenerate(a_request(most=3))
+                counts.append(len(spans.named("generate")))
+            return trajectory_of(1)
+
+        executor = make_executor(engine)
+        instrument(executor, tracer_provider=spans.provider)
+        played(executor, 1, Playing(play))
+    assert 0 < counts[2] < 4
+    assert len(spans.named("generate")) == 4
+    assert [said(one)["gen_ai.usage.output_tokens"] for one in spans.named("generate")] == [3] * 4
+
+
 class Broken(SpanProcessor):
     """Raises at each span that begins, or that ends."""
 
@@ -446,7 +718,8 @@ def test_attributes_of_conventions_are_those_of_conventions() -> None:
         for value in vars(module).values()
         if isinstance(value, str)
     }
-    source = ast.parse((PACKAGE / "_observe" / "tracing.py").read_text())
+    modules = [PACKAGE / "_observe" / name for name in ("tracing.py", "telling.py")]
+    source = ast.parse("\n".join(one.read_text().replace("from __future__", "#") for one in modules))
     texts = {
         node.value
         for node in ast.walk(source)
@@ -468,6 +741,8 @@ def test_every_stage_that_an_episode_can_enter_has_a_short_name() -> None:
                 stage = node.args[0] if len(node.args) == 1 and not node.keywords else None
                 if isinstance(stage, ast.Constant) and isinstance(stage.value, str):
                     entered.add(stage.value)
+                elif isinstance(stage, ast.Attribute) and isinstance(getattr(_record, stage.attr, None), str):
+                    entered.add(getattr(_record, stage.attr))
     assert {"waiting for a server", "waiting for its reward", "ended"} <= entered
     assert [stage for stage in entered if _record.short_name(stage) == _record.OTHER] == []
     assert _record.short_name("generating on 127.0.0.1:1, then backing off") == "backing_off"

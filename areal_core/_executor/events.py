@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -51,11 +52,14 @@ class Reporter(Witness):
         self._manager = manager
         self._traces = traces
         self._stuck = stuck
+        self._queued: dict[int, float] = {}  # since when what is to have a line waits, in monotonic seconds
         self._uncollected = {False: 0, True: 0}  # trajectories of evaluation: True
 
     def enqueued(self, rollout: Rollout) -> None:
         if self._stuck is not None:
             self._stuck.began_to_wait()
+        if _log.each_rollout is not None or self._traces:
+            self._queued[rollout.task_id] = time.monotonic()
         self._count(rollout, self._manager.on_rollout_enqueued)
 
     def began(self, rollout: Rollout) -> None:
@@ -74,10 +78,12 @@ class Reporter(Witness):
         accepted = outcome.status == "accepted"
         manager = self._manager
         self._count(rollout, manager.on_rollout_accepted if accepted else manager.on_rollout_rejected)
+        queued_at = self._queued.pop(rollout.task_id, None) if self._queued else None
         level = _log.each_rollout or ("debug" if self._traces else None)
         if accepted and level is None:
             return
-        fields = {**_names(rollout), "seconds": round(outcome.seconds, 6), **_more(rollout, outcome)}
+        fields = {**_names(rollout), "seconds": round(outcome.seconds, 6)}
+        fields |= _phases(rollout, queued_at) | _more(rollout, outcome)
         if outcome.status == "failed":
             self._log.line("error", "rollout_failed", **fields, exc_info=outcome.error)
         elif outcome.status == "cancelled" and not rollout.is_cancelled:
@@ -167,6 +173,14 @@ def _more(rollout: Rollout, outcome: RolloutOutcome) -> dict[str, Any]:
         "group_size": None if size == 1 else size,
     }
     return {name: value for name, value in more.items() if value is not None}
+
+
+def _phases(rollout: Rollout, queued_at: float | None) -> dict[str, float]:
+    """Return the seconds that it waited to start, generated, was rewarded and was judged: what took any."""
+    generate, reward, accept = rollout.phases or (0.0, 0.0, 0.0)
+    queue = rollout.started_at - queued_at if queued_at is not None and rollout.started_at else 0.0
+    spent = {"queue_s": queue, "generate_s": generate, "reward_s": reward, "accept_s": accept}
+    return {name: round(seconds, 6) for name, seconds in spent.items() if seconds > 0.0}
 
 
 def _names(rollout: Rollout) -> dict[str, Any]:

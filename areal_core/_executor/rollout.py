@@ -142,6 +142,8 @@ class Rollout(Struct, eq=False):
     ages: Ages = UNKNOWN
     busy_s: float = 0.0
     """How long its episodes ran, together; known once it has ended."""
+    phases: tuple[float, float, float] | None = None
+    """How long they generated, were rewarded and were judged, in seconds; None: not known so far."""
     outcome: RolloutOutcome | None = None
     packed: bytes | None = None
     """What the journal is told next, the item or the trajectory; None: nobody has packed it so far."""
@@ -177,7 +179,12 @@ class Rollout(Struct, eq=False):
 
     def forget_episodes(self) -> None:
         """Keep of the episodes only how long they ran: what they brought is in the outcome."""
-        self.busy_s = sum(one.seconds for one in self.episodes)
+        self.busy_s, self.phases = 0.0, (0.0, 0.0, 0.0)
+        for one in self.members():
+            generate, reward, accept = self.phases
+            record = one.record
+            self.phases = generate + record.generate_s, reward + record.reward_s, accept + record.accept_s
+            self.busy_s += 0.0 if one.is_judge else one.seconds
         self.episodes = []
         self.judge = self.failure = None
 

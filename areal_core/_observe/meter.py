@@ -103,6 +103,8 @@ class Meter(Witness):
     def follow(self, desk: Desk) -> None:
         """Count what happens in one life, from now on; as the thread that owns its core."""
         core, desk.tracer = desk.core, self.tracing
+        if self.tracing is not None:
+            self.tracing.holds = not core.has_ended
         if self._core is core:
             return
         if self._core is None:
@@ -168,6 +170,11 @@ class Meter(Witness):
     def recovered(self, rollout: Rollout, is_young: bool) -> None:
         if is_young:
             self._ended[_kind_of(rollout), "accepted"] += 1
+
+    def ending(self) -> None:
+        if self.tracing is not None:
+            self.tracing.holds = False  # the loop may never come to it
+            self.tracing.flush()
 
     def _delivered(self, trained: Trained) -> None:
         self._observe(STALENESS, (), float(trained.staleness))
@@ -241,7 +248,7 @@ class _EngineLives:
         return dataclasses.replace(now, **sums)
 
 
-_NEVER_FALL = ("ended", "failed", "attempts")
+_NEVER_FALL = ("ended", "failed", "cancelled", "attempts")
 """Of one life. Its tokens may, for the moment in which one that runs becomes one that has ended."""
 
 _SUMMED = (*_NEVER_FALL, "tokens")

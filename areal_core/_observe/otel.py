@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,15 @@ from areal_core._checks import check_text
 from areal_core._log import describe, get_logger
 from areal_core._observe.figures import FIGURES, HISTOGRAMS, Figure, HistogramFigure, Labels
 from areal_core._observe.meter import NOTHING, Meter, meter_of
-from areal_core._observe.tracing import Tracing, address_of
+from areal_core._observe.telling import address_of
+from areal_core._observe.tracing import Tracing
 
 if TYPE_CHECKING:
     from areal_core.workflow_executor import WorkflowExecutor
 
 _SCOPE = "areal_core"
 _AGE_S = 1.0
+_MOST_VALUES = 64
 
 _ATTRIBUTES = {
     "kind": "areal.rollout.kind",
@@ -33,6 +36,7 @@ _ATTRIBUTES = {
     "state": "areal.state",
     "stage": "areal.stage",
     "reason": "areal.reason",
+    "place": "areal.place",
 }
 
 
@@ -73,17 +77,33 @@ class _Instruments:
             )
             for one in HISTOGRAMS
         }
+        self._values: deque[tuple[str, HistogramFigure, Labels, float]] = deque()  # not recorded so far
         self._has_failed = False
 
     def _observe(self, figure: Figure, _options: CallbackOptions) -> Iterator[Observation]:
+        self.flush()
         for name, view in list(self.views.items()):
             for labels, value in view.samples(figure).items():
                 yield Observation(value, _attributes(name, figure.labels, labels))
 
     def record(self, name: str, figure: HistogramFigure, labels: Labels, value: float) -> None:
-        """Take one value of a histogram, of the executor *name*. Never raises."""
+        """Take one value of a histogram, of the executor *name*. Never raises.
+
+        Many are recorded one after the other, at the latest before a collection: each for itself, between
+        steps of episodes, would take four times as long.
+        """
+        self._values.append((name, figure, labels, value))
+        if len(self._values) >= _MOST_VALUES:
+            self.flush()
+
+    def flush(self) -> None:
+        """Record what was taken; from any thread. Never raises."""
         try:
-            self._histograms[figure].record(value, _attributes(name, figure.labels, labels))
+            while self._values:
+                name, figure, labels, value = self._values.popleft()
+                self._histograms[figure].record(value, _attributes(name, figure.labels, labels))
+        except IndexError:
+            return  # another thread was faster
         except Exception as error:  # a provider's; the core must not hear of it
             if not self._has_failed:
                 self._has_failed = True
@@ -119,6 +139,15 @@ class Instrumentation:
         self._meter.tracing = self._tracing
         self._meter.see()
 
+    def flush(self) -> None:
+        """Hand on what has happened: spans of what has ended else wait up to a tenth of a second to be made.
+
+        For before a ``force_flush`` or ``shutdown`` of the provider while the executor goes on, whose own end
+        does the same. Any thread may call it.
+        """
+        self._tracing.flush()
+        self._instruments.flush()
+
     def close(self) -> None:
         """Give no more figures, and begin no more spans. A second time it does nothing."""
         if self._is_closed:
@@ -129,6 +158,8 @@ class Instrumentation:
         self._meter.listeners.remove(self._listener)
         if self._meter.tracing is self._tracing:
             self._meter.tracing = None
+        self._tracing.holds = False  # for what still runs
+        self.flush()
         self._meter.see()
 
 
@@ -152,8 +183,9 @@ def instrument(
     current at the submit. Prompts, trajectories, keys and the texts of errors are in none of it.
 
     It lasts through ``destroy`` and ``initialize``. Once more for the same executor, it replaces what it did
-    before. A tracer that is slow, such as one that exports each span at its end, holds up every episode: take
-    a processor that exports in batches.
+    before. All episodes are traced that the provider's sampler takes. Their spans are made when some have
+    ended, a tenth of a second later at most, see `Instrumentation.flush`. A processor that exports each span
+    at its end holds up every episode: take one that exports in batches.
 
     Raises ValueError for the name of another executor, what the providers raise, and TypeError.
     """

@@ -13,7 +13,11 @@
       join, accept, pack
 
 Of the workflow there is no span: it plays while nothing else is shown. Nor is there one of what took less
-than 10 milliseconds, but for requests: to make one takes 20 microseconds.
+than 10 milliseconds, but for requests.
+
+While an episode runs, its own span has an id, since user code may begin others below it, and it is noted
+what it does. Spans are made when many episodes have ended, or a tenth of a second after the first: between
+steps of other episodes all that is needed has left the processor's caches, and one takes four times as long.
 
 Nothing here may harm an episode: a provider that raises costs its spans, and is told of once.
 """
@@ -21,50 +25,52 @@ Nothing here may harm an episode: a provider that raises costs its spans, and is
 from __future__ import annotations
 
 import asyncio
-import functools
+import contextlib
 import time
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context, trace
-from opentelemetry.trace import Link, Span, SpanKind, StatusCode, Tracer
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from areal_core import _record
 from areal_core._executor.explaining import short_name as short_data_id
 from areal_core._log import describe, get_logger
 from areal_core._observe.figures import KINDS
+from areal_core._observe.telling import CAME, NOTE, SENT, Story, Teller
 
 if TYPE_CHECKING:
-    from areal_core._executor.outcome import Status
     from areal_core._executor.rollout import Episode, Rollout
 
-_SHORT_NS = 10_000_000
-"""What is shorter makes no span."""
+_UNSET, _FAILED = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
+"""Without the text of an error, which may have a prompt in it."""
 
-_PHASES = ("accept", "join", "pack")
-"""What an episode goes through one after the other, in the task that plays it, when it has played."""
+_HOLD_S = 0.1
+"""How long what has ended may wait for its spans."""
 
-_NAMES = {one: one for one in ("queue", "reward", *_PHASES)} | {_record.GENERATING: "generate"}
-"""Of spans, by stage; all else is a wait."""
+_MOST_HELD = 64
+"""How many episodes may."""
 
-_WAITS: dict[str, dict[str, AttributeValue]] = {
-    stage: {"areal.wait.for": stage} for stage in _record.STAGES if stage not in _NAMES
-}
+_MOST_NOTES = 512
+"""How many an episode keeps until their spans are made, for one that never ends."""
 
 
 class Tracing:
-    """Follows the episodes of one executor. The thread that owns its core calls all of it."""
+    """Follows the episodes of one executor. The thread that owns its core calls all of it but `flush`."""
 
     def __init__(self, tracer: Tracer, name: str, model: str | None) -> None:
-        self.tracer = tracer
+        self._tracer = tracer
         self.name = name
+        self.holds = True
+        """Whether the loop goes on, so that spans can wait for others to be made with."""
+        self._teller = Teller(tracer, model)
         self._queued: dict[int, int] = {}  # since when the rollouts wait that have not ended, in ns
+        self._told: deque[_EpisodeTrace] = deque()  # what has ended, and has no spans so far
         self.members: dict[int, list[Link]] = {}
         """The spans of members that have ended, by their group, for the one that judges it."""
         self._has_failed = False
-        self._asked: dict[str, AttributeValue] = {"gen_ai.operation.name": "text_completion"}
-        if model is not None:
-            self._asked["gen_ai.request.model"] = model
 
     def enqueued(self, rollout: Rollout) -> None:
         """Note since when *rollout* waits."""
@@ -81,14 +87,37 @@ class Tracing:
         queued = now if episode.is_judge else self._queued.get(episode.rollout.task_id, now)
         episode.record.trace = _EpisodeTrace(self, episode, queued)
 
-    def of_request(self, part: _Part) -> dict[str, AttributeValue]:
-        """Return the attributes of a request for tokens."""
-        attributes = {**self._asked, **address_of(part.server or "")}
-        if part.version is not None:
-            attributes["areal.policy.version"] = part.version
-        if part.tokens is not None:
-            attributes["gen_ai.usage.output_tokens"] = part.tokens
-        return attributes
+    def begin(self, episode: Episode, since: int) -> Span:
+        """Begin the span of *episode*. Raises what the provider raises."""
+        attributes = _of_episode(self.name, episode)
+        if not episode.is_judge:
+            return self._teller.spans.begin("episode", attributes, since)
+        links = self.members.get(episode.rollout.task_id)
+        return self._tracer.start_span("group", attributes=attributes, links=links, start_time=since)
+
+    def take(self, ended: _EpisodeTrace) -> None:
+        """Make the spans of what has *ended*, soon: many one after the other cost a quarter of one by one."""
+        self._told.append(ended)
+        if not self.holds or len(self._told) >= _MOST_HELD:
+            self.flush()
+        elif len(self._told) == 1:
+            try:
+                asyncio.get_running_loop().call_later(_HOLD_S, self.flush)
+            except RuntimeError:  # it runs no more
+                self.flush()
+
+    def flush(self) -> None:
+        """Make the spans of all that has ended; from any thread. Never raises."""
+        with contextlib.suppress(IndexError):  # none is left
+            while True:
+                self.tell(self._told.popleft())
+
+    def tell(self, trace: _EpisodeTrace) -> None:
+        """Make the spans of all that was noted in *trace*. Never raises."""
+        try:
+            trace.tell(self._teller)
+        except Exception as error:  # a provider's
+            self.failed(error)
 
     def failed(self, error: Exception) -> None:
         """Tell of an error of the provider's, once."""
@@ -97,134 +126,86 @@ class Tracing:
             get_logger().warning("tracing_failed", error=describe(error), exc_info=error)
 
 
-class _Part:
-    """What an episode, or one of its tasks, does for a while. Its span is made at its end."""
-
-    __slots__ = ("context", "name", "server", "since", "tokens", "version")
-
-    def __init__(self, name: str, since: int, where: context.Context, server: str | None = None) -> None:
-        self.name = name
-        self.since = since
-        self.context = where
-        """Whose current span is the parent: one of user code's, or the episode's."""
-        self.server = server
-        """Which one generates; None: none does."""
-        self.version: int | None = None
-        self.tokens: int | None = None
-
-
 class _EpisodeTrace:
-    """The spans of one episode, or of the judge of a group. None of the methods that are called raises."""
+    """Notes what one episode does, or the judge of a group. None of the methods that are called raises."""
 
-    __slots__ = ("_context", "_episode", "_parts", "_phase", "_queued", "_span", "_tracing")
+    __slots__ = ("_context", "_episode", "_notes", "_outcome", "_queued", "_span", "_story", "_tracing")
 
     def __init__(self, tracing: Tracing, episode: Episode, queued: int) -> None:
         self._tracing = tracing
-        self._episode = episode
+        self._episode: Episode | None = episode
         self._queued = queued
         self._span: Span | None = None
-        self._context = context.Context()
-        self._phase: _Part | None = None
-        self._parts: dict[object, _Part] = {}  # by task: an episode may generate several replies at once
+        self._context = Context()
+        self._notes: list[Any] = []  # flat: a tuple for each would keep the garbage collector busy
+        self._story: Story | None = None
+        self._outcome: dict[str, AttributeValue] = {}
 
     def entered(self, stage: str, server: str | None) -> None:
         """Begin a stage. The first is entered in the task that plays the episode, and begins all of it."""
-        try:
-            if stage == _record.ENDED:
-                self._end(time.time_ns())
-            else:
-                self._enter(_record.short_name(stage, server), server, time.time_ns())
-        except Exception as error:  # a provider's
-            self._tracing.failed(error)
+        now = time.time_ns()
+        if stage == _record.ENDED:
+            self._end(now)
+        elif self._span is not None or self._begin():
+            self._note(now, stage, server, context.get_current())
 
     def segment_sent(self, version: int) -> None:
         """Note the version that a request for tokens is sent at."""
-        part = self._parts.get(asyncio.current_task())
-        if part is not None:
-            part.version = version
+        self._note(0, SENT, version, None)
 
     def segment_came(self, tokens: int) -> None:
         """End the request."""
-        task = asyncio.current_task()
-        part = self._parts.pop(task, None)
-        if part is None:
-            return
-        part.tokens = tokens
-        try:
-            self._show(part, time.time_ns())
-        except Exception as error:
-            self._tracing.failed(error)
+        self._note(time.time_ns(), CAME, tokens, context.get_current())
 
-    def _enter(self, name: str, server: str | None, now: int) -> None:
-        if self._span is None and not self._begin(now):
+    def _note(self, now: int, what: str, value: object, where: Context | None) -> None:
+        if self._span is None:
             return
-        task = asyncio.current_task()
-        part = self._parts.pop(task, None)
-        if part is not None:
-            self._show(part, now)
-        if name in _PHASES:
-            self._end_phase(now)
-            self._phase = _Part(name, now, self._context)
-        elif name != "playing":
-            self._parts[task] = _Part(name, now, context.get_current(), server)
+        self._notes += (now, asyncio.current_task(), what, value, where)
+        if len(self._notes) >= _MOST_NOTES * NOTE:
+            self._tracing.tell(self)
 
-    def _begin(self, now: int) -> bool:
+    def _begin(self) -> bool:
         """Begin the episode; return whether its spans are to be made."""
         tracing, episode = self._tracing, self._episode
-        span = tracing.tracer.start_span(
-            "group" if episode.is_judge else "episode",
-            attributes=_of_episode(tracing.name, episode),
-            start_time=self._queued,
-            links=tracing.members.get(episode.rollout.task_id) if episode.is_judge else None,
-        )
-        self._span, self._context = span, trace.set_span_in_context(span)
-        context.attach(self._context)  # of the task that plays it, with which that ends
+        assert episode is not None
+        try:
+            span = tracing.begin(episode, self._queued)
+            self._span, self._context = span, trace.set_span_in_context(span)
+            context.attach(self._context)  # of the task that plays it, with which that ends
+        except Exception as error:
+            tracing.failed(error)
+            return False
         if not span.is_recording():  # it is no sample: what user code begins must be none either
             episode.record.trace = None
             return False
-        if not episode.is_judge:
-            self._show(_Part("queue", self._queued, self._context), now)
+        self._story = Story(self._context, self._queued, has_queued=not episode.is_judge)
         return True
-
-    def _show(self, part: _Part, now: int) -> None:
-        kind, attributes = SpanKind.INTERNAL, _WAITS.get(part.name)
-        if part.server is not None:
-            kind, attributes = SpanKind.CLIENT, self._tracing.of_request(part)
-        elif now - part.since < _SHORT_NS:
-            return
-        name = _NAMES.get(part.name, "wait")
-        start = self._tracing.tracer.start_span
-        start(name, part.context, kind, attributes, start_time=part.since).end(now)
-
-    def _end_phase(self, now: int) -> None:
-        while self._parts:
-            self._show(self._parts.popitem()[1], now)
-        phase, self._phase = self._phase, None
-        if phase is not None:
-            self._show(phase, now)
 
     def _end(self, now: int) -> None:
         """End all of it. What the task still does, if it outlives its outcome, is not followed."""
         episode, span = self._episode, self._span
-        episode.record.trace = None
+        assert episode is not None
+        self._episode = episode.record.trace = None
         if span is None:
             return  # it was cancelled before its first step
-        try:
-            self._end_phase(now)
-        finally:
-            outcome, error = _outcome_of(episode)
-            attributes: dict[str, AttributeValue] = {
-                "areal.outcome": outcome,
-                "areal.segments": episode.record.segments,
-            }
-            if error is not None:
-                attributes["error.type"] = type(error).__qualname__
-                span.set_status(StatusCode.ERROR)  # without its text, which may have a prompt in it
-            span.set_attributes(attributes)
-            span.end(now)
+        self._outcome = _outcome_of(episode)
+        self._notes += (now, None, _record.ENDED, None, None)
         if episode.rollout.work.group_size > 1 and not episode.is_judge:
             members = self._tracing.members.setdefault(episode.rollout.task_id, [])
             members.append(Link(span.get_span_context()))
+        self._tracing.take(self)
+
+    def tell(self, teller: Teller) -> None:
+        """Make the spans of what was noted so far; of the episode itself too, if it has ended."""
+        notes, self._notes = self._notes, []
+        assert self._story is not None
+        try:
+            teller.tell(self._story, notes)
+        finally:
+            if self._outcome:
+                assert self._span is not None
+                status = _FAILED if "error.type" in self._outcome else _UNSET
+                teller.spans.end(self._span, self._outcome, status, notes[-NOTE])
 
 
 def _of_episode(executor: str, episode: Episode) -> dict[str, AttributeValue]:
@@ -245,22 +226,20 @@ def _of_episode(executor: str, episode: Episode) -> dict[str, AttributeValue]:
     return attributes
 
 
-def _outcome_of(episode: Episode) -> tuple[Status, BaseException | None]:
+def _outcome_of(episode: Episode) -> dict[str, AttributeValue]:
     """Return how it ended, though its rollout may have ended otherwise, and the error that it ended with."""
     error, verdict = episode.error, episode.verdict
+    outcome: dict[str, AttributeValue] = {
+        "areal.outcome": "failed",
+        "areal.segments": episode.record.segments,
+    }
     if episode.timed_out:
-        return "timed_out", error
-    if isinstance(error, asyncio.CancelledError):
-        return "cancelled", None
+        outcome["areal.outcome"] = "timed_out"
+    elif isinstance(error, asyncio.CancelledError):
+        outcome["areal.outcome"], error = "cancelled", None
+    elif error is None:
+        is_rejected = verdict is None or verdict.trajectory is None
+        outcome["areal.outcome"] = "rejected" if is_rejected else "accepted"
     if error is not None:
-        return "failed", error
-    return ("rejected" if verdict is None or verdict.trajectory is None else "accepted"), None
-
-
-@functools.lru_cache(maxsize=1000)
-def address_of(server: str) -> dict[str, AttributeValue]:
-    """Return the attributes of a server, of which there are two."""
-    host, _, port = server.rpartition(":")
-    if not port.isdigit():  # a URL
-        return {"server.address": server}
-    return {"server.address": host.strip("[]"), "server.port": int(port)}
+        outcome["error.type"] = type(error).__qualname__
+    return outcome
