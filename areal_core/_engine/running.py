@@ -11,6 +11,7 @@ from typing import Any
 from areal_core._engine.backend import Backend
 from areal_core._engine.control import Control
 from areal_core._engine.deadlines import Deadlines
+from areal_core._engine.done import Done
 from areal_core._engine.events import Events
 from areal_core._engine.generation import Generation, Parts
 from areal_core._engine.lookout import Lookout
@@ -20,7 +21,7 @@ from areal_core._engine.prober import Prober
 from areal_core._engine.recovery import Recovery
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
-from areal_core._engine.stats import Done, EngineStats
+from areal_core._engine.stats import EngineStats
 from areal_core._engine.waking import wake
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.decoding import encode, json_or_text
