@@ -30,9 +30,13 @@ from areal_core._checks import check_flag
 __all__ = ["EpisodeFilter", "configure_logging"]
 
 _HIDDEN = "***"
-_NAMES = re.compile(r"(^|_)(api_?keys?|authorization|password|secret|credentials?)$", re.IGNORECASE)
+_TOKEN = "(?:access|auth|hf|id|refresh|session)[_-]?token"
+_NAMES = re.compile(
+    rf"(^|[_-])(api[_-]?keys?|authorization|cookie|{_TOKEN}s?|password|secret|credentials?)$", re.IGNORECASE
+)
 _KEYS = re.compile(
-    r"""(\bbearer\s+|\b(?:x-)?api[_-]?key["']?\s*[=:]\s*["']?|://[^\s/:@]*:)(?!\*)[^\s"',;)}\]@]+""",
+    rf"""(\bbearer\s+|\b(?:(?:x-)?api[_-]?key|{_TOKEN})["']?\s*[=:]\s*["']?|://(?:[^\s/:@]*:|(?=[^\s/:@]+@)))"""
+    r"""(?!\*)[^\s"',;)}\]@]+""",
     re.IGNORECASE,
 )
 
@@ -176,11 +180,15 @@ def _shown(name: str, value: Any) -> Any:
     if value is None or type(value) in (int, float, bool):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _shown(str(key), one) for key, one in value.items()}
+        return {_name_of(key): _shown(_name_of(key), one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_shown("", one) for one in value]
     text = _without_keys(value if isinstance(value, str) else _log.text_of(value))
     return text if name == _log.OF_MANY_LINES else _log.on_one_line(text)
+
+
+def _name_of(key: object) -> str:
+    return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
 
 
 @functools.lru_cache(maxsize=1000)

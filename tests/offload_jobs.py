@@ -35,6 +35,14 @@ def after(seconds: float, value: Any) -> Any:
     return value
 
 
+def compute(seconds: float) -> None:
+    """Have a processor for so many seconds."""
+    clock = time.thread_time
+    end = clock() + seconds
+    while clock() < end:
+        pass
+
+
 def tell_and_stay(fifo: str) -> NoReturn:
     """Write this process's id to *fifo*, and never end."""
     Path(fifo).write_text(str(os.getpid()))

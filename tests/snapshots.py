@@ -14,11 +14,13 @@ from areal_core._executor.books import RolloutLedger
 from areal_core._executor.report import StalenessReport
 from areal_core._observe.runs import Status, process_start, this_host
 from areal_core._observe.snapshot import Journal, Reason, Snapshot, Straggler, Wait
+from areal_core._observe.speeds import Speed
 
 ENGINE = EngineStats(
     running=50,
     ended=1300,
     failed=2,
+    cancelled=40,
     attempts=1400,
     tokens=123_456,
     servers=(
@@ -104,6 +106,9 @@ def status_of(snapshot: Snapshot, **changes: Any) -> Status:
         accepted_per_s=0.5,
         tokens_history=tuple(float(one) for one in range(120)),
         left_s=(16.0,) * len(now.waits),
+        trainer_busy_s=0.0,
+        trainer_waits=0.25,
+        servers={one.name: Speed(tokens_per_s=4115.0, each=137.2) for one in now.servers},
         snapshot=now,
     )
     return msgspec.structs.replace(status, **changes)

@@ -292,6 +292,30 @@ def test_an_episode_that_blocks_the_thread_is_left_behind_and_the_waiters_are_re
     assert values_of(executor.wait(1, WAIT_S)) == [3]
 
 
+def test_what_had_ended_by_itself_when_the_thread_is_left_behind_is_kept(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    executor, blockade = make_executor(consumer_batch_size=4, leave=True), Blockade()
+    executor.pause()
+    for number in (1, 2):
+        executor.submit(number, answering, task_id=number)
+    executor.submit(None, Playing(blockade.block), task_id=3)
+    executor.resume()
+    blockade.wait_until_entered()
+    executor.destroy(timeout=0.1)
+    outcomes = executor.wait_outcomes(3, timeout=5)
+    assert statuses_of(outcomes) == {1: "accepted", 2: "accepted", 3: "cancelled"}
+    assert [one.task_id for one in outcomes] == [1, 2, 3]
+    balance(executor.ledger)
+    assert "count=1 tasks=['rollout 3 Playing']" in log_lines.wait_for("tasks_abandoned").message
+    thread = executor.runner.thread
+    blockade.lift()
+    assert thread is not None
+    thread.join(LONG_S)
+    balance(executor.ledger)
+    assert executor.runner.stats().abandoned == 0
+
+
 def test_a_group_that_ends_in_the_last_turn_of_the_loop_leaves_nothing_abandoned(
     make_executor: MakeExecutor, log_lines: LogLines
 ) -> None:

@@ -177,6 +177,34 @@ def test_the_innermost_function_is_named_with_its_line_and_its_workflow(watched:
     }
 
 
+def test_who_was_found_is_known_while_it_blocks_and_each_time_after(watched: Watched) -> None:
+    assert (watched.watch.blamed, watched.reports.qsize()) == (None, 0)
+    seen: SimpleQueue[tuple[Any, float | None]] = SimpleQueue()
+
+    def look_on() -> None:
+        """Block, and have another thread look meanwhile, without an answer to a heartbeat."""
+        while (found := watched.watch.blamed) is None or found.seconds < 2 * THRESHOLD_S:
+            time.sleep(0.01)
+        seen.put((found, watched.watch.lag_s))
+
+    watched.block(look_on)
+    found, lag_s = seen.get(timeout=LONG_S)
+    assert (found.function.rpartition(".")[2], found.share) == ("look_on", 1.0)
+    assert found.where.startswith(f"{__file__}:")
+    assert lag_s is not None
+    assert lag_s >= 2 * THRESHOLD_S
+    assert watched.next_report().function == found.function
+    for count in (1, 2):  # the second is too soon to be reported
+        watched.block(reward)
+        latest = watched.watch.blamed
+        assert latest is not None
+        assert latest.function == "test_loop_watch.compute"
+        assert latest.at > found.at, count
+        found = latest
+    assert watched.next_report().function == "test_loop_watch.compute"
+    assert watched.reports.empty()
+
+
 def test_a_function_that_calls_many_short_ones_is_named_not_they(watched: Watched) -> None:
     watched.block(reward_in_small_parts)
     assert watched.next_report().function == "test_loop_watch.reward_in_small_parts"
@@ -189,6 +217,9 @@ def test_a_c_function_that_keeps_the_gil_is_named_by_its_caller(watched: Watched
             break
     blocked = watched.next_report()
     assert (blocked.function, blocked.where) == ("test_loop_watch.match", line_of(match, 2))
+    found = watched.watch.blamed
+    assert found is not None
+    assert (found.function, found.where) == (blocked.function, blocked.where)
 
 
 def test_who_waits_for_the_gil_of_another_thread_is_not_accused(watched: Watched) -> None:

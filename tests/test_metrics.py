@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import re
@@ -17,13 +18,14 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry
 
 from areal_core._observe.figures import FIGURES, HISTOGRAMS, KINDS, STATUSES, prometheus_name
-from areal_core._observe.meter import _Rising, meter_of
+from areal_core._observe.meter import _EngineLives, _Rising, meter_of
 from areal_core._record import STAGES
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import EmbeddedServer
+from areal_core.errors import ServerStatusError
 from areal_core.metrics import Instrumentation, PrometheusCollector, instrument, serve_prometheus
-from areal_core.remote_inf_engine import RemoteInfEngine
-from areal_core.types import GenerationHyperparameters
+from areal_core.remote_inf_engine import EngineStats, RemoteInfEngine
+from areal_core.types import GenerationHyperparameters, ModelRequest
 from areal_core.workflow_executor import WorkflowExecutor
 from areal_core.workflows import SingleTurnWorkflow
 from children import RunScript
@@ -32,8 +34,11 @@ from doors import Door, turn_loop
 from executor_tools import WAIT_S, Engine, Playing, TellingEngine, answering, obeying, trajectory_of
 from logged import LogLines
 from scraping import Series, collected, counters, scrape, series_of, value
+from snapshots import changed
 
-DASHBOARD = Path(__file__).parent.parent / "docs" / "assets" / "grafana.json"
+DOCS = Path(__file__).parent.parent / "docs"
+DASHBOARD = DOCS / "assets" / "grafana.json"
+GUIDE = DOCS / "guides" / "metrics-and-logs.md"
 
 
 def ended(executor: WorkflowExecutor, count: int) -> None:
@@ -101,6 +106,7 @@ def test_names_units_and_labels_are_as_prometheus_wants_them(make_executor: Make
                 "state",
                 "stage",
                 "reason",
+                "place",
                 "server",
                 "le",
             }
@@ -163,6 +169,54 @@ def test_counters_never_fall_when_executor_and_engine_begin_again(
             assert value(before, "areal_generations_ended_total", status="completed") == 3 * life
             assert value(before, "areal_rollouts_ended_total", kind="training", status="accepted") == 3 * life
             assert value(before, "areal_rollouts_discarded_total", kind="training") == life - 1
+
+
+@pytest.mark.any_loop
+def test_of_each_server_there_is_what_tells_how_fast_it_is(make_executor: MakeExecutor) -> None:
+    request = ModelRequest([1, 2, 3], GenerationHyperparameters(max_new_tokens=4, ignore_eos=True))
+    with (
+        EmbeddedServer(mode="test") as one,
+        EmbeddedServer(mode="test") as other,
+        RemoteInfEngine(InferenceEngineConfig()) as engine,
+    ):
+        engine.initialize([one.addr, other.addr])
+        executor = make_executor(engine)
+        for _ in range(3):
+            executor.runner.run(engine.agenerate, request)
+        one.faults(["status=400"])
+        other.faults(["status=400"])
+        with pytest.raises(ServerStatusError):
+            executor.runner.run(engine.agenerate, request)
+        stats = engine.stats()
+        seen = series_of(collected(PrometheusCollector(executor)))
+        executor.destroy()
+    for server in stats.servers:
+        assert value(seen, "areal_server_tokens_total", server=server.name) == server.tokens
+        assert value(seen, "areal_server_busy_seconds_total", server=server.name) == server.seconds > 0
+    counts = {
+        status: [
+            value(seen, "areal_server_requests_total", server=server.name, status=status)
+            for server in stats.servers
+        ]
+        for status in ("completed", "failed", "cancelled")
+    }
+    assert sorted(counts["completed"]) == [1, 2]
+    assert sorted(counts["failed"]) == [0, 1]
+    assert counts["cancelled"] == [0, 0]
+    ended = {
+        status: value(seen, "areal_generations_ended_total", status=status)
+        for status in ("completed", "failed", "cancelled")
+    }
+    assert ended == {"completed": 3, "failed": 1, "cancelled": 0}
+
+
+@pytest.mark.any_loop
+def test_each_counter_of_an_engine_goes_on_in_its_next_life() -> None:
+    lives, first, second = _EngineLives(), Door(), Door()
+    lives.joined(changed(engine=EngineStats(ended=7, failed=1, cancelled=2, attempts=9, tokens=50)), first)
+    begun = EngineStats(ended=1, failed=1, cancelled=1, attempts=1, tokens=1)
+    joined = lives.joined(changed(engine=begun), second)
+    assert joined.engine == EngineStats(ended=8, failed=2, cancelled=3, attempts=10, tokens=51)
 
 
 @pytest.mark.any_loop
@@ -267,8 +321,13 @@ def test_a_server_listens_here_alone_and_its_end_frees_the_port_and_the_thread(
     executor, before = make_executor(), threading.active_count()
     server = serve_prometheus(executor)
     assert (server.host, server.url) == ("127.0.0.1", f"http://127.0.0.1:{server.port}/metrics")
-    with pytest.raises(OSError, match="in use"):
+    with pytest.raises(OSError, match="cannot serve metrics") as refused:
         serve_prometheus(executor, server.port)
+    assert str(refused.value).endswith(
+        f"cannot serve metrics on 127.0.0.1:{server.port}: Address already in use; "
+        "another program or executor serves there: give another port, or 0 for a free one"
+    )
+    assert refused.value.errno == errno.EADDRINUSE
     server.close()
     server.close()
     assert threading.active_count() == before
@@ -282,16 +341,22 @@ def test_a_server_listens_here_alone_and_its_end_frees_the_port_and_the_thread(
         ((3,), TypeError),
         (({"a": 3},), TypeError),
         (("executor", -1), ValueError),
+        (("executor", 70_000), ValueError),
         (("executor", 0, 3), TypeError),
+        (("executor", 0, "no.such.host.invalid"), OSError),
+        (("executor", 0, "192.0.2.1"), OSError),
     ],
-    ids=["no executor", "none by name", "port", "host"],
+    ids=["no executor", "none by name", "port", "large port", "host", "unknown host", "another's host"],
 )
 def test_what_cannot_be_served_is_refused(
     make_executor: MakeExecutor, arguments: tuple[Any, ...], error: type[Exception]
 ) -> None:
     first, *rest = arguments
-    with pytest.raises(error):
+    with pytest.raises(error) as refused:
         serve_prometheus(make_executor() if first == "executor" else first, *rest)
+    if error is OSError:
+        assert f"cannot serve metrics on {rest[1]}:0: " in str(refused.value)
+        assert str(refused.value).endswith("; give a host that is an address of this machine")
 
 
 @pytest.mark.any_loop
@@ -364,6 +429,17 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
             assert target["datasource"]["uid"] == "${datasource}"
             for name in re.findall(r"(areal_\w+_total)", target["expr"]):
                 assert re.search(rf"(rate|increase)\({name}", target["expr"]), target["expr"]
+
+
+@pytest.mark.any_loop
+def test_the_guide_has_a_row_for_each_figure_that_says_what_it_says() -> None:
+    row = r"^\| `(areal_\w+)`(?: \(histogram\))? \| `([\w.]+)` \| (.*?) ?\| (.*?) \|$"
+    rows = {prometheus: rest for prometheus, *rest in re.findall(row, GUIDE.read_text(), re.MULTILINE)}
+    figures = {}
+    for one in (*FIGURES, *HISTOGRAMS):
+        name = f"{prometheus_name(one)}{'_total' if getattr(one, 'is_counter', False) else ''}"
+        figures[name] = [one.name, ", ".join(f"`{label}`" for label in one.labels), one.help]
+    assert rows == figures
 
 
 # -- OpenTelemetry ---------------------------------------------------------------------------------
@@ -529,6 +605,7 @@ def test_a_provider_that_raises_costs_its_figures_alone_and_is_told_of_once(
         executor.submit(number, answering)
     executor.wait(5, WAIT_S)
     turn_loop(executor.runner)
+    made.flush()
     assert [line.message.split()[0] for line in log_lines if line.level != "debug"] == ["metering_failed"]
     assert executor.snapshot().training.accepted == 5
 

@@ -17,6 +17,7 @@ import offload_jobs as jobs
 from areal_core import _record
 from areal_core._observe.snapshot import Snapshot
 from areal_core._offload.crew import stats_of
+from areal_core._offload.stats import processors
 from areal_core._record import EpisodeRecord
 from areal_core.metrics import PrometheusCollector
 from areal_core.offload import OffloadStats, Place, configure_offload, offloaded
@@ -32,6 +33,8 @@ from threaded_loops import turns_until
 
 GCONFIG = GenerationHyperparameters(max_new_tokens=1)
 ITEM = {"input_ids": [1, 2]}
+COMPUTE = "they compute, and more threads would not help: to='process'"
+PROCESSES = "configure_offload(max_processes=...)"
 Run = Callable[[Any], Any]
 
 
@@ -168,7 +171,9 @@ def test_a_reward_that_waits_for_a_worker_is_told_from_one_that_is_computed(
     assert (threads.workers, threads.busy, threads.waiting, threads.calls) == (1, 1, 2, 1)
     later = in_place(executor.snapshot().offloaded, "thread")
     assert later.longest_wait_s > threads.longest_wait_s > 0
-    assert in_place(seen.offloaded, "process") == OffloadStats(place="process", workers=1)
+    assert in_place(seen.offloaded, "process") == OffloadStats(
+        place="process", workers=1, processors=processors()
+    )
     go.set()
     assert executor.wait(3, WAIT_S) != []
     threads = in_place(executor.snapshot().offloaded, "thread")
@@ -198,6 +203,51 @@ def test_an_explanation_says_how_many_calls_wait_and_what_allows_more(
     go.set()
     executor.wait(2, WAIT_S)
     assert "configure_offload" not in str(executor.explain())
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize(
+    ("place", "workers", "computed_s", "of", "says"),
+    [
+        ("thread", 6, 1.0, 2, "configure_offload(max_threads=...) allows more"),
+        ("thread", 6, 0.0, 2, "configure_offload(max_threads=...) allows more"),
+        ("thread", 6, 17.0, 2, f"{COMPUTE} lets 2 compute at once"),
+        ("thread", 6, 30.0, 2, "all 2 processors are taken: only calls that compute less make it faster"),
+        ("thread", 6, 17.0, 1, "the only processor is taken: only calls that compute less make it faster"),
+        ("thread", 6, 17.0, None, f"{COMPUTE} gives each a processor"),
+        ("process", 1, 0.0, 2, "configure_offload(max_processes=2) has one for each processor"),
+        ("process", 2, 0.0, 2, "all 2 processors are taken; what only waits goes to='thread'"),
+        ("process", 8, 0.0, 1, "the only processor is taken; what only waits goes to='thread'"),
+        ("process", 8, 0.0, None, f"{PROCESSES} allows more, up to the processors there are"),
+    ],
+    ids=["I/O", "only waits", "computes", "all taken", "one processor", "old threads", "may be more", "full",
+         "over", "old"],
+)  # fmt: skip
+def test_the_advice_tells_what_computes_from_what_waits(
+    loop_name: str, place: Place, workers: int, computed_s: float, of: int | None, says: str
+) -> None:
+    assert place != "loop"
+    stats = OffloadStats(
+        place=place, workers=workers, busy=workers, waiting=1, took_s=100.0, computed_s=computed_s,
+        processors=of,
+    )  # fmt: skip
+    assert stats.advice() == says
+    assert str(stats).endswith(f"; {says}")
+
+
+def test_it_is_measured_whether_a_thread_computes(run: Run) -> None:
+    async def act() -> tuple[OffloadStats, OffloadStats]:
+        await offloaded(jobs.after)(0.2, None)
+        slept = in_place(await _counts(), "thread")
+        await offloaded(jobs.compute)(0.2)
+        await offloaded(jobs.compute, to="process")(0.05)
+        return slept, in_place(await _counts(), "thread")
+
+    slept, both = run(act())
+    assert slept.took_s >= 0.2
+    assert slept.computed_s < 0.1
+    assert both.computed_s - slept.computed_s >= 0.19
+    assert both.took_s - slept.took_s >= 0.19
 
 
 def test_a_function_of_the_workflows_own_has_stages_too(

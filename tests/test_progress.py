@@ -109,11 +109,11 @@ def test_more_than_is_wanted_is_a_full_bar() -> None:
 # -- how fast --------------------------------------------------------------------------------------
 
 
-def at(second: float, tokens: int = 0, accepted: int = 0) -> Any:
+def at(second: float, tokens: int = 0, accepted: int = 0, **training: int) -> Any:
     """Return what was seen in a run at *second*."""
     return changed(
         uptime_s=second,
-        training=RolloutLedger(accepted=accepted, finished=accepted),
+        training=RolloutLedger(accepted=accepted, finished=accepted, **training),
         evaluation=RolloutLedger(),
         engine=replace(ENGINE, tokens=tokens),
     )
@@ -158,13 +158,24 @@ def test_the_history_has_a_number_for_each_second_however_often_one_looks() -> N
 
 @pytest.mark.any_loop
 def test_what_is_left_takes_as_long_as_what_came_lately() -> None:
-    rates = rates_of(at(0), at(10, accepted=5))
+    rates = rates_of(at(0), at(10, accepted=5, pending=1))
     batch, all_there = (
         Wait(want="batch", is_eval=False, count=8, there=there, is_held=there == 8) for there in (4, 8)
     )
     assert rates.left_s(batch) == 8.0
     assert rates.left_s(all_there) is None  # nobody knows how long stragglers take
-    assert rates_of(at(0), at(10)).left_s(batch) is None
+    assert rates_of(at(0), at(10, pending=1)).left_s(batch) is None
+
+
+@pytest.mark.any_loop
+def test_where_nothing_more_starts_less_comes_as_less_runs() -> None:
+    batch = Wait(want="batch", is_eval=False, count=8, there=4, is_held=False)
+    wide = [at(second, accepted=second, running=40) for second in range(11)]
+    assert rates_of(*wide).left_s(batch) == 4.0
+    assert rates_of(*wide, at(11, accepted=11, running=4)).left_s(batch) == pytest.approx(4 * 37 / 4)
+    assert rates_of(*wide, at(11, accepted=11, running=3)).left_s(batch) is None  # a fourth never comes
+    assert rates_of(*wide, at(11, accepted=11, running=3, pending=1)).left_s(batch) == 4.0
+    assert rates_of(*wide, at(11, accepted=11, running=80)).left_s(batch) == 4.0
 
 
 # -- in a terminal ---------------------------------------------------------------------------------

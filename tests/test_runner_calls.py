@@ -283,6 +283,24 @@ def test_a_call_that_refuses_to_end_does_not_keep_its_caller(
     ]
 
 
+def test_a_call_that_is_in_its_first_step_at_the_end_and_refuses_has_its_name(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, door, blockade = make_runner(cancel_grace=0), Door(), Blockade()
+
+    async def refuse() -> None:
+        blockade.enter()
+        await door.insist()
+
+    caller = Caller(runner.run, refuse)
+    blockade.wait_until_entered()
+    ender = start_blocked(runner.destroy)
+    blockade.lift()
+    ender.result()
+    assert type(caller.error()) is RunnerStoppedError
+    assert "<locals>.refuse'" in log_lines.of("warning")[0]
+
+
 def test_a_call_under_way_when_the_runner_dies_is_told_the_cause(make_runner: MakeRunner) -> None:
     runner, door, fault = make_runner(), Door(), OSError("broken")
     caller = start_blocked(runner.run, door.walk_through)

@@ -227,7 +227,14 @@ def test_a_function_without_a_decent_name_fails_and_completes_like_any(
         def __getattr__(self, name: str) -> Any:
             return 5
 
-    for fn in (Nameless(), OddlyNamed()):
+    class Unbound(OddlyNamed):
+        """As a proxy is that stands for nothing yet."""
+
+        @property  # type: ignore[misc]
+        def __class__(self) -> Any:
+            raise RuntimeError("not bound")
+
+    for fn in (Nameless(), OddlyNamed(), Unbound()):
         error = ValueError("why")
         assert outcome_of(healthy, fn, error).error is error
         turn_loop(healthy)
@@ -235,6 +242,7 @@ def test_a_function_without_a_decent_name_fails_and_completes_like_any(
     assert [line.message.partition(" seconds=")[0] for line in log_lines] == [
         f"task_failed task=1 {here}.Nameless",
         f"task_failed task=1 {here}.OddlyNamed",
+        f"task_failed task=1 {here}.Unbound",
     ]
 
 

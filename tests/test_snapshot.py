@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
+import time
 from typing import Any
 
 import pytest
 
 from areal_core._executor.books import RolloutLedger
+from areal_core._observe import observer
 from areal_core._observe.snapshot import SCHEMA, decode, encode
+from areal_core._offload.stats import OffloadStats
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import EmbeddedServer
 from areal_core.errors import RunnerStoppedError
@@ -20,6 +24,7 @@ from conftest import MakeExecutor
 from doors import Door, turn_loop
 from executor_tools import WAIT_S, Engine, Playing, answering, obeying, trajectory_of
 from interrupts import interrupt
+from snapshots import changed
 
 
 def parked_at(door: Door) -> Playing:
@@ -87,6 +92,33 @@ def test_it_can_be_taken_while_a_rollout_blocks_the_loop(make_executor: MakeExec
     assert blocked.wait(WAIT_S)
     assert executor.snapshot().training.running == 1
     go_on.set()
+
+
+@pytest.mark.any_loop
+def test_who_keeps_the_loop_late_is_seen_for_a_minute(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, door = make_executor(loop_block_warning=0.05), Door()
+    assert executor.snapshot().loop_blame is None
+
+    async def burn(_data: Any) -> Any:
+        end = time.monotonic() + WAIT_S
+        while executor.snapshot().loop_blame is None:
+            assert time.monotonic() < end
+        return await door.walk_through(trajectory_of(1))
+
+    executor.submit(1, Playing(burn))
+    door.wait_for()
+    found = executor.snapshot().loop_blame
+    assert found is not None
+    assert found.function.endswith("burn")
+    assert found.where.startswith(f"{__file__}:")
+    assert (found.seconds >= 0.05, found.share) == (True, 1.0)
+    assert 0 <= found.ago_s < WAIT_S
+    monkeypatch.setattr(observer, "_BLAMED_S", -1.0)
+    assert executor.snapshot().loop_blame is None
+    door.open()
+    executor.wait(1, WAIT_S)
 
 
 @pytest.mark.any_loop
@@ -172,6 +204,72 @@ def test_the_engine_says_what_it_did_and_of_each_server_how_it_is(make_executor:
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize(
+    ("data_id", "shown"),
+    [
+        (7, 7),
+        ("7", "7"),
+        (0.5, 0.5),
+        (True, True),
+        (2**64 - 1, 2**64 - 1),
+        (-(2**63) - 1, "-9223372036854775809"),
+        (2**70, "1180591620717411303424"),
+        (("a", 1), "('a', 1)"),
+        ("x" * 100, "x" * 80 + "..."),
+        (None, None),
+    ],
+    ids=str,
+)
+@pytest.mark.any_loop
+def test_a_data_id_is_of_its_own_type_also_through_json(
+    make_executor: MakeExecutor, data_id: Any, shown: Any
+) -> None:
+    executor, door = make_executor(), Door()
+    executor.submit({"data_id": data_id}, parked_at(door))
+    door.wait_for()
+    seen = executor.snapshot()
+    for (one,) in (seen.stragglers, decode(encode(seen)).stragglers):
+        assert (type(one.data_id), one.data_id) == (type(shown), shown)
+    assert (data_id is None) == ("data_id" not in str(seen))
+    door.open()
+
+
+@pytest.mark.any_loop
+def test_its_text_is_for_people(loop_name: str) -> None:
+    workers = OffloadStats(place="process", workers=4, busy=4, waiting=9, longest_wait_s=3.25, calls=5)
+    text = str(changed(pid=42, program="train.py", offloaded=(workers,)))
+    counts = "83 pending, 64 running, 21 not collected; 1204 accepted, 47 rejected, 19 failed, 1 timed out"
+    budget = "64 run, 21 wait to be delivered, 0 delivered at this version"
+    assert text.splitlines() == [
+        "train.py (pid 42) runs, up 1:02:03, version 12",
+        f"rollouts: {counts}",
+        "evaluation: 0 pending, 2 running, 0 not collected; 6 accepted",
+        f"capacity: 64 of 64 samples run, 85 of 96 of the staleness budget used ({budget})",
+        "no more start: concurrency: 64 samples of training run; one has to end",
+        "stages: 50 generating, 14 waiting for its reward",
+        "oldest: rollout 7 (data_id 'gsm8k/7') SingleTurnWorkflow, 45 s old, waiting for its reward for 12 s",
+        "loop: 4 ms late at worst lately",
+        "waits: a caller waits for a batch of 32: 24 are there",
+        f"offloaded: {workers}",
+        "delivered: 1183 trajectories, stale by 0.8 versions on average and 2 at most",
+        "generations: 50 running, 0 wait for a slot; 123456 tokens so far",
+        "server 10.0.0.1:30000: 30 in flight",
+        "server 10.0.0.2:30000: out: it hung up",
+        "journal: step 3 committed, 2048 bytes to be written",
+    ]
+
+
+@pytest.mark.any_loop
+def test_its_text_says_nothing_of_what_there_is_not(make_executor: MakeExecutor) -> None:
+    executor = make_executor(consumer_batch_size=3)
+    executor.pause()
+    lines = str(executor.snapshot()).splitlines()
+    assert re.fullmatch(r".* \(pid \d+\) paused, up 0\.\d s, version 0", lines[0])
+    assert lines[1] == "rollouts: 0 pending, 0 running, 0 not collected; none has ended"
+    assert lines[2].startswith("capacity: 0 of 3 of the staleness budget used ")
+    assert [line.partition(":")[0] for line in lines[3:]] == ["no more start"] * (len(lines) - 3)
+
+
 def test_an_engine_whose_stats_are_something_else_is_left_alone(make_executor: MakeExecutor) -> None:
     class Odd(Engine):
         def stats(self) -> dict[str, int]:

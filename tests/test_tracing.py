@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import copy
+import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,7 +32,7 @@ from areal_core.workflow_executor import WorkflowExecutor
 from conftest import MakeExecutor
 from doors import Door, turn_loop
 from engine_tools import a_request, an_engine
-from executor_tools import WAIT_S, Engine, Playing, answering, obeying, park, trajectory_of
+from executor_tools import WAIT_S, Engine, Playing, TellingEngine, answering, obeying, park, trajectory_of
 from logged import LogLines
 
 PACKAGE = Path(__file__).parent.parent / "areal_core"
@@ -309,6 +311,22 @@ def test_a_group_is_judged_in_a_span_with_links_to_those_of_its_members(
     assert made._tracing._queued == {}
 
 
+def test_a_group_that_is_played_again_has_links_to_its_last_members_only(
+    make_executor: MakeExecutor, spans: Spans
+) -> None:
+    engine, door = TellingEngine(), Door()
+    executor = make_executor(engine, max_head_offpolicyness=0, on_stale="requeue")
+    instrument(executor, tracer_provider=spans.provider)
+    executor.submit(trajectory_of(1), Playing(door.walk_through), group_size=2)
+    door.wait_for(2)
+    engine.set_version(1)
+    door.open()
+    executor.wait(1, WAIT_S)
+    executor.destroy()
+    assert len(spans.named("episode")) == 4
+    assert len(spans.one("group").links) == 2
+
+
 def test_one_that_is_no_sample_has_no_spans_and_neither_has_what_it_calls(
     make_executor: MakeExecutor, spans: Spans
 ) -> None:
@@ -477,6 +495,57 @@ def test_user_code_can_add_to_the_span_of_its_episode(make_executor: MakeExecuto
     (span,) = kept
     assert not span.is_recording()
     assert span.get_span_context() == episode.get_span_context()
+
+
+class Touching(SpanProcessor):
+    """Adds to the current span whenever one begins: also to one that is just about to."""
+
+    def on_start(self, span: Any, parent_context: Any = None) -> None:
+        trace.get_current_span().set_attribute("touched", True)
+
+
+def test_a_span_that_is_touched_while_it_begins_begins_once(
+    make_executor: MakeExecutor, spans: Spans
+) -> None:
+    async def play(_data: Any) -> Any:
+        spans.provider.add_span_processor(Touching())
+        trace.get_current_span().add_event("seen")
+        copied = copy.copy(trace.get_current_span())
+        assert copied.get_span_context() == trace.get_current_span().get_span_context()
+        return trajectory_of(1)
+
+    executor = make_executor()
+    instrument(executor, tracer_provider=spans.provider)
+    played(executor, 1, Playing(play))
+    episode = spans.one("episode")
+    assert [one.name for one in episode.events] == ["seen"]
+    assert said(episode)["touched"] is True
+
+
+def test_a_finalizer_may_add_to_a_span_while_it_begins(make_executor: MakeExecutor, spans: Spans) -> None:
+    class Late:
+        def __init__(self) -> None:
+            self.me = self
+
+        def __del__(self) -> None:
+            trace.get_current_span().add_event("late")
+
+    async def play(_data: Any) -> Any:
+        for _ in range(50):  # somewhere in the middle of it the collector runs
+            Late()
+        trace.get_current_span().add_event("seen")
+        return trajectory_of(1)
+
+    executor = make_executor()
+    instrument(executor, tracer_provider=spans.provider)
+    before = gc.get_threshold()
+    gc.set_threshold(7, 2, 2)
+    try:
+        played(executor, 1, Playing(play))
+    finally:
+        gc.set_threshold(*before)
+        gc.collect()
+    assert "seen" in [one.name for one in spans.one("episode").events]
 
 
 def test_what_is_added_to_an_episode_that_has_ended_is_lost(

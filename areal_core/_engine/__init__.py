@@ -27,6 +27,7 @@
     updating.py     weights to all, or to none      loading.py    weights for one server
     insisting.py    calls that have to get through
     prober.py       looks after servers             recovery.py   brings one into rotation
+    speeds.py       how fast each server is         slow_servers.py   tells of the slow ones
     cut.py          calls end with their server     turn.py       one at a time, on any loop
     lookout.py      on which loop the prober is     waking.py     tasks that wait, from any thread
     backend.py      the port to dialects: pure      backends/     SGLang, vLLM, OpenAI, one file each

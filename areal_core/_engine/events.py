@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextvars import Context
 from typing import Any
 
-from areal_core._log import get_logger
+from areal_core._log import get_logger, log
 
 _SHORT = 500  # characters
 _SHORTER = 200
@@ -31,9 +31,23 @@ class Events:
     def server_stays_out(self, server: str, why: str) -> None:
         self._of_all("warning", "server_stays_out_of_rotation", server=server, why=why[:_SHORT])
 
+    def server_is_slow(self, server: str, each: float, others: float) -> None:
+        """Tell of one that gives a request *each* tokens per second, where *others* are usual."""
+        self._of_all(
+            "warning",
+            "server_is_slow",
+            server=server,
+            tokens_per_s=round(each, 1),
+            others=round(others, 1),
+            remedy="see what else its machine does; remove_server() has the others do its work",
+        )
+
     def _of_all(self, level: str, event: str, **fields: Any) -> None:
-        """Log what concerns all episodes: without what the one that met it first has bound to its context."""
-        Context().run(getattr(self._logger, level), event, **fields)
+        """Log what concerns all episodes: without what the one that met it first has bound to its context.
+
+        Never raises: it is said in the midst of what has to go on.
+        """
+        Context().run(log, self._logger, level, event, fields)
 
     def attempt_failed(self, conversation: str, server: str, error: BaseException, wait_s: float) -> None:
         """Tell of one that is made again, with the tokens that had come."""

@@ -1,4 +1,4 @@
-"""The task that looks after the servers: brings back those that are out, finds those that are silent."""
+"""The task that looks after the servers: brings back those that are out, finds those silent or slow."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from areal_core._engine.events import Events
 from areal_core._engine.recovery import PROBE_TIMEOUT_S, NotNowError, Recovery, StaysOutError, probe
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
+from areal_core._engine.slow_servers import SlowServers
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import InferenceError, ServerUnreachableError
 
@@ -32,13 +33,16 @@ class Prober:
         self._events = events
         self._watching: dict[Server, asyncio.Task[None]] = {}
         self._returning: dict[Server, asyncio.Task[None]] = {}
+        self._slow = SlowServers(events)
 
     async def run(self) -> None:
         """Look after the servers until cancelled."""
         try:
             while True:
                 self._assign()
+                due = time.monotonic() + _LOOK_EVERY_S
                 await asyncio.sleep(_LOOK_EVERY_S)
+                self._find_slow(due)
         except (asyncio.CancelledError, Exception):  # no GeneratorExit: its loop is gone then, and its tasks
             tasks = [*self._watching.values(), *self._returning.values()]
             for task in tasks:
@@ -52,6 +56,12 @@ class Prober:
         out = {server for server in servers if server.why_out is not None}
         _keep(self._watching, set(servers) - out, partial(self._see_to, self._watch))
         _keep(self._returning, out, partial(self._see_to, self._bring_in))
+
+    def _find_slow(self, due: float) -> None:
+        """Tell of servers that are slow. That was to be done at *due*, and shows how late the loop is."""
+        now = time.monotonic()
+        if self._slow.is_due(now, now - due):
+            self._slow.note(now, [(one, self._router.stats_of(one)) for one in self._router.servers])
 
     async def _see_to(self, act: Callable[[Server], Awaitable[None]], server: Server) -> None:
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import weakref
 from collections import deque
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ class Server:
         """Why it stays out of rotation though it is well, as the log has told; None: it has not."""
         self.departures = 0
         """How often it has left rotation."""
+        self.slow_told_at = -math.inf
+        """When the log last told that it is slow, in monotonic seconds."""
         self.removed = False
         self.in_flight = 0
         self.tally = Tally()

@@ -45,8 +45,10 @@ def to_the_end(name: str, make: Callable[[], T]) -> T:
     _started.append(thread)
     try:
         thread.start()
-    except RuntimeError:  # there is none to be had
-        run()
+    except RuntimeError:
+        if thread.ident is not None:  # a signal handler's, and the thread runs
+            raise
+        run()  # there is none to be had
     answer.gate.wait()
     return answer.get()
 

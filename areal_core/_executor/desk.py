@@ -283,7 +283,9 @@ class Desk(Guest):
         return super().decide(job, decision)
 
     def begin_end(self, ending: Ending) -> None:
-        """Start nothing more, and decide that what runs is cancelled."""
+        """Start nothing more, and decide that what runs is cancelled; not what has ended by itself."""
+        ended = sorted((job for job in self.jobs() if job.finish_time), key=_finish_time)
+        self._ops.append((self._take, (ended,)))
         self._ops.append((self.core.end, (ending.error,)))
         self._work()
 
@@ -298,7 +300,7 @@ class Desk(Guest):
         if on_end is not None:
             on_end()
 
-    def jobs(self) -> Iterable[Job]:
+    def jobs(self) -> Iterable[EpisodeJob]:
         """Return those that run."""
         with self._lock:
             return list(self._jobs)
@@ -319,6 +321,10 @@ class Desk(Guest):
                 self.core.episodes_ended([job.episode])
         if self.watch is not None and not self._jobs:
             self.watch.rest()
+
+
+def _finish_time(job: Job) -> int:
+    return job.finish_time
 
 
 class _Answer:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +9,6 @@ from opentelemetry import trace
 from opentelemetry.sdk import trace as sdk
 from opentelemetry.trace import Span, SpanContext, Status
 from opentelemetry.util.types import AttributeValue
-
-_beginning = threading.Lock()
 
 
 def readable(
@@ -64,8 +61,9 @@ class LateSpan(trace.Span):
         self._attributes = attributes
         self._since = since
         self._tracer = tracer
-        self._begun: Span | None = None
-        self._is_over = False
+        # Its own span under "span", once there is one. No lock: whoever holds one may be interrupted by a
+        # finalizer that adds to this, or forked; and `setdefault` is one step.
+        self._begun: dict[str, Span] = {}
 
     def get_span_context(self) -> SpanContext:
         """Return its id, and that of its trace."""
@@ -73,13 +71,17 @@ class LateSpan(trace.Span):
 
     def is_recording(self) -> bool:
         """Return whether what is added to it will be seen."""
-        return not self._is_over if self._begun is None else self._begun.is_recording()
+        begun = self._begun.get("span")
+        return begun is None or begun.is_recording()
 
     def close(self) -> Span | None:
         """Let it be over; return the span that somebody had begun, which is to be ended. None: nobody did."""
-        with _beginning:
-            self._is_over = True
-            return self._begun
+        begun = self._begun.setdefault("span", trace.INVALID_SPAN)
+        if not isinstance(begun, _BegunSpan):
+            return None
+        if begun.start_time is None:  # another thread is about to
+            begun.start(self._since)
+        return begun
 
     def ended(self, attributes: Mapping[str, AttributeValue], status: Status, until: int) -> sdk.ReadableSpan:
         """Return what exporters are given of it when it has ended at *until*, and nobody had begun it."""
@@ -90,14 +92,17 @@ class LateSpan(trace.Span):
 
     def begun(self) -> Span:
         """Return the span itself."""
-        with _beginning:
-            if self._begun is None:
-                self._begun = trace.NonRecordingSpan(self._own) if self._is_over else self._begin()
-            return self._begun
+        begun = self._begun.get("span")
+        if begun is None:
+            made = self._make()
+            begun = self._begun.setdefault("span", made)
+            if begun is made:  # started only now: processors may add to it, and find it
+                made.start(self._since)
+        return begun
 
-    def _begin(self) -> Span:
+    def _make(self) -> _BegunSpan:
         tracer = self._tracer
-        span = _BegunSpan(
+        return _BegunSpan(
             self._name,
             self._own,
             self._parent,
@@ -109,10 +114,10 @@ class LateSpan(trace.Span):
             limits=tracer._span_limits,
             instrumentation_scope=tracer._instrumentation_scope,
         )
-        span.start(self._since)
-        return span
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # asked for by who copies or pickles it
+            raise AttributeError(name)
         return getattr(self.begun(), name)  # of those that only spans of the SDK have
 
     def end(self, end_time: int | None = None) -> None:

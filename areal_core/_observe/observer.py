@@ -29,12 +29,15 @@ from areal_core._executor.stuck import StuckWatch
 from areal_core._observe.snapshot import (
     AGES_S,
     Journal,
+    LoopBlame,
     Reason,
     Snapshot,
     Straggler,
     Wait,
 )
+from areal_core._offload.crew import stats_of as offload_stats
 from areal_core._runner.life import Life
+from areal_core._watch.blame import Blame
 from areal_core.errors import ArealError
 
 if TYPE_CHECKING:
@@ -42,6 +45,8 @@ if TYPE_CHECKING:
 
 _LOCK_S = 0.2  # for the loop's thread, which holds the lock for microseconds unless somebody's code blocks it
 _MOST_SHOWN = 20
+_BLAMED_S = 60.0
+_LEAST_INTEGER = -(2**63)  # of those that msgspec writes; the largest are no problem to it
 
 _WANTS: dict[Want, Literal["batch", "claimed", "any"]] = {
     Want.BATCH: "batch",
@@ -121,7 +126,9 @@ class Observer:
             age_max_s=max(ages, default=None),
             stragglers=tuple(_straggler(one, now) for one in facts.running[:_MOST_SHOWN]),
             since_end_s=self._stuck.seconds,
+            offloaded=offload_stats(self._life.thread.loop),
             loop_lag_s=None if watch is None else watch.lag_s,
+            loop_blame=None if watch is None else _blame(watch.blamed),
             staleness=facts.report,
             engine=self._of_engine(),
             journal=self._of_journal(),
@@ -168,6 +175,16 @@ def _program() -> str:
     return path.parent.name if path.name == "__main__.py" else path.name
 
 
+def _blame(found: Blame | None) -> LoopBlame | None:
+    """Return who kept the loop late, unless that is over for a minute."""
+    ago_s = 0.0 if found is None else max(0.0, time.monotonic() - found.at)
+    if found is None or ago_s > _BLAMED_S:
+        return None
+    return LoopBlame(
+        function=found.function, where=found.where, seconds=found.seconds, share=found.share, ago_s=ago_s
+    )
+
+
 def _wait_of(request: Request) -> Wait:
     return Wait(
         want=_WANTS[request.want],
@@ -198,13 +215,18 @@ def _stage_of(rollout: Rollout) -> str:
     return "generating" if episode.record.server is not None else episode.record.stage
 
 
+def _data_id(rollout: Rollout) -> int | float | bool | str | None:
+    """Return what names its item, as JSON can have it."""
+    name: int | float | bool | str | None = short_name(rollout.work.data_id)
+    return str(name) if type(name) is int and name < _LEAST_INTEGER else name
+
+
 def _straggler(rollout: Rollout, now: float) -> Straggler:
     episode = oldest_episode(rollout)
     record = None if episode is None else episode.record
-    name = short_name(rollout.work.data_id)
     return Straggler(
         task_id=rollout.task_id,
-        data_id=None if name is None else str(name),
+        data_id=_data_id(rollout),
         workflow=type(rollout.work.workflow).__qualname__,
         is_eval=rollout.work.is_eval,
         age_s=now - rollout.started_at,

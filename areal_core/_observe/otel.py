@@ -16,6 +16,7 @@ from opentelemetry.trace import TracerProvider
 from opentelemetry.util.types import AttributeValue
 
 import areal_core
+from areal_core import _process
 from areal_core._checks import check_text
 from areal_core._log import describe, get_logger
 from areal_core._observe.figures import FIGURES, HISTOGRAMS, Figure, HistogramFigure, Labels
@@ -78,6 +79,7 @@ class _Instruments:
             for one in HISTOGRAMS
         }
         self._values: deque[tuple[str, HistogramFigure, Labels, float]] = deque()  # not recorded so far
+        self._home = _process.home()
         self._has_failed = False
 
     def _observe(self, figure: Figure, _options: CallbackOptions) -> Iterator[Observation]:
@@ -97,7 +99,10 @@ class _Instruments:
             self.flush()
 
     def flush(self) -> None:
-        """Record what was taken; from any thread. Never raises."""
+        """Record what was taken; from any thread. Never raises. A forked child forgets its parent's."""
+        if self._home is not _process.home():
+            self._home = _process.home()
+            self._values.clear()
         try:
             while self._values:
                 name, figure, labels, value = self._values.popleft()

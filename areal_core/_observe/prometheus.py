@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 
 Family = GaugeMetricFamily | CounterMetricFamily | HistogramMetricFamily
 
+_LARGEST_PORT = 65535
+_REMEDIES = {
+    errno.EADDRINUSE: "another program or executor serves there: give another port, or 0 for a free one",
+    errno.EACCES: "give a port above 1023, or 0 for a free one",
+    errno.EMFILE: "raise the limit of open files",
+}
 _UNITS = {"s": "seconds", "By": "bytes"}
 _STOP_S = 5.0
 
@@ -103,12 +110,25 @@ def serve_prometheus(
     *port* 0 takes a free one, which the result's ``port`` says. Only this machine can connect, unless *host*
     says otherwise: anybody who can may read the figures, which show no prompts and no keys.
 
-    Raises OSError where it cannot listen; TypeError and ValueError.
+    Raises OSError where it cannot listen, as on a port that is taken; TypeError and ValueError.
     """
-    check_integer("port", port, least=0)
+    if check_integer("port", port, least=0) > _LARGEST_PORT:
+        raise ValueError(f"port={port} is above {_LARGEST_PORT}; give one that there is, or 0 for a free one")
+    check_text("host", host)
     registry = CollectorRegistry()
     registry.register(PrometheusCollector(executor))
-    return MetricsServer(*start_http_server(port, check_text("host", host), registry))
+    try:
+        return MetricsServer(*start_http_server(port, host, registry))
+    except OSError as error:
+        raise _cannot_listen(host, port, error) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> OSError:
+    """Return what *error* is to whoever asked for that host and port, of the same kind."""
+    do = _REMEDIES.get(error.errno or 0, "give a host that is an address of this machine")
+    why = error.strerror or str(error)
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return OSError(error.errno, f"cannot serve metrics on {place}: {why}; {do}")
 
 
 def _family(figure: Figure | HistogramFigure) -> Family:

@@ -19,7 +19,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from areal_core._observe.lately import Held
 from areal_core._observe.snapshot import Snapshot
+from areal_core._observe.speeds import Speed
 
 SCHEMA = 1
 """Of a status file. One that is greater may mean what this version does not know."""
@@ -49,6 +51,14 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """Tokens per second, for each of the last seconds, the newest last."""
     left_s: tuple[float | None, ...]
     """In how many seconds each of the snapshot's waits has all; None: nobody knows."""
+    servers: dict[str, Speed] = {}
+    """How fast the servers are, by name; one that came a moment ago is not there."""
+    trainer_busy_s: float | None = None
+    """For how long the trainer has asked for nothing; 0: it waits. None: it never has asked."""
+    trainer_waits: float | None = None
+    """The share of the last ten minutes in which it waited; None: it never has asked."""
+    held: Held | None = None
+    """What held rollouts up in the last ten seconds; None: what wrote the file does not say."""
     snapshot: Snapshot
 
 

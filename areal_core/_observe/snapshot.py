@@ -9,6 +9,7 @@ import msgspec
 from areal_core._engine.stats import EngineStats, ServerStats
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.report import StalenessReport
+from areal_core._offload.stats import OffloadStats
 
 SCHEMA = 1
 """Of the JSON. One that is greater may mean what this version does not know."""
@@ -41,7 +42,8 @@ class Straggler(msgspec.Struct, frozen=True, kw_only=True):
     """One of the rollouts that have run for longest."""
 
     task_id: int
-    data_id: str | None
+    data_id: int | float | bool | str | None
+    """What names its item of data, a long text shortened; None: nothing does."""
     workflow: str
     is_eval: bool
     age_s: float
@@ -64,8 +66,26 @@ class Journal(msgspec.Struct, frozen=True, kw_only=True):
     """Attempts to write that failed."""
 
 
+class LoopBlame(msgspec.Struct, frozen=True, kw_only=True):
+    """The function of the user's that was last found to keep the loop late."""
+
+    function: str
+    """Module and qualified name."""
+    where: str
+    """File and line."""
+    seconds: float
+    """How late the loop came for it, at worst."""
+    share: float
+    """Of the time in which the loop was late: how much of it the function was seen in, 0 to 1."""
+    ago_s: float
+    """Since it was last seen."""
+
+
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """All of it. Counters count from the beginning of the executor object; times are in seconds."""
+    """All of it; its ``str`` is for people.
+
+    Counters count from the beginning of the executor object; times are in seconds.
+    """
 
     schema: int = SCHEMA
     taken_at: float
@@ -113,12 +133,21 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     """The oldest first."""
     since_end_s: float
     """Since a rollout ended, or since there are any; 0: there are none."""
+    offloaded: tuple[OffloadStats, ...] = ()
+    """Calls of offloaded functions, in threads and in processes: how many are made, and how many wait."""
     loop_lag_s: float | None
     """The greatest delay of a callback on the loop lately; None: nobody watches, or nothing runs."""
+    loop_blame: LoopBlame | None = None
+    """Who kept the loop late in the last minute, the last one; None: nobody that is known."""
     staleness: StalenessReport
     engine: EngineStats | None
     """None: it does not say."""
     journal: Journal | None
+
+    def __str__(self) -> str:
+        from areal_core._observe.wording import in_words  # not before somebody asks
+
+        return in_words(self)
 
     @property
     def servers(self) -> tuple[ServerStats, ...]:

@@ -52,7 +52,7 @@ class Spans:
     def begin(self, name: str, attributes: Mapping[str, AttributeValue], since: int) -> Span:
         """Begin a span below what is current, at *since* in ns: one of the SDK's when somebody adds to it."""
         parent = trace.get_current_span().get_span_context()
-        if self._sdk is None or not self._may_skip_beginnings() or _is_off(self._sdk):
+        if not self._is_quick():
             return self._tracer.start_span(name, attributes=attributes, start_time=since)
         tracer, kind, flags = self._sdk, SpanKind.INTERNAL, parent.trace_flags & _IS_RANDOM
         trace_id = parent.trace_id
@@ -89,7 +89,7 @@ class Spans:
     ) -> None:
         """Make a span of what lasted from *since* to *until*, in ns, below what is current in *where*."""
         parent = trace.get_current_span(where).get_span_context()
-        if self._sdk is not None and parent.trace_flags in _OURS and self._may_skip_beginnings():
+        if parent.trace_flags in _OURS and self._is_quick():
             self._add(name, parent, where, kind, attributes, since, until)
         else:
             self._tracer.start_span(name, where, kind, attributes, start_time=since).end(until)
@@ -115,6 +115,9 @@ class Spans:
         own = SpanContext(parent.trace_id, span_id, False, flags, asked.trace_state)
         told = readable(tracer, name, own, parent, asked.attributes, since, until, kind=kind)
         tracer.span_processor.on_end(told)
+
+    def _is_quick(self) -> bool:
+        return self._sdk is not None and self._may_skip_beginnings() and not _is_off(self._sdk)
 
     def _may_skip_beginnings(self) -> bool:
         """Return whether no processor has anything to do when a span begins. More may be added any time."""

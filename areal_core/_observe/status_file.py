@@ -48,6 +48,10 @@ class StatusFile:
             accepted_per_s=rates.accepted_per_s,
             tokens_history=tuple(round(one, 1) for one in rates.tokens_history),
             left_s=tuple(map(rates.left_s, snapshot.waits)),
+            servers=rates.servers,
+            trainer_busy_s=rates.asking.busy_s,
+            trainer_waits=rates.asking.waiting_share,
+            held=rates.lately.held(),
             snapshot=snapshot,
         )
         if self.path is None:

@@ -35,7 +35,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from areal_core import _record
+from areal_core import _process, _record
 from areal_core._executor.explaining import short_name as short_data_id
 from areal_core._log import describe, get_logger
 from areal_core._observe.figures import KINDS
@@ -68,13 +68,15 @@ class Tracing:
         self._teller = Teller(tracer, model)
         self._queued: dict[int, int] = {}  # since when the rollouts wait that have not ended, in ns
         self._told: deque[_EpisodeTrace] = deque()  # what has ended, and has no spans so far
+        self._home = _process.home()
         self.members: dict[int, list[Link]] = {}
         """The spans of members that have ended, by their group, for the one that judges it."""
         self._has_failed = False
 
     def enqueued(self, rollout: Rollout) -> None:
-        """Note since when *rollout* waits."""
+        """Note since when *rollout* waits, perhaps not for the first time."""
         self._queued[rollout.task_id] = time.time_ns()
+        self.members.pop(rollout.task_id, None)  # of the time before
 
     def ended(self, rollout: Rollout) -> None:
         """Forget it."""
@@ -107,7 +109,9 @@ class Tracing:
                 self.flush()
 
     def flush(self) -> None:
-        """Make the spans of all that has ended; from any thread. Never raises."""
+        """Make the spans of all that has ended; from any thread, and not in a forked child. Never raises."""
+        if self._home is not _process.home():
+            return
         with contextlib.suppress(IndexError):  # none is left
             while True:
                 self.tell(self._told.popleft())

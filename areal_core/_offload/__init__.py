@@ -11,6 +11,7 @@ worker.py      one worker process as its parent sees it: start, exchange, kill
 child.py       the worker process itself; a script that imports nothing of this package
 
 stats.py       how many workers there are, and how many calls are made, or wait
+shortage.py    tells of calls that wait for long
 """
 
 from __future__ import annotations

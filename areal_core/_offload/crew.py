@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from areal_core._offload.lane import Lane, LimitExceededError, Ticket, Turn, abandon, join
-from areal_core._offload.stats import OffloadStats
+from areal_core._offload.stats import OffloadStats, processors
 from areal_core._offload.worker import Worker
 from areal_core.loop_cleanup import register_loop_cleanup
 
@@ -53,8 +53,8 @@ def stats_of(loop: asyncio.AbstractEventLoop) -> tuple[OffloadStats, OffloadStat
         return crew.stats()
     threads, processes = _counts(_most)
     return (
-        OffloadStats(place="thread", workers=threads),
-        OffloadStats(place="process", workers=processes),
+        OffloadStats(place="thread", workers=threads, processors=processors()),
+        OffloadStats(place="process", workers=processes, processors=processors()),
     )
 
 

@@ -13,7 +13,8 @@ from queue import SimpleQueue
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from areal_core import _record
-from areal_core._offload.stats import OffloadStats
+from areal_core._offload.shortage import Shortage
+from areal_core._offload.stats import OffloadStats, processors
 
 T = TypeVar("T")
 _Outcome = tuple[Any, BaseException | None]
@@ -28,6 +29,10 @@ class Ticket:
     """Stands for a call in a thread; any thread can look whether it has ended."""
 
     ended = False
+    took_s = 0.0
+    """How long the call took in its thread, when it has ended."""
+    computed_s = 0.0
+    """For how much of that the thread had a processor."""
 
 
 _abandoned: set[Ticket] = set()
@@ -62,7 +67,10 @@ class _Hand:
 
 def _work(inbox: SimpleQueue[_Job | None]) -> None:
     while (job := inbox.get()) is not None:
+        begun, computed = time.monotonic(), time.thread_time()
         outcome = _outcome(job)
+        job.ticket.took_s = time.monotonic() - begun
+        job.ticket.computed_s = time.thread_time() - computed
         job.ticket.ended = True
         try:
             job.tell(outcome)
@@ -90,10 +98,17 @@ class Lane:
         """Calls that have a turn."""
         self.begun = 0
         self.waited_s = 0.0
+        self.took_s = 0.0
+        self.computed_s = 0.0
         self.busy: set[_Hand] = set()
         self._most = most
         self._idle: list[_Hand] = []
         self._dismissed = False
+        self._shortage = Shortage(most, self.stats)
+
+    def note(self) -> None:
+        """Note that another call waits, or has a turn, or does so no more."""
+        self._shortage.note(time.monotonic(), self.made, len(self.waits))
 
     def stats(self) -> OffloadStats:
         """Return what is done; from any thread."""
@@ -106,6 +121,9 @@ class Lane:
             longest_wait_s=time.monotonic() - waits[0] if waits else 0.0,
             calls=self.begun,
             waited_s=self.waited_s,
+            took_s=self.took_s,
+            computed_s=self.computed_s,
+            processors=processors(),
         )
 
     async def run(self, call: Callable[[], T], limit_s: float | None, ticket: Ticket) -> T:
@@ -122,7 +140,7 @@ class Lane:
             ticket.ended = True  # it has not begun, and there is nothing to be left behind
             raise
         self.busy.add(hand)
-        take_back = partial(self._take_back, hand, answer)
+        take_back = partial(self._take_back, hand, answer, ticket)
         tell = partial(loop.call_soon_threadsafe, take_back)
         hand.inbox.put(_Job(contextvars.copy_context(), call, ticket, tell))
         timer = None if limit_s is None else loop.call_later(limit_s, _expire, answer)
@@ -138,9 +156,13 @@ class Lane:
         self,
         hand: _Hand,
         answer: asyncio.Future[_Outcome | None],
+        ticket: Ticket,
         outcome: _Outcome,
     ) -> None:
         self.busy.discard(hand)
+        if self.place == "thread":  # else the thread only attends to a worker
+            self.took_s += ticket.took_s
+            self.computed_s += ticket.computed_s
         if self._dismissed or len(self._idle) >= self._most:  # abandoned once, and replaced
             hand.inbox.put(None)
         else:
@@ -179,11 +201,13 @@ class Turn:
             await lane.turns.acquire()  # at once
         lane.made += 1
         lane.begun += 1
+        lane.note()
         if self._record is not None and self._record.stage != self._stage:
             self._record.enter(self._stage)
 
     async def __aexit__(self, *_: object) -> None:
         self._lane.made -= 1
+        self._lane.note()
         self._lane.turns.release()
         self._leave(_record.OFFLOADED)
 
@@ -192,6 +216,7 @@ class Turn:
         if self._record is not None:
             self._record.enter(stage)
         lane.waits[self] = began = time.monotonic()
+        lane.note()
         try:
             await lane.turns.acquire()
         except BaseException:
@@ -199,6 +224,7 @@ class Turn:
             raise
         finally:
             del lane.waits[self]
+            lane.note()
         lane.waited_s += time.monotonic() - began
 
     def _leave(self, stage: str) -> None:

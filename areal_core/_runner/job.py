@@ -93,8 +93,8 @@ class Job:
 
     @property
     def fn_name(self) -> str:
-        fn = self.fn
-        while isinstance(fn, partial):
+        fn: Any = self.fn
+        while issubclass(type(fn), partial):  # not isinstance: its __class__ may raise
             fn = fn.func
         try:
             name = fn.__qualname__

@@ -69,7 +69,7 @@ class Launcher:
                 except BaseException as error:
                     self._not_started(job, playing, error)
                     continue
-                if not job.finish_time:
+                if not job.finish_time or not task.done():
                     job.task = task
                     if not job.create_time:
                         unstarted.append(job)
@@ -92,8 +92,9 @@ class Launcher:
 
     def _not_started(self, job: Job, playing: Coroutine[Any, Any, None], error: BaseException) -> None:
         playing.close()
-        job.error = error
-        self._end(job)
+        if not job.finish_time:
+            job.error = error
+            self._end(job)
 
     def cancel(self, job: Job) -> None:
         """Cancel a job whose outcome is decided, and publish that when the grace ends, at the latest."""

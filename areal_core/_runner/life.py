@@ -213,7 +213,8 @@ class Life:
 
     def _give_up_tasks(self, launcher: Launcher, stuck: Sequence[Job]) -> None:
         for job in stuck:
-            if job.task is None and job.create_time:  # it blocks in its first step, that began at once
+            # It blocks in its first step, that began at once.
+            if job.task is None and job.create_time and not job.finish_time:
                 job.task = asyncio.current_task(self.thread.loop)
         labels = labels_of(stuck)  # now, for without its task a job has none
         launcher.abandoned.update(labels)

@@ -4,6 +4,10 @@ loop_watch.py       posts heartbeats to the loop, and looks when one is late (a 
    |
 looks.py            what the looks found, and who is blamed: `Blocked`
    |
+lateness.py         who is blamed of a loop that is late by many short calls: `Late`
+   |
+blame.py            who was last found: `Blame`, for views
+   |
 user_frames.py      which of a thread's frames are the user's code, and their names
 
 awaited.py          what a task awaits, as text, for those who ask why it takes so long

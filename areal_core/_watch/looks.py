@@ -11,6 +11,8 @@ from types import FrameType
 from typing import Any, NamedTuple
 
 from areal_core._frames import frames_of_threads
+from areal_core._watch.blame import Blame
+from areal_core._watch.lateness import Late, Lateness
 from areal_core._watch.user_frames import frames_of_callback, name, users, where
 
 REPORTED_EVERY_S = 60.0  # who blocks in each episode gets a line a minute, with a count
@@ -116,16 +118,27 @@ class _Sighting:
 
 
 class Looks:
-    """Looks at the thread *thread_id*, and calls *report* for who keeps it for *threshold_s* or longer."""
+    """Looks at the thread *thread_id*, and calls *report* for who keeps it for *threshold_s* or longer.
 
-    def __init__(self, thread_id: int, threshold_s: float, report: Callable[[Blocked], None]) -> None:
+    And for those who keep it for less, but are many.
+    """
+
+    def __init__(self, thread_id: int, threshold_s: float, report: Callable[[Blocked | Late], None]) -> None:
+        self._lateness = Lateness(threshold_s / 2, self._tell_late)
         self._thread_id = thread_id
         self._threshold_s = threshold_s
         self._report = report
         self._sighting: _Sighting | None = None
+        self._blamed: Blame | None = None
         self._held: dict[int, FrameType] = {}
         self._unreported: dict[str, int] = {}
         self._reported: dict[str, float] = {}
+
+    @property
+    def blamed(self) -> Blame | None:
+        """Who was found last, reported or not, also while it goes on; None: nobody. From any thread."""
+        found = [one for one in (self._blamed, self._lateness.blamed) if one is not None]
+        return max(found, key=lambda one: one.at, default=None)
 
     def look(self, base: int, since: float, held_gil: bool, at_once: bool) -> None:
         """Look above the outermost *base* frames, which run the loop; it has answered nothing *since*.
@@ -145,6 +158,14 @@ class Looks:
             calls = [_Call(frame, 0, now) for frame in found]
             self._sighting = _Sighting(begun, now, calls, held_gil) if found else None
         self._note(callback, at_once)
+        self._lateness.look(callback, since, now)
+
+    def glance(self, base: int) -> None:
+        """See in whose code the thread is, with nothing known to be late."""
+        callback = frames_of_callback(frames_of_threads().get(self._thread_id), base)
+        # A frame that ends in this thread would have what is in it end here as well.
+        self._held.update((id(frame), frame) for frame in callback)
+        self._lateness.glance(callback, time.monotonic())
 
     def be_sure(self) -> None:
         """Take the last look as enough: the thread has kept it from being made before."""
@@ -155,11 +176,12 @@ class Looks:
         """Accuse nobody of what was seen last."""
         self._sighting = None
 
-    def end(self, at: float, answered: bool) -> None:
-        """Conclude: the loop has answered, at *at*; or it has not, and nobody waits for that any more."""
+    def end(self, since: float, at: float, answered: bool) -> None:
+        """Conclude: the loop, asked *since* then, has answered at *at*; or nobody waits for that any more."""
         if self._sighting is not None:
             self._sighting.seen = at
         self._conclude(ended=answered)
+        self._lateness.end(since, at)
 
     def frames(self) -> dict[int, FrameType]:
         """Hand over the frames that were held, when the looks have ended."""
@@ -172,6 +194,8 @@ class Looks:
             return
         if sighting.look > 0 or sighting.sure or at_once:
             sighting.describe(callback)
+        if sighting.look > 0 and sighting.seconds >= self._threshold_s:
+            self._blame(sighting)
         if sighting.look > 0 and not sighting.told and sighting.seconds > LONG_S:
             sighting.told = True
             self._tell(sighting, ended=False)
@@ -184,7 +208,17 @@ class Looks:
         if sighting.look > 0 or sighting.sure:
             self._tell(sighting, ended)
 
+    def _tell_late(self, late: Late) -> None:
+        """Report it, unless calls of that function are reported one by one."""
+        if time.monotonic() - self._reported.get(late.function, -math.inf) >= REPORTED_EVERY_S:
+            self._report(late)
+
+    def _blame(self, sighting: _Sighting) -> None:
+        function, where, _, _ = sighting.said
+        self._blamed = Blame(function, where, sighting.seconds, 1.0, sighting.seen)
+
     def _tell(self, sighting: _Sighting, ended: bool) -> None:
+        self._blame(sighting)
         function, where, stack, workflow = sighting.said
         times = self._unreported.pop(function, 0) + 1
         since_report_s = sighting.seen - self._reported.get(function, -math.inf)

@@ -16,7 +16,8 @@ possible: C code that holds the GIL, as `re` does, keeps the watching thread fro
 The first look then comes right after it, with the caller still in that line. Whether it was the loop thread
 that computed meanwhile is for the system to tell, and only Linux does; what is in doubt is not reported.
 
-What blocks for less than the threshold is never reported, what blocks for half as long again always is. At
+What blocks for less than the threshold is never reported as that, what blocks for half as long again always
+is. Many that are shorter are named together when they keep the loop late for most of the time. At
 rest the thread waits for a lock, and nothing is posted.
 """
 
@@ -36,11 +37,13 @@ from typing import Literal, NamedTuple
 
 from areal_core._log import get_logger
 from areal_core._runner.gate import Gate, thread_of_gates
+from areal_core._watch.blame import Blame
+from areal_core._watch.lateness import Late
 from areal_core._watch.looks import Blocked, Looks
 from areal_core._watch.processor_time import ProcessorTime, processor_time
 from areal_core._watch.user_frames import depth
 
-__all__ = ["Blocked", "LoopWatch"]
+__all__ = ["Blocked", "Late", "LoopWatch"]
 
 _LONGEST_PAUSE_S = 1.0  # between looks at what goes on for long
 _LAGS = 16  # of the last second or two, at the usual threshold
@@ -50,9 +53,10 @@ _STOPPED_S = 5.0  # the thread ends at once, unless *report* blocks
 class LoopWatch:
     """Watches *loop*, which runs in the thread *thread_id*, from `begin` to `rest`.
 
-    *report* is called in the watching thread for what blocks the loop for *threshold_s* seconds or more;
-    the first error that it raises is logged. The thread is started by the first `begin` and ends with `stop`,
-    with this object, or with the loop. It keeps neither this object nor the interpreter alive.
+    *report* is called in the watching thread for what blocks the loop for *threshold_s* seconds or more, and
+    for what is shorter but keeps it late for most of the time (see `lateness`). The first error that it
+    raises is logged. The thread is started by the first `begin` and ends with `stop`, with this object, or
+    with the loop. It keeps neither this object nor the interpreter alive.
     """
 
     def __init__(
@@ -60,7 +64,7 @@ class LoopWatch:
         loop: asyncio.AbstractEventLoop,
         thread_id: int,
         threshold_s: float,
-        report: Callable[[Blocked], None],
+        report: Callable[[Blocked | Late], None],
     ) -> None:
         self.loop = loop
         self.report = report
@@ -79,8 +83,23 @@ class LoopWatch:
 
     @property
     def lag_s(self) -> float | None:
-        """How late the loop came to the latest heartbeats, at worst; None before the first, and at rest."""
-        return max(tuple(self._watcher.lags), default=None) if self._watcher.active else None
+        """How late the loop came, or still is, to the latest heartbeats, at worst.
+
+        None before the first, and at rest.
+        """
+        watcher = self._watcher
+        if not watcher.active:
+            return None
+        asked = watcher.asked
+        waits_s = 0.0 if asked is None else time.monotonic() - asked
+        # A block that goes on has had no answer yet. A heartbeat that is on its way says nothing else.
+        unanswered = [waits_s] if waits_s >= watcher.half_s else []
+        return max([*tuple(watcher.lags), *unanswered], default=None)
+
+    @property
+    def blamed(self) -> Blame | None:
+        """Who was last found to keep the loop late, reported or not; None: nobody was. From any thread."""
+        return self._watcher.looks.blamed
 
     def rest(self) -> None:
         """Watch no more until the next `begin`; from any thread. What blocks just now is still reported."""
@@ -134,8 +153,8 @@ class _Watcher:
         self.finished = Gate()
         self._owner = owner
         self._threshold_s = threshold_s
-        self._half_s = threshold_s / 2
-        self._looks = Looks(thread_id, threshold_s, self._report)
+        self.half_s = threshold_s / 2
+        self.looks = Looks(thread_id, threshold_s, self._report)
         # A queue in C: a Ctrl-C in who puts something leaves no lock held.
         self._inbox: SimpleQueue[_Message] = SimpleQueue()
         self._asleep = False
@@ -143,6 +162,8 @@ class _Watcher:
         self._number = 0
         self.lags: deque[float] = deque(maxlen=_LAGS)
         """How late the latest heartbeats were, in seconds."""
+        self.asked: float | None = None
+        """Since when a heartbeat has had no answer; None: none is on its way."""
         self._last: Answer | None = None
         self._held_gil = False
         self._has_looked = False
@@ -178,12 +199,18 @@ class _Watcher:
         begun = time.monotonic()
         while self.active and not self._stopping:
             self._number += 1
+            self._glance()
             if not self.post(self._owner()):
                 self.stop()
                 return
             answered = self._wait_for_answer(begun)
             # A pause also where there is nothing to watch any more: that may change in no time.
-            begun = self._pause(max(begun + self._half_s, answered))
+            begun = self._pause(max(begun + self.half_s, answered))
+
+    def _glance(self) -> None:
+        owner, last = self._owner(), self._last
+        if owner is not None and last is not None and owner.loop.is_running():
+            self.looks.glance(last.base)
 
     def post(self, owner: LoopWatch | None) -> bool:
         """Post a heartbeat and return whether that could be done."""
@@ -198,9 +225,10 @@ class _Watcher:
 
     def _wait_for_answer(self, begun: float) -> float:
         """Look again and again until the heartbeat is answered, and return when that was."""
-        pause_s = self._half_s
+        pause_s = self.half_s
         due = time.monotonic() + pause_s
         answer = None
+        self.asked = begun
         while answer is None and not self._stopping:
             message = self._next_message(due, begun)
             if isinstance(message, Answer):
@@ -214,8 +242,9 @@ class _Watcher:
                 due = time.monotonic() + pause_s
                 pause_s = min(1.5 * pause_s, _LONGEST_PAUSE_S)
         ended = time.monotonic() if answer is None else answer.at
+        self.asked = None
         self.lags.append(max(0.0, ended - begun))
-        self._looks.end(ended, answer is not None)
+        self.looks.end(begun, ended, answer is not None)
         self._let_go()
         return ended
 
@@ -225,7 +254,7 @@ class _Watcher:
             pass
         has_looked = self._took_look()
         if not self._held_gil:
-            self._looks.forget()
+            self.looks.forget()
             return time.monotonic()
         if not has_looked:
             self._look(until)
@@ -255,7 +284,7 @@ class _Watcher:
             held = self._was_held_up(before, expected - begun)
             self._held_gil |= held
             if held and message is None:
-                self._looks.be_sure()
+                self.looks.be_sure()
         return message
 
     def _received(self, message: _Message) -> _Message:
@@ -278,7 +307,7 @@ class _Watcher:
         if loop_before is None or loop_now is None or own_before is None or own_now is None:
             return False
         computed_s = loop_now.running - loop_before.running
-        return computed_s - max(0.0, expected_s) - (own_now.waiting - own_before.waiting) >= self._half_s
+        return computed_s - max(0.0, expected_s) - (own_now.waiting - own_before.waiting) >= self.half_s
 
     def _look(self, begun: float, at_once: bool = False) -> None:
         held_gil = self._held_gil and not at_once
@@ -287,17 +316,17 @@ class _Watcher:
         owner, last = self._owner(), self._last
         # Before the first answer nobody can tell what runs the loop from what is run by it.
         if owner is not None and last is not None and owner.loop.is_running():
-            self._looks.look(last.base, begun, held_gil, at_once)
+            self.looks.look(last.base, begun, held_gil, at_once)
 
     def _let_go(self) -> None:
         """Have the frames dropped in the loop thread: they may be the last to hold what was in them."""
-        frames = self._looks.frames()
+        frames = self.looks.frames()
         owner = self._owner()
         if frames and owner is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 owner.loop.call_soon_threadsafe(frames.clear)
 
-    def _report(self, blocked: Blocked) -> None:
+    def _report(self, blocked: Blocked | Late) -> None:
         owner = self._owner()
         if owner is None:
             return
@@ -306,7 +335,7 @@ class _Watcher:
         except Exception as error:
             self._note_failed(blocked, error)
 
-    def _note_failed(self, blocked: Blocked, error: Exception) -> None:
+    def _note_failed(self, blocked: Blocked | Late, error: Exception) -> None:
         if self._failed:
             return
         self._failed = True

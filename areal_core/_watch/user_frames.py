@@ -13,6 +13,8 @@ Origin = Literal["stdlib", "installed", "ours", "user"]
 
 _OURS = str(Path(__file__).parent.parent) + "/"  # all of areal_core
 _ABOVE_OURS = str(Path(__file__).parent.parent.parent) + "/"
+_CLIENTS = frozenset(("aiohttp", "anyio", "httpcore", "httpx", "openai", "opentelemetry", "uvloop"))
+"""Packages whose callbacks are the library's work: nobody can take them elsewhere."""
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 _STDLIB = tuple({f"{sysconfig.get_paths()[kind]}/" for kind in ("stdlib", "platstdlib")})
 
@@ -62,6 +64,15 @@ def short_place(frame: FrameType) -> str:
 def is_users(frame: FrameType) -> bool:
     """Return whether *frame* runs code that is neither the standard library's, nor ours, nor installed."""
     return _origin(frame.f_code.co_filename) == "user"
+
+
+def is_nobodys(frame: FrameType) -> bool:
+    """Return whether *frame* runs code of the library, of Python, or of a client that the library uses.
+
+    Of a callback, the outermost that `users` gives says whose it is.
+    """
+    origin = _origin(frame.f_code.co_filename)
+    return origin != "user" and (origin != "installed" or _package(frame) in _CLIENTS)
 
 
 def _callers(frame: FrameType | None) -> Iterator[FrameType]:

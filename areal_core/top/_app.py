@@ -17,10 +17,17 @@ from textual.widgets import Footer, OptionList, Static
 from textual.widgets.option_list import Option
 
 from areal_core._observe.runs import Run, find_runs, read_run
+from areal_core.top._help import HELP
 from areal_core.top._panels import PANELS, banner, head
 from areal_core.top._text import Line
 
 _LOOK_S = 0.5
+_HIGH = 34
+_MOST_SERVERS = {False: 4, True: 12}
+"""How many rows servers have above the oldest rollouts, in a terminal that is low or high."""
+_CHART_ROWS = {False: 4, True: 7}
+_USUAL_COLUMNS = 40  # before it is known how many there are
+_MOST_ROWS = 1000
 _STYLES = {
     "": "",
     "dim": "dim",
@@ -38,31 +45,6 @@ _STYLES = {
     "banner-bad": "bold white on red",
     "banner-dim": "black on white",
 }
-_HELP = (
-    (
-        "Progress",
-        "How training rollouts ended: accepted (ok), rejected (rej), failed or timed out (bad), stale.",
-    ),
-    ("", "Pending (pend), running (run), ended and not taken by the trainer (ready), delivered to it (out)."),
-    ("batch", "What the trainer waits for. While it waits for nothing: what is ready for the next batch."),
-    ("slots", "Samples that run, of max_concurrent_rollouts."),
-    (
-        "budget",
-        "Trajectories that run + have ended + were delivered at this version, of what staleness allows.",
-    ),
-    ("staleness", "Of what was delivered, in versions; and how much is allowed."),
-    ("lag now", "How many of the rollouts that run began how many versions ago."),
-    ("loop lag", "How late the event loop comes. A function that blocks it is named in the log."),
-    ("In flight", "How many rollouts have run for how long, and what they are doing."),
-    ("Servers", "Generations in flight + those that wait for a slot; the version of the weights."),
-    ("Tokens", "Each block of the line is a second, the last one at its end."),
-    ("Oldest", "The rollouts that have run for longest."),
-    ("", ""),
-    ("← →", "The run before, the next run."),
-    ("l", "The list of runs."),
-    ("? esc", "This, and back."),
-    ("q", "Quit."),
-)
 
 
 def watch(runs: Sequence[Run], *, only: bool) -> None:
@@ -78,8 +60,8 @@ def text_of(line: Line) -> Text:
 class Panel(Widget):
     """One part of the view, as large as it happens to be."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(id=name, classes="panel")
+    def __init__(self, name: str, place: str | None = None) -> None:
+        super().__init__(id=place or name, classes="panel")
         self.border_title, self._panel = PANELS[name]
         self.run: Run | None = None
 
@@ -87,6 +69,13 @@ class Panel(Widget):
         """Show *run* from now on."""
         self.run = run
         self.refresh()
+
+    @property
+    def wanted(self) -> int:
+        """How many rows it could fill."""
+        if self.run is None:
+            return 0
+        return max(1, len(self._panel(self.run, self.content_size.width or _USUAL_COLUMNS, _MOST_ROWS)))
 
     def render(self) -> Text:
         """Return what there is to see."""
@@ -120,7 +109,16 @@ class Bar(Widget):
 
 
 class RunScreen(Screen[None]):
-    """All there is to see of one run."""
+    """All there is to see of one run, in a page that can be longer than the terminal."""
+
+    BINDINGS = [  # noqa: RUF012  textual's own way
+        Binding("down", "scroll('down')", "Scroll", key_display="↑↓"),
+        Binding("up", "scroll('up')", show=False),
+        Binding("pagedown,space", "scroll('page_down')", show=False),
+        Binding("pageup", "scroll('page_up')", show=False),
+        Binding("home", "scroll('home')", show=False),
+        Binding("end", "scroll('end')", show=False),
+    ]
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,27 +133,55 @@ class RunScreen(Screen[None]):
         """Make the parts."""
         yield Bar("head")
         yield Bar("banner")
-        with Horizontal(id="upper"):
-            yield Panel("progress")
-            yield Panel("in-flight")
-        with Horizontal(id="middle"):
-            yield Panel("servers")
-            yield Panel("tokens")
-        yield Panel("stragglers")
-        yield Panel("why")
+        with VerticalScroll(id="page", can_focus=False):
+            yield Panel("waiting")
+            with Horizontal(id="upper"):
+                yield Panel("progress")
+                yield Panel("in-flight")
+            with Horizontal(id="middle"):
+                yield Panel("servers")
+                yield Panel("tokens")
+            yield Panel("stragglers")
+            yield Panel("servers", "all-servers")
         yield Footer(show_command_palette=False)
 
     def show(self, run: Run) -> None:
         """Show *run* from now on."""
         self._run = run
-        # A line less where nothing is evaluated: on a small screen another part needs it.
-        rows = 10 if run.status.snapshot.evaluation.submitted else 9
-        for upper in self.query("#upper"):
-            upper.styles.height = rows
         for bar in self.query(Bar):
             bar.show(run)
         for panel in self.query(Panel):
             panel.show(run)
+        self._make_room(run)
+        self.call_after_refresh(self.refresh_bindings)  # when it is known what there is room for
+
+    def _make_room(self, run: Run) -> None:
+        """Give each part the rows it needs, but for the servers when they are many: all of them come last."""
+        wanted = {panel.id: panel.wanted for panel in self.query(Panel)}
+        if not wanted:
+            return
+        is_high = self.app.size.height >= _HIGH
+        most = _MOST_SERVERS[is_high]
+        for name, rows in (
+            ("waiting", wanted["waiting"]),
+            ("upper", max(wanted["progress"], wanted["in-flight"])),
+            ("middle", max(_CHART_ROWS[is_high], min(most, wanted["servers"]))),
+            ("stragglers", wanted["stragglers"]),
+            ("all-servers", wanted["servers"]),
+        ):
+            self.query_one(f"#{name}").styles.height = rows + 1  # and the line with the title
+        self.query_one("#all-servers").display = wanted["servers"] > most
+
+    def action_scroll(self, where: str) -> None:
+        """Go up or down in the page."""
+        page = self.query_one("#page")
+        getattr(page, f"scroll_{where}")(animate=False)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to scroll where there is more than can be seen."""
+        if action == "scroll":
+            return self.query_one("#page").max_scroll_y > 0
+        return super().check_action(action, parameters)
 
 
 class HelpScreen(ModalScreen[None]):
@@ -165,27 +191,52 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Make the text."""
-        with VerticalScroll(id="help"):
+        with VerticalScroll(id="help") as box:
+            box.border_subtitle = "↑↓ scroll, esc back"
             table = Table.grid(padding=(0, 2))
-            for name, meaning in _HELP:
+            for name, meaning in HELP:
                 table.add_row(Text(name, "bold"), meaning)
             yield Static(table)
 
 
 class ChoiceScreen(ModalScreen[Path | None]):
-    """A list of runs, to choose one from."""
+    """A list of runs, to choose one from. It goes on while it is looked at."""
 
     BINDINGS = [("escape,l", "dismiss", "Back")]  # noqa: RUF012
 
-    def __init__(self, runs: Sequence[Run]) -> None:
+    def __init__(self, runs: Sequence[Run], shown: Path) -> None:
         super().__init__()
         self._runs = runs
+        self._shown = shown
+        self._list: OptionList | None = None  # until it has been made
 
     def compose(self) -> ComposeResult:
         """Make the list."""
-        choices = OptionList(*(Option(text_of(head(run, 200)), id=str(run.path)) for run in self._runs))
+        choices = OptionList()
         choices.border_title = "Runs: enter shows one"
         yield choices
+
+    def on_mount(self) -> None:
+        """Begin at the run that is shown."""
+        self._list = self.query_one(OptionList)
+        self._fill(self._list, self._shown)
+
+    def show(self, runs: Sequence[Run]) -> None:
+        """Show *runs* from now on; the same one is highlighted."""
+        before, self._runs = self._runs, runs
+        if self._list is None:
+            return
+        if [run.path for run in runs] == [run.path for run in before]:
+            for run in runs:
+                self._list.replace_option_prompt(str(run.path), text_of(head(run, 200)))
+        else:
+            place = self._list.highlighted
+            self._fill(self._list, None if place is None else before[place].path)
+
+    def _fill(self, choices: OptionList, highlighted: Path | None) -> None:
+        choices.set_options(Option(text_of(head(run, 200)), id=str(run.path)) for run in self._runs)
+        paths = [run.path for run in self._runs]
+        choices.highlighted = paths.index(highlighted) if highlighted in paths else 0
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """Leave with what was chosen."""
@@ -222,7 +273,7 @@ class RunsApp(App[None]):
         """Begin to look."""
         self._look()
         self.set_interval(_LOOK_S, self._look)
-        if len(self._runs) > 1 and not self._only:
+        if sum(run.is_live for run in self._runs) > 1 and not self._only:
             await self.action_choose()
 
     def on_resize(self) -> None:
@@ -239,7 +290,7 @@ class RunsApp(App[None]):
     async def action_choose(self) -> None:
         """Show the list of runs."""
         if not isinstance(self.screen, ChoiceScreen):
-            await self.push_screen(ChoiceScreen(self._runs), self._choose)
+            await self.push_screen(ChoiceScreen(self._runs, self._shown), self._choose)
 
     async def action_help(self) -> None:
         """Say what words and keys mean."""
@@ -256,12 +307,20 @@ class RunsApp(App[None]):
         if not self._only:
             known = {run.path: run for run in find_runs()}
             self._runs = [*known.values(), *(run for run in self._runs if run.path not in known)]
-        self._runs = [_read_again(run) for run in self._runs]
+        self._runs = sorted(map(_read_again, self._runs), key=lambda run: not run.is_live)
         self._show()
 
     def _show(self) -> None:
         run = next((run for run in self._runs if run.path == self._shown), self._runs[0])
         self._view.show(run)
+        if isinstance(self.screen, ChoiceScreen):
+            self.screen.show(self._runs)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer another run where there is one."""
+        if action in ("step", "choose"):
+            return len(self._runs) > 1
+        return super().check_action(action, parameters)
 
 
 def _read_again(run: Run) -> Run:

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator
 
-from areal_core._engine.stats import ServerStats
+from areal_core._observe.lately import LATE_S
+from areal_core._observe.rates import last_ones
 from areal_core._observe.runs import Run, State
-from areal_core._observe.snapshot import AGES_S, Snapshot, Straggler, Wait
+from areal_core._observe.snapshot import AGES_S, Snapshot, Wait
+from areal_core.top._servers import servers, tokens
+from areal_core.top._stragglers import stragglers
 from areal_core.top._text import (
     Line,
     Piece,
     bar,
-    chart,
     clip,
     cut,
-    cut_middle,
+    fitting,
+    length_of,
     milliseconds,
-    number,
     padded,
     plain,
     seconds,
     size,
     stacked,
-    wrapped,
 )
-
-T = TypeVar("T")
+from areal_core.top._waiting import waiting
 
 Panel = Callable[[Run, int, int], list[Line]]
 """Given a run, columns and rows, it says what there is to see, in no more of either."""
@@ -91,7 +90,7 @@ def progress(run: Run, columns: int, rows: int) -> list[Line]:
     queues = (
         ("pending", "pend", done.pending, ""),
         ("running", "run", done.running, ""),
-        ("not taken", "ready", done.finished, ""),
+        ("ready", "ready", done.finished, ""),
         ("delivered", "out", seen.staleness.delivered, ""),
     )
     lines = [
@@ -100,11 +99,18 @@ def progress(run: Run, columns: int, rows: int) -> list[Line]:
         *_waits(run, columns),
         *_budgets(seen, columns),
         _staleness(seen),
-        _lags(seen),
-        _insides(seen),
+        _explained(_lags(seen), "what runs, by versions since its start", columns),
+        *_wasted(seen, columns),
+        _explained(_insides(seen), "the event loop's delay, at worst", columns),
         *_evaluation(seen, columns),
     ]
     return [clip(line, columns) for line in lines[:rows]]
+
+
+def _explained(line: Line, words: str, columns: int) -> Line:
+    """Return *line* with what it means, where there is room for that."""
+    longer = [*line, Piece(f"  ({words})", "dim")]
+    return longer if length_of(longer) <= columns else line
 
 
 def _counts(columns: int, *counts: tuple[str, str, int, str]) -> Line:
@@ -131,8 +137,23 @@ def _waits(run: Run, columns: int) -> Iterator[Line]:
         return
     left = dict(zip(seen.waits, run.status.left_s, strict=False))
     wait = next((one for one in seen.waits if one.want == "batch"), seen.waits[0])
-    words = "held" if wait.is_held else "" if (s := left.get(wait)) is None else f"{seconds(s)} left"
+    words = "held" if wait.is_held else _left(seen, wait, left.get(wait), columns)
     yield _gauge(_label_of(wait), wait.there, wait.count, columns, words)
+
+
+def _left(seen: Snapshot, wait: Wait, left_s: float | None, columns: int) -> str:
+    """Say when all will be there, or what it waits for where fewer run than are missing."""
+    if left_s is not None:
+        return f"{seconds(left_s)} left"
+    last = last_ones(seen, wait)
+    if last is None or last >= wait.count - wait.there:
+        return ""
+    if not last:
+        return "nothing runs"
+    if columns < _WIDE:
+        return f"last {last} run"
+    ends = "one that runs" if last == 1 else f"{last} that run"
+    return f"{wait.there} there, waits for the last {ends}"
 
 
 def _label_of(wait: Wait) -> str:
@@ -147,7 +168,7 @@ def _budgets(seen: Snapshot, columns: int) -> Iterator[Line]:
     used = seen.units_running + seen.units_waiting + seen.units_consumed
     words = f"{seen.units_running}+{seen.units_waiting}+{seen.units_consumed}"
     if columns >= _WIDE:
-        words = f"{seen.units_running} run + {seen.units_waiting} wait + {seen.units_consumed} delivered"
+        words = f"{seen.units_running} run + {seen.units_waiting} ready + {seen.units_consumed} delivered"
     yield _gauge("budget", used, seen.most_units, columns, words)
 
 
@@ -164,12 +185,22 @@ def _lags(seen: Snapshot) -> Line:
         if lag in seen.lags:
             line += [Piece(f"{seen.lags[lag]}", "strong"), Piece(f" at {lag}  ")]
     over = sum(count for lag, count in seen.lags.items() if lag > seen.max_staleness)
-    return [*line, Piece(f"{over} at more", "warn")] if over else line
+    return [*line, Piece(f"{over} over {seen.max_staleness}", "warn")] if over else line
+
+
+def _wasted(seen: Snapshot, columns: int) -> Iterator[Line]:
+    """Say what was run in vain, where anything was."""
+    again = seen.training.requeued
+    vain_s = seen.staleness.wasted_seconds
+    if again or vain_s:
+        words = f"{again} run again, {seconds(vain_s)}"
+        line = [Piece(padded("in vain", _LABEL), "dim"), Piece(words, "warn")]
+        yield fitting([*line, Piece(" of episodes too old", "warn")], columns)
 
 
 def _insides(seen: Snapshot) -> Line:
     lag = seen.loop_lag_s
-    slow = lag is not None and lag > 0.1
+    slow = lag is not None and lag >= LATE_S
     line = [
         Piece(padded("loop lag", _LABEL), "dim"),
         Piece("at rest" if lag is None else milliseconds(lag), "warn" if slow else ""),
@@ -232,140 +263,12 @@ def _legend(stages: list[tuple[str, int]], columns: int) -> Iterator[Line]:
     yield line
 
 
-# -- servers ---------------------------------------------------------------------------------------
-
-
-def servers(run: Run, columns: int, rows: int) -> list[Line]:
-    """Show each server's load and health, those that are out of rotation first."""
-    seen = run.status.snapshot
-    if not seen.servers:
-        return [[Piece("the engine tells of none", "dim")]]
-    order = sorted(seen.servers, key=lambda one: one.why_out is None)
-    most = max(1, *(one.in_flight + one.waiting for one in seen.servers))
-    shown, more = _as_many(order, rows)
-    lines = [_server(one, seen, most, columns) for one in shown]
-    if more:
-        lines.append([Piece(f"and {len(more)} more, with {_load(more)}", "dim")])
-    return lines
-
-
-def _load(servers: Iterable[ServerStats]) -> str:
-    return f"{sum(one.in_flight for one in servers)} in flight"
-
-
-def _server(one: ServerStats, seen: Snapshot, most: int, columns: int) -> Line:
-    name = padded(cut_middle(_short_address(one.name), room := max(15, min(28, columns // 3))), room)
-    if one.why_out is not None:
-        return clip([Piece(f"{name} out: {one.why_out.removeprefix(f'{one.name} ')}", "bad")], columns)
-    behind = 0 if one.version is None else max(0, seen.version - one.version)
-    words = f" {one.in_flight}" + (f"+{one.waiting}" if one.waiting else "")
-    tail = [
-        Piece("" if one.version is None else f"  v{one.version}", "warn" if behind else "dim"),
-        Piece(f" ({behind} behind)" if behind else "", "warn"),
-        Piece(f"  left {one.departures} x" if one.departures else "", "warn"),
-    ]
-    left = columns - len(name) - 1 - len(words) - sum(len(piece.text) for piece in tail)
-    full = stacked([(one.in_flight, "bar"), (0, ""), (one.waiting, "warn")], most, max(1, min(40, left)))
-    return clip([Piece(f"{name} "), *full, Piece(words), *tail], columns)
-
-
-def _short_address(name: str) -> str:
-    return name.removeprefix("http://")
-
-
-# -- tokens ----------------------------------------------------------------------------------------
-
-
-def tokens(run: Run, columns: int, rows: int) -> list[Line]:
-    """Show how many tokens come per second, now and lately, and what the engine is doing."""
-    status, seen = run.status, run.status.snapshot
-    found = seen.engine
-    if found is None:
-        return [[Piece("the engine does not count them", "dim")]]
-    lines: list[Line] = [
-        [Piece(number(status.tokens_per_s), "strong"), Piece(" tokens/s  "),
-         Piece(number(status.accepted_per_s), "strong"), Piece(" accepted/s  "),
-         Piece(f"{number(found.tokens)} in all", "dim")],
-        *([Piece(row, "bar")] for row in chart(status.tokens_history, columns, max(1, min(8, rows - 3)))),
-        [Piece(f"{found.running} generations run, {found.waiting} wait for a slot"),
-         Piece("  PAUSED" if found.is_paused else "", "warn")],
-        [Piece(f"{found.ended} ended, "), Piece(f"{found.failed} failed", "bad" if found.failed else ""),
-         Piece(f", {found.attempts} requests")],
-    ]  # fmt: skip
-    return [clip(line, columns) for line in lines[:rows]]
-
-
-# -- stragglers ------------------------------------------------------------------------------------
-
-
-def stragglers(run: Run, columns: int, rows: int) -> list[Line]:
-    """Show the rollouts that have run for longest, and what each waits for."""
-    found = run.status.snapshot.stragglers
-    if not found:
-        return [[Piece("nothing runs", "dim")]]
-    name = max(12, min(32, columns // 5))
-    heading = f"{'age':>8}  {padded('data', name)}  requests  what it does, and for how long"
-    shown, _ = _as_many(list(found), rows - 1, with_more=False)
-    return [[Piece(cut(heading, columns), "dim")], *(_straggler(one, name, columns) for one in shown)][:rows]
-
-
-def _straggler(one: Straggler, name: int, columns: int) -> Line:
-    data = one.data_id if one.data_id is not None else f"rollout {one.task_id}"
-    doing = one.stage if one.server is None else f"generating on {_short_address(one.server)}"
-    old = "warn" if one.age_s >= AGES_S[3] else ""
-    line = [
-        Piece(f"{seconds(one.age_s):>8}  ", old),
-        Piece(f"{padded(data, name)}  "),
-        Piece(f"{one.segments:>8}  ", "dim"),
-        Piece(f"{doing}, {seconds(one.stage_s)}"),
-        Piece(f"  {one.workflow}{' (evaluation)' if one.is_eval else ''}", "dim"),
-    ]
-    return clip(line, columns)
-
-
-# -- why -------------------------------------------------------------------------------------------
-
-
-def why(run: Run, columns: int, rows: int) -> list[Line]:
-    """Say why no more rollouts start, and who waits for what."""
-    lines: list[Line] = []
-    for kind, text, style in _reasons(run.status.snapshot):
-        first, *rest = wrapped(f"{kind}: {text}", columns)
-        lines.append([Piece(first[: len(kind)], style), Piece(first[len(kind) :])])
-        lines += [[Piece(one)] for one in rest]
-    callers = run.status.snapshot.callers
-    lines += [[Piece(cut(words, columns), "dim")] for words in callers]
-    if not lines:
-        lines = [[Piece("what is pending starts in a moment", "dim")]]
-    if len(lines) > rows > 0:
-        lines = [*lines[: rows - 1], [*clip(lines[rows - 1], columns - 2), Piece(" …", "dim")]]
-    return lines[:rows]
-
-
-def _reasons(seen: Snapshot) -> Iterator[tuple[str, str, str]]:
-    if seen.servers and all(one.why_out is not None for one in seen.servers):
-        yield "no server in rotation", f"all {len(seen.servers)} are out, see there", "bad"
-    if seen.engine is not None and seen.engine.is_paused:
-        text = f"{seen.engine.running} wait; continue_generation() lets them go on"
-        yield "generation paused", text, "warn"
-    styles = {"paused": "warn", "failures": "bad", "ended": "dim"}
-    for reason in seen.reasons:
-        yield reason.kind, reason.text, styles.get(reason.kind, "strong")
-
-
-def _as_many(found: list[T], rows: int, *, with_more: bool = True) -> tuple[list[T], list[T]]:
-    if len(found) <= rows:
-        return found, []
-    fit = max(0, rows - 1 if with_more else rows)
-    return found[:fit], found[fit:]
-
-
 PANELS: dict[str, tuple[str, Panel]] = {
+    "waiting": ("Who waits for what", waiting),
     "progress": ("Progress", progress),
     "in-flight": ("In flight, by age and stage", in_flight),
-    "servers": ("Servers", servers),
+    "servers": ("Servers: tokens/s, load, weights", servers),
     "tokens": ("Tokens", tokens),
     "stragglers": ("Oldest rollouts", stragglers),
-    "why": ("Why no more start", why),
 }
 """By name: the title, and what there is to see."""

@@ -27,6 +27,11 @@ def width_of(text: str) -> int:
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
+def length_of(line: Iterable[Piece]) -> int:
+    """Return how many columns *line* takes."""
+    return sum(width_of(piece.text) for piece in line)
+
+
 def shown(text: str) -> str:
     """Return *text* in characters that move no cursor: it may come from data."""
     if text.isprintable():
@@ -71,6 +76,13 @@ def clip(line: Line, columns: int) -> Line:
         if left <= 0:
             break
     return clipped
+
+
+def fitting(line: Line, columns: int) -> Line:
+    """Return *line* in *columns* at most: without its last pieces where that helps, but for the first."""
+    while len(line) > 1 and length_of(line) > columns:
+        line = line[:-1]
+    return clip(line, columns)
 
 
 def plain(line: Iterable[Piece]) -> str:
