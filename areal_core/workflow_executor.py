@@ -37,6 +37,7 @@ from areal_core._executor.resumed import Resumed
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
 from areal_core._executor.work import Workflow, make_plan
+from areal_core._observe.showing import show
 from areal_core._runner.arguments import (
     FIRST_OWN_ID,
     check_any_id,
@@ -128,6 +129,7 @@ class WorkflowExecutor(Committing):
                 logger,
                 self._shift,
                 journaling,
+                functools.partial(show, self._config, logger),
                 self._observers,
             )
             shift.begin()

@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
+from areal_core._engine.speeds import Speed
 from areal_core._engine.stats import EngineStats, ServerStats
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.report import StalenessReport
+from areal_core._executor.snapshot import Journal, Reason, Snapshot, Straggler, Wait
 from areal_core._observe.runs import Status, process_start, this_host
-from areal_core._observe.snapshot import Journal, Reason, Snapshot, Straggler, Wait
-from areal_core._observe.speeds import Speed
 
 ENGINE = EngineStats(
     running=50,

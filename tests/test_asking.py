@@ -9,10 +9,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from areal_core._executor.snapshot import Snapshot
 from areal_core._observe.asking import Asking
 from areal_core._observe.rates import Rates
 from areal_core._observe.runs import read_run
-from areal_core._observe.snapshot import Snapshot
 from areal_core._observe.status_file import StatusFile
 from snapshots import SNAPSHOT, changed
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from areal_core._executor.snapshot import Snapshot
 from areal_core._observe.lately import LATE_S, Calls, Held, Lately, held_at
 from areal_core._observe.rates import Rates
 from areal_core._observe.runs import read_run
-from areal_core._observe.snapshot import Snapshot
 from areal_core._observe.status_file import StatusFile
 from areal_core._offload.stats import OffloadStats
 from snapshots import changed

@@ -21,6 +21,7 @@ import pytest
 
 import areal_core
 from areal_core._watch import looks, loop_watch
+from areal_core._watch.lateness import Late
 from areal_core._watch.loop_watch import Blocked, LoopWatch
 from areal_core._watch.user_frames import name, users
 from children import RunScript
@@ -49,7 +50,7 @@ class Watched:
 
     def __init__(self, threaded: ThreadedLoop) -> None:
         self.threaded = threaded
-        self.reports: SimpleQueue[Blocked] = SimpleQueue()
+        self.reports: SimpleQueue[Any] = SimpleQueue()
         self.thread_id = threaded.run(_ident())
         self.watch = LoopWatch(threaded.loop, self.thread_id, THRESHOLD_S, self.reports.put)
 
@@ -260,7 +261,7 @@ def test_what_blocks_for_less_than_the_threshold_is_not_reported(watched: Watche
 
 
 def test_a_runner_is_watched_and_its_own_frames_are_left_out(make_runner: MakeRunner) -> None:
-    reports: SimpleQueue[Blocked] = SimpleQueue()
+    reports: SimpleQueue[Any] = SimpleQueue()
     runner = make_runner()
     loop, thread_id = runner.run(where_am_i)
     watch = LoopWatch(loop, thread_id, THRESHOLD_S, reports.put)
@@ -389,7 +390,7 @@ def test_what_blocks_when_rest_comes_is_still_reported(watched: Watched) -> None
 
 
 def test_only_the_first_report_that_raises_is_logged(watched: Watched, log_lines: LogLines) -> None:
-    def fail(blocked: Blocked) -> None:
+    def fail(blocked: Blocked | Late) -> None:
         watched.reports.put(blocked)
         raise error
 
@@ -474,7 +475,7 @@ def test_stopping_reports_what_blocks_as_it_is(watched: Watched, monkeypatch: py
 def test_it_may_be_stopped_by_what_it_reports_to(watched: Watched) -> None:
     stopped = threading.Event()
 
-    def stop(_: Blocked) -> None:
+    def stop(_: Blocked | Late) -> None:
         watched.watch.stop()
         stopped.set()
 
@@ -493,7 +494,7 @@ def test_one_that_is_forgotten_ends_by_itself(
         def __init__(self, threaded: ThreadedLoop) -> None:
             self.watch = LoopWatch(threaded.loop, threaded.run(_ident()), THRESHOLD_S, self.report)
 
-        def report(self, blocked: Blocked) -> None: ...
+        def report(self, blocked: Blocked | Late) -> None: ...
 
     with (
         threaded_loops(loop_factory, 1) as (threaded,),

@@ -15,7 +15,7 @@ import pytest
 
 import offload_jobs as jobs
 from areal_core import _record
-from areal_core._observe.snapshot import Snapshot
+from areal_core._executor.snapshot import Snapshot
 from areal_core._offload.crew import stats_of
 from areal_core._offload.stats import processors
 from areal_core._record import EpisodeRecord

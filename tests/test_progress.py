@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from areal_core._executor.books import RolloutLedger
+from areal_core._executor.snapshot import Wait
 from areal_core._observe.progress import progress_line
 from areal_core._observe.rates import HISTORY_S, Rates
-from areal_core._observe.snapshot import Wait
 from areal_core.config import InferenceEngineConfig
 from children import RunScript, StartScript
 from conftest import MakeExecutor

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from areal_core._engine.speeds import Speed, Speeds
 from areal_core._engine.stats import EngineStats, ServerStats
 from areal_core._engine.tally import Tally, Visit
 from areal_core._observe.rates import Rates
 from areal_core._observe.runs import read_run
-from areal_core._observe.speeds import Speed, Speeds
 from areal_core._observe.status_file import StatusFile
 from areal_core.errors import GenerationTimeoutError, ServerStatusError
 from areal_core.remote_inf_engine import RemoteInfEngine

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from areal_core._executor import observer
 from areal_core._executor.books import RolloutLedger
-from areal_core._observe import observer
-from areal_core._observe.snapshot import SCHEMA, decode, encode
+from areal_core._executor.snapshot import SCHEMA, decode, encode
 from areal_core._offload.stats import OffloadStats
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import EmbeddedServer

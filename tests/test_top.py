@@ -24,11 +24,11 @@ import pytest
 from msgspec.structs import replace as replaced
 from textual.pilot import Pilot
 
+from areal_core._engine.speeds import Speed
 from areal_core._engine.stats import ServerStats
+from areal_core._executor.snapshot import LoopBlame, Reason, Snapshot, Straggler, decode, encode
 from areal_core._observe.lately import LATE_S, Calls, Held
 from areal_core._observe.runs import Run, State, Status, read_run
-from areal_core._observe.snapshot import LoopBlame, Reason, Snapshot, Straggler, decode, encode
-from areal_core._observe.speeds import Speed
 from areal_core._offload.stats import OffloadStats
 from areal_core.top import main
 from areal_core.top._app import ChoiceScreen, HelpScreen, RunsApp

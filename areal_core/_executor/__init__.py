@@ -24,6 +24,7 @@
 | `playing`, `events` | one episode; the log |
 | `journaling`, `recovery`, `resumed` | what the journal is told; what an earlier run left in it |
 | `looking`, `explaining`, `capacity`, `explanation` | what it says of itself when asked, and in which words |
+| `observer`, `snapshot`, `wording` | the same in numbers, for all who show it |
 | `stuck` | when it says so unasked |
 | `committing` | what the trainer says of its checkpoints |
 | `aside` | looking, and opening files, in a thread where no Ctrl-C comes |

@@ -11,7 +11,7 @@ from areal_core._executor.desk import Desk
 from areal_core._executor.explanation import CapacityExplanation, Explanation
 from areal_core._executor.report import StalenessReport
 from areal_core._executor.shift import Shift
-from areal_core._observe.snapshot import Snapshot
+from areal_core._executor.snapshot import Snapshot
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RunnerStoppedError
 from areal_core.staleness_manager import StalenessManager

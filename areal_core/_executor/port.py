@@ -42,6 +42,19 @@ class Port(Protocol):
         """Tell *episode* to end; it may clean up for as long as the port allows."""
 
 
+class Show(Protocol):
+    """Shows what an executor does, from the beginning of one life of it to its end."""
+
+    def begin(self) -> None:
+        """Show from now on."""
+
+    def end(self) -> None:
+        """Show how it ended, and nothing more; from any thread, without waiting for that."""
+
+    def close(self, timeout_s: float | None) -> None:
+        """Wait for that, so many seconds at most; None: however long it takes."""
+
+
 class Tracer(Protocol):
     """Follows episodes through their stages."""
 

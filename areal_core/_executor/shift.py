@@ -15,13 +15,12 @@ from areal_core._executor.events import Log, Reporter
 from areal_core._executor.explaining import Explainer
 from areal_core._executor.handover import Handover
 from areal_core._executor.ids import Ids
+from areal_core._executor.observer import Observer
 from areal_core._executor.playing import Player
-from areal_core._executor.port import Witness, Witnesses
+from areal_core._executor.port import Show, Witness, Witnesses
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
-from areal_core._observe.observer import Observer
-from areal_core._observe.showing import Showing
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
 from areal_core._watch.loop_watch import LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -47,6 +46,7 @@ class Shift:
         logger: Any,
         before: Shift | None,
         journaling: Journaling | None,
+        show: Callable[[Observer, Any], Show],
         observers: Sequence[Callable[[Desk], object]] = (),
     ) -> None:
         self._life = life_of(runner)
@@ -67,8 +67,7 @@ class Shift:
         stuck = StuckWatch(config.stuck_warning, self.desk, self._is_over)
         self.explainer = Explainer(self.desk, rules, engine, self._life, stuck)
         self.observer = Observer(self.desk, rules, engine, self._life, stuck, journaling)
-        shown = None if before is None else before.showing
-        self.showing: Showing = Showing(self.observer, config.progress, config.status_file, logger, shown)
+        self.showing: Show = show(self.observer, None if before is None else before.showing)
         stuck.say = functools.partial(
             self._life.thread.call_soon, self.explainer.log_stuck, self._log, config.stuck_warning
         )

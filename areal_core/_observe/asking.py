@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 
-from areal_core._observe.snapshot import Snapshot
+from areal_core._executor.snapshot import Snapshot
 
 _WINDOW_S = 600.0  # several steps of most trainers
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from areal_core._observe.snapshot import Snapshot
+from areal_core._executor.snapshot import Snapshot
 
 LATE_S = 0.25
 """From this delay on the loop is late."""

@@ -19,6 +19,7 @@ from areal_core._executor.desk import Desk
 from areal_core._executor.port import Witness
 from areal_core._executor.report import Trained
 from areal_core._executor.rollout import Rollout
+from areal_core._executor.snapshot import Snapshot
 from areal_core._observe.figures import (
     FIGURES,
     HISTOGRAMS,
@@ -31,7 +32,6 @@ from areal_core._observe.figures import (
     Labels,
     Seen,
 )
-from areal_core._observe.snapshot import Snapshot
 from areal_core.errors import RunnerStoppedError
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tqdm import std
 
+from areal_core._executor.snapshot import Snapshot, Wait
 from areal_core._observe.rates import Rates
-from areal_core._observe.snapshot import Snapshot, Wait
 from areal_core._observe.terminal import Terminal, leave_screen, screen_of
 
 _tqdm: Any = std.tqdm  # what a subclass of it needs is not in its stubs

@@ -7,10 +7,10 @@ from itertools import takewhile
 from statistics import fmean
 from typing import NamedTuple
 
+from areal_core._engine.speeds import Speed, Speeds
+from areal_core._executor.snapshot import Snapshot, Wait
 from areal_core._observe.asking import Asking
 from areal_core._observe.lately import Lately
-from areal_core._observe.snapshot import Snapshot, Wait
-from areal_core._observe.speeds import Speed, Speeds
 
 HISTORY_S = 120
 """How many seconds of the past are remembered, a number for each."""

@@ -10,7 +10,7 @@ from areal_core import _record
 from areal_core._engine.stats import EngineStats, ServerStats
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.outcome import Status
-from areal_core._observe.snapshot import Journal, Snapshot
+from areal_core._executor.snapshot import Journal, Snapshot
 from areal_core._offload.stats import OffloadStats
 
 KINDS = ("training", "evaluation")

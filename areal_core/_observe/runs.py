@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import msgspec
 
+from areal_core._engine.speeds import Speed
+from areal_core._executor.snapshot import Snapshot
 from areal_core._observe.lately import Held
-from areal_core._observe.snapshot import Snapshot
-from areal_core._observe.speeds import Speed
 
 SCHEMA = 1
 """Of a status file. One that is greater may mean what this version does not know."""

@@ -18,13 +18,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from areal_core._executor.observer import Observer
+from areal_core._executor.snapshot import Snapshot
 from areal_core._log import describe, get_logger, log
-from areal_core._observe.observer import Observer
 from areal_core._observe.rates import Rates
 from areal_core._observe.runs import EVERY_S
-from areal_core._observe.snapshot import Snapshot
 from areal_core._runner import exit_hook
 from areal_core._runner.gate import Gate, thread_of_gates
+from areal_core.config import InferenceEngineConfig
 
 _BAR_EVERY_S = 0.25
 _BAR_FROM_S = 0.5  # what is over sooner needs no bar
@@ -32,6 +33,11 @@ _REST = 20  # times what it has computed: with very many rollouts it looks less 
 _STOPPED_S = 5.0  # it ends at once, unless a disk hangs
 
 _numbers = itertools.count(1)
+
+
+def show(config: InferenceEngineConfig, logger: Any, observer: Observer, before: Showing | None) -> Showing:
+    """Return what shows what *observer* sees, as *config* asks for it; see `Showing`."""
+    return Showing(observer, config.progress, config.status_file, logger, before)
 
 
 class Showing:

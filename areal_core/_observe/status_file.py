@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 
+from areal_core._executor.snapshot import Snapshot
 from areal_core._observe.rates import Rates
 from areal_core._observe.runs import (
     Status,
@@ -18,7 +19,6 @@ from areal_core._observe.runs import (
     this_host,
     unfinished,
 )
-from areal_core._observe.snapshot import Snapshot
 
 _encoder = msgspec.json.Encoder()
 

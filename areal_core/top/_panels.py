@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+from areal_core._executor.snapshot import AGES_S, Snapshot, Wait
 from areal_core._observe.lately import LATE_S
 from areal_core._observe.rates import last_ones
 from areal_core._observe.runs import Run, State
-from areal_core._observe.snapshot import AGES_S, Snapshot, Wait
 from areal_core.top._servers import servers, tokens
 from areal_core.top._stragglers import stragglers
 from areal_core.top._text import (

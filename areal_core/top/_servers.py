@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from areal_core._engine.speeds import Speed
 from areal_core._engine.stats import ServerStats
 from areal_core._observe.runs import Run
-from areal_core._observe.speeds import Speed
 from areal_core.top._text import (
     Line,
     Piece,

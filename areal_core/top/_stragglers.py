@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from areal_core._executor.snapshot import AGES_S, Straggler
 from areal_core._observe.runs import Run
-from areal_core._observe.snapshot import AGES_S, Straggler
 from areal_core.top._servers import short_address
 from areal_core.top._text import Line, Piece, clip, cut, fitting, length_of, padded, seconds
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import PurePath
 
+from areal_core._executor.snapshot import Reason, Snapshot
 from areal_core._observe.lately import Held, held_at, is_late
 from areal_core._observe.runs import Run
-from areal_core._observe.snapshot import Reason, Snapshot
 from areal_core._record import WAITING_FOR_WORKER
 from areal_core.top._servers import short_address
 from areal_core.top._text import Line, Piece, clip, number, seconds, wrapped

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from areal_core._executor.books import RolloutLedger
 
 if TYPE_CHECKING:
-    from areal_core._observe.snapshot import Snapshot
+    from areal_core._executor.snapshot import Snapshot
 
 _ENDS = ("accepted", "rejected", "failed", "timed_out", "cancelled", "stale")
 _OLDEST = 3

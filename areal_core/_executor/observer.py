@@ -25,8 +25,7 @@ from areal_core._executor.report import StalenessReport
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Rollout
 from areal_core._executor.rules import Rules
-from areal_core._executor.stuck import StuckWatch
-from areal_core._observe.snapshot import (
+from areal_core._executor.snapshot import (
     AGES_S,
     Journal,
     LoopBlame,
@@ -35,6 +34,7 @@ from areal_core._observe.snapshot import (
     Straggler,
     Wait,
 )
+from areal_core._executor.stuck import StuckWatch
 from areal_core._offload.crew import stats_of as offload_stats
 from areal_core._runner.life import Life
 from areal_core._watch.blame import Blame

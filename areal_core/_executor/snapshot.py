@@ -145,7 +145,7 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     journal: Journal | None
 
     def __str__(self) -> str:
-        from areal_core._observe.wording import in_words  # not before somebody asks
+        from areal_core._executor.wording import in_words  # not before somebody asks
 
         return in_words(self)
 
