@@ -62,7 +62,8 @@ class Watched:
         self.threaded.settle()
 
     def next_report(self) -> Blocked:
-        return self.reports.get(timeout=LONG_S)
+        report: Blocked = self.reports.get(timeout=LONG_S)
+        return report
 
 
 async def _ident() -> int:
