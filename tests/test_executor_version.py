@@ -318,7 +318,12 @@ def test_no_trained_token_is_over_the_bound_while_another_thread_raises_the_vers
         await asyncio.sleep(0)
 
     executor = make_executor(
-        engine, consumer_batch_size=8, max_head_offpolicyness=staleness, on_stale=on_stale, max_requeues=3
+        engine,
+        consumer_batch_size=8,
+        max_head_offpolicyness=staleness,
+        on_stale=on_stale,
+        max_requeues=3,
+        max_consecutive_unaccepted=1_000_000,  # where the machine is slow, most are too old
     )
     loader, seen = Lists(8), []
     bumps = 0

@@ -148,8 +148,8 @@ class ProgressBar:
     def close(self) -> None:
         """Clear the bar. Raises OSError."""
         try:
-            if not self._screen.is_mid_line and not self._terminal.is_closed and self._terminal.is_free():
-                self._line.clear()
+            if not self._terminal.is_closed and self._terminal.is_free():
+                self._screen.clear(self._line.clear)
         finally:
             leave_screen(self._screen)
             with _lock_of_others():

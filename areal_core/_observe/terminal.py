@@ -25,9 +25,12 @@ from types import FrameType
 from typing import Any
 
 from areal_core import _process
+from areal_core._runner.gate import Gate
 
 _CLEAR = "\r\x1b[J"
 """To the first column, and all away from there on: other bars below too."""
+
+_CLEARS_S = 0.05  # at most, that a print waits for a bar to go
 
 _DEPTH = 3  # between a write and the method of tqdm's that wants it
 
@@ -105,6 +108,9 @@ class Screen:
         """Whether a bar may be there."""
         self.is_cleared = False
         """Whether a print has cleared it, and bars of others with it."""
+        self.clearing = Gate()
+        """Opened when nobody is about to clear it."""
+        self.clearing.open()
         self._users = 1
         self._guards = [
             _Guard(stream, self)
@@ -116,6 +122,15 @@ class Screen:
     def is_mid_line(self) -> bool:
         """Whether the program has begun a line, and not ended it."""
         return any(guard.is_mid_line for guard in self._guards)
+
+    def clear(self, clear: Callable[[], object]) -> None:
+        """Call *clear*, unless the program has begun a line; one that it is about to begin waits for that."""
+        self.clearing = gate = Gate()  # before looking
+        try:
+            if not self.is_mid_line:
+                clear()
+        finally:
+            gate.open()
 
     def enter(self) -> None:
         """Have one more bar drawn on it."""
@@ -155,6 +170,8 @@ class _Guard:
         if not (text and self._is_active and self._home is _process.home()) or _is_of_tqdm(caller):
             return self._write(text)
         begins, self.is_mid_line = not self.is_mid_line, True  # before looking whether a bar is drawn
+        if begins and not self._screen.clearing.is_open:
+            self._screen.clearing.wait(_CLEARS_S)
         try:
             if begins and self._screen.is_drawn:
                 self._screen.is_drawn, self._screen.is_cleared = False, True
