@@ -38,13 +38,8 @@ from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
 from areal_core._executor.work import Workflow, make_plan
 from areal_core._observe.showing import show
-from areal_core._runner.arguments import (
-    FIRST_OWN_ID,
-    check_any_id,
-    check_count,
-    check_task_id,
-    deadline_after,
-)
+from areal_core._runner import arguments
+from areal_core._runner.arguments import FIRST_OWN_ID, check_count, deadline_after
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
@@ -189,7 +184,7 @@ class WorkflowExecutor(Committing):
         """
         shift = self._on_shift()
         plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
-        task_id = next(self._own_ids) if task_id is None else check_task_id(task_id)
+        task_id = next(self._own_ids) if task_id is None else arguments.check_task_id(task_id)
         rollout = Rollout(task_id, plan.work_on(data), Lane.OPEN)
         shift.raise_if_ended()
         try:
@@ -208,7 +203,7 @@ class WorkflowExecutor(Committing):
         seconds. Raises RunnerStoppedError before ``initialize``, TypeError for what is no id.
         """
         shift = self._on_shift()
-        return shift.desk.call(shift.desk.core.cancel, check_any_id(task_id))
+        return shift.desk.call(shift.desk.core.cancel, arguments.check_any_id(task_id))
 
     def wait(
         self, count: int, timeout: float | None = None, raise_timeout: bool = True
@@ -254,7 +249,7 @@ class WorkflowExecutor(Committing):
         waits for it; TimeoutError (with *raise_timeout* False it is None instead), and the rest like `wait`.
         """
         deadline = deadline_after(timeout)
-        request = Request(Want.CLAIMED, 1, claims=[check_any_id(task_id)])
+        request = Request(Want.CLAIMED, 1, claims=[arguments.check_any_id(task_id)])
         try:
             return self._obtain("wait_for_task", request, trajectories, deadline)[0]
         except TimeoutError:

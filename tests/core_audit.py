@@ -55,7 +55,7 @@ class Audit:
         line = core.scheduler.evaluation if is_eval else core.scheduler.training
         pending = line.all_pending()
         running = _of(core.scheduler.running.values(), is_eval)
-        finished = _of(core._delivery.finished(), is_eval)
+        finished = _of(core.delivery.finished(), is_eval)
         assert (len(pending), len(running), len(finished)) == (
             ledger.pending,
             ledger.running,
@@ -72,7 +72,7 @@ class Audit:
     def _check_budget(self) -> None:
         core, rules = self.world.core, self.world.rules
         budget, running = core.budget, core.scheduler.running.values()
-        finished = [one for one in core._delivery.finished() if one.is_charged]
+        finished = [one for one in core.delivery.finished() if one.is_charged]
         assert budget.running == sum(one.is_charged for one in running)
         assert budget.waiting == len(finished)
         for rollout in running:
@@ -100,7 +100,7 @@ class Audit:
         if rules.on_stale == "keep":
             return
         least = core.budget.version - rules.max_staleness
-        for rollout in _of(core._delivery.finished(), is_eval=False):
+        for rollout in _of(core.delivery.finished(), is_eval=False):
             if rollout.is_accepted:
                 assert _youngest_needed(rollout, rules.on_stale) >= least
             elif rollout.is_charged:

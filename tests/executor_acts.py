@@ -128,7 +128,7 @@ class Stage:
         assert executor._shift is not None
         core = executor._shift.desk.core
         assert not core._rollouts
-        assert not core._delivery.requests
+        assert not core.delivery.requests
         assert not executor._shift.desk.returned
 
 

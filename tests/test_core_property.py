@@ -227,16 +227,16 @@ class CoreMachine(RuleBasedStateMachine):
             if rest:
                 caller = Caller(self.world, Request(Want.ENDED, rest, is_eval))
                 assert caller.look() and caller.outcomes is not None
-        for_batches = list(self.world.core._delivery._batch.values())
+        for_batches = list(self.world.core.delivery._batch.values())
         if for_batches:
             caller = Caller(self.world, self.world.batch_request(len(for_batches), dynamic=True))
             assert caller.look()
-        unwanted = self.world.core._delivery._unwanted
+        unwanted = self.world.core.delivery._unwanted
         for rollout in list(unwanted.values()):
             assert rollout.outcome is not None and rollout.outcome.status != "accepted"
 
     def _open(self, is_eval: bool) -> list[Rollout]:
-        finished = self.world.core._delivery.finished()
+        finished = self.world.core.delivery.finished()
         return [one for one in finished if one.lane is not Lane.BATCH and one.work.is_eval == is_eval]
 
     # -- help --------------------------------------------------------------------------------------

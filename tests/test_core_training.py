@@ -87,11 +87,11 @@ class Training:
                 pass
             assert caller.is_done
         for is_eval in (False, True):
-            finished = [one for one in world.core._delivery.finished() if one.lane is not Lane.BATCH]
+            finished = [one for one in world.core.delivery.finished() if one.lane is not Lane.BATCH]
             rest = sum(one.work.is_eval == is_eval for one in finished)
             if rest:
                 assert Caller(world, Request(Want.ENDED, rest, is_eval)).look()
-        for_batches = len(world.core._delivery._batch)
+        for_batches = len(world.core.delivery._batch)
         if for_batches:
             assert Caller(world, world.batch_request(for_batches, dynamic=self._course.dynamic)).look()
         self.audit.check_all_collected()

@@ -30,7 +30,7 @@ from areal_core.workflow_executor import WorkflowExecutor
 from areal_core.workflows import SingleTurnWorkflow
 from children import RunScript
 from conftest import MakeExecutor
-from doors import Door, turn_loop
+from doors import Blockade, Door, turn_loop
 from executor_tools import WAIT_S, Engine, Playing, TellingEngine, answering, obeying, trajectory_of
 from logged import LogLines
 from scraping import Series, collected, counters, scrape, series_of, value
@@ -288,18 +288,12 @@ def test_staleness_is_that_at_delivery(make_executor: MakeExecutor) -> None:
 
 @pytest.mark.any_loop
 def test_it_can_be_scraped_while_a_rollout_blocks_the_loop(make_executor: MakeExecutor) -> None:
-    executor, blocked, go_on = make_executor(loop_block_warning=None), threading.Event(), threading.Event()
-
-    async def block(number: int) -> Any:
-        blocked.set()
-        go_on.wait(WAIT_S)
-        return trajectory_of(number)
-
-    executor.submit(1, Playing(block))
-    assert blocked.wait(WAIT_S)
+    executor, blockade = make_executor(loop_block_warning=None), Blockade()
+    executor.submit(trajectory_of(1), Playing(blockade.block))
+    blockade.wait_until_entered()
     with serve_prometheus(executor) as server:  # which begins to count when the loop goes on
         assert value(series_of(scrape(server.url)), "areal_rollouts", kind="training", state="running") == 1
-        go_on.set()
+        blockade.lift()
         ended(executor, 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from typing import Any
 
@@ -21,7 +20,7 @@ from areal_core.remote_inf_engine import EngineStats, RemoteInfEngine
 from areal_core.types import GenerationHyperparameters, ModelRequest
 from areal_core.workflow_executor import WorkflowExecutor
 from conftest import MakeExecutor
-from doors import Door, turn_loop
+from doors import Blockade, Door, turn_loop
 from executor_tools import WAIT_S, Engine, Playing, answering, obeying, trajectory_of
 from interrupts import interrupt
 from snapshots import changed
@@ -81,17 +80,11 @@ def test_it_says_that_it_is_paused_at_which_version_and_what_was_delivered(
 
 @pytest.mark.any_loop
 def test_it_can_be_taken_while_a_rollout_blocks_the_loop(make_executor: MakeExecutor) -> None:
-    executor, blocked, go_on = make_executor(loop_block_warning=None), threading.Event(), threading.Event()
-
-    async def block(number: int) -> Any:
-        blocked.set()
-        go_on.wait(WAIT_S)
-        return trajectory_of(number)
-
-    executor.submit(1, Playing(block))
-    assert blocked.wait(WAIT_S)
+    executor, blockade = make_executor(loop_block_warning=None), Blockade()
+    executor.submit(trajectory_of(1), Playing(blockade.block))
+    blockade.wait_until_entered()
     assert executor.snapshot().training.running == 1
-    go_on.set()
+    blockade.lift()
 
 
 @pytest.mark.any_loop

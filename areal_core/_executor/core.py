@@ -46,7 +46,7 @@ class Core:
         self.budget = Budget(rules)
         self.scheduler = Scheduler(self.budget, port, clock, self._rollout_began, self._rollout_ended)
         self._ageing = Ageing(rules, self.budget)
-        self._delivery = Delivery(self.budget, self._holds)
+        self.delivery = Delivery(self.budget, self._holds)
         self._hold = Hold(rules, self.budget, clock, self.scheduler.running.values, self.go_on)
         self._standstill = Standstill(rules, self.budget, clock, witness, self._give_up)
         self._patience = Patience(rules)
@@ -111,7 +111,7 @@ class Core:
             return
         self.budget.set_version(version)
         fell = version < before
-        self._expire(self._delivery.finished(), fell)
+        self._expire(self.delivery.finished(), fell)
         for rollout in list(self.scheduler.running.values()):
             if self._ageing.is_doomed(rollout, fell):
                 self.scheduler.doom(rollout)
@@ -136,11 +136,11 @@ class Core:
             return
         if request.want is Want.BATCH:
             self._set_dynamic(request.dynamic)
-        request.error = self._delivery.claim(request, self._rollouts)
+        request.error = self.delivery.claim(request, self._rollouts)
         if request.error is None:
-            self._delivery.requests.append(request)
+            self.delivery.requests.append(request)
         else:
-            self._delivery.take_back(request)
+            self.delivery.take_back(request)
             request.gate.open()
         self._unseen.append(request)
 
@@ -159,7 +159,7 @@ class Core:
         request.is_withdrawn = True  # it may come before the request itself
         if request.timer is not None:
             request.timer.cancel()
-        given = self._delivery.take_back(request)
+        given = self.delivery.take_back(request)
         for rollout in given:
             self._rollouts[rollout.task_id] = rollout
             self.books.of(rollout).collected(-1)
@@ -176,7 +176,7 @@ class Core:
         """Take note that the caller of *request* got what it was given, *trained* of it for training."""
         if request.is_withdrawn:  # interrupted on the last line, so that it has gone back
             return
-        self._delivery.received(request)
+        self.delivery.received(request)
         request.is_noted = True
         self._witness.delivered(request.rollouts)
         for one in trained:
@@ -200,7 +200,7 @@ class Core:
                 self.scheduler.cancel(rollout)
         for rollout in list(self.scheduler.running.values()):
             self.scheduler.cancel(rollout)
-        for request in list(self._delivery.requests):
+        for request in list(self.delivery.requests):
             self._answer(request, ending())
 
     def abandon_episodes(self) -> None:
@@ -225,12 +225,7 @@ class Core:
     @property
     def requests(self) -> Sequence[Request]:
         """What callers wait for."""
-        return self._delivery.requests
-
-    @property
-    def for_batches(self) -> int:
-        """How many that have ended wait for the next batch, and come out of nothing else."""
-        return self._delivery.for_batches
+        return self.delivery.requests
 
     def too_many_failures(self) -> BaseException | None:
         """Return what waiting callers are told when too many rollouts brought nothing; None: not so many."""
@@ -247,20 +242,20 @@ class Core:
         self._serve()
         if self._ending is None:
             self.scheduler.admit(training_too=not self._patience.is_over)
-        for request in list(self._delivery.requests):
+        for request in list(self.delivery.requests):
             if request.want is Want.BATCH:
                 self._see_hunger(request)
-        self._standstill.see(self._delivery.requests, self.scheduler.is_paused)
+        self._standstill.see(self.delivery.requests, self.scheduler.is_paused)
         for request in self._unseen:
             request.looked.open()
         self._unseen.clear()
 
     def _serve(self) -> None:
-        for request in list(self._delivery.requests):
+        for request in list(self.delivery.requests):
             if self._patience.is_over and self._ending is None and not request.is_eval:
                 self._answer(request, self._patience.error())
                 continue
-            given = self._delivery.serve(request)
+            given = self.delivery.serve(request)
             if given is not None:
                 for rollout in given:
                     del self._rollouts[rollout.task_id]
@@ -270,10 +265,10 @@ class Core:
                 self._answer(request, self._ending())
 
     def _answer(self, request: Request, error: BaseException | None) -> None:
-        self._delivery.requests.remove(request)
+        self.delivery.requests.remove(request)
         request.error = error
         if error is not None:
-            self._delivery.take_back(request)
+            self.delivery.take_back(request)
         if request.timer is not None:
             request.timer.cancel()
         request.gate.open()
@@ -289,7 +284,7 @@ class Core:
         books.submitted()
         books.ended(State.PENDING, "accepted")
         self.budget.waiting += 1
-        self._delivery.keep(rollout)
+        self.delivery.keep(rollout)
 
     def _rollout_began(self, rollout: Rollout) -> None:
         self.books.of(rollout).began()
@@ -315,7 +310,7 @@ class Core:
         if not rollout.work.is_eval and not rollout.is_cancelled:
             self._patience.note(outcome)
         self._witness.ended(rollout)
-        self._delivery.keep(rollout)
+        self.delivery.keep(rollout)
 
     def _keeps_unit(self, rollout: Rollout, outcome: RolloutOutcome) -> bool:
         if outcome.status == "accepted":
@@ -345,9 +340,9 @@ class Core:
             if not self._ageing.has_expired(rollout, fell):
                 continue
             if not rollout.is_accepted:
-                self._delivery.free(rollout)
+                self.delivery.free(rollout)
                 continue
-            self._delivery.drop(rollout)
+            self.delivery.drop(rollout)
             self.budget.waiting -= rollout.is_charged
             rollout.is_charged = False
             self.tally.wasted(rollout.outcome.seconds if rollout.outcome else 0.0, rollout.busy_s)
@@ -359,7 +354,7 @@ class Core:
             else:
                 self.books.of(rollout).went_stale()
                 self._make_stale(rollout)
-                self._delivery.keep(rollout)
+                self.delivery.keep(rollout)
 
     def _may_run_again(self, rollout: Rollout) -> bool:
         return self._ending is None and self._ageing.may_run_again(rollout)
@@ -381,8 +376,8 @@ class Core:
     def _set_dynamic(self, is_dynamic: bool) -> None:
         self._is_dynamic = is_dynamic
         if not is_dynamic:
-            for attempt in self._delivery.waiting_attempts():
-                self._delivery.free(attempt)
+            for attempt in self.delivery.waiting_attempts():
+                self.delivery.free(attempt)
 
     def hunger_of(self, request: Request) -> int:
         """Return how many more rollouts *request* wants to be pending for batches; 0: enough are."""
@@ -397,6 +392,6 @@ class Core:
         return self._ending is None and self._hold.delays(request, rest)
 
     def _give_up(self) -> None:
-        for request in list(self._delivery.requests):
+        for request in list(self.delivery.requests):
             if self._standstill.is_over(request):
                 self._answer(request, self._standstill.error())

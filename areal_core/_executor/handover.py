@@ -148,7 +148,7 @@ class Handover:
             )
 
     def _elsewhere(self) -> str:
-        count = self._desk.read(lambda core: core.for_batches)
+        count = self._desk.read(lambda core: core.delivery.for_batches)
         return f" {count} of prepare_batch are there, and come out of that alone." if count else ""
 
     def _hand_out(self, request: Request, shape: Callable[[list[RolloutOutcome]], R]) -> R:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +16,7 @@ from areal_core.loop_cleanup import register_loop_cleanup
 T = TypeVar("T")
 
 _ATTRIBUTE = "_areal_core_offload"
-_PROCESSES = os.cpu_count() or 1
+_PROCESSES = processors()
 _THREADS = min(32, _PROCESSES + 4)  # as many as asyncio.to_thread has: many wait rather than compute
 _JOINED_S = 1.0  # at the loop's close, for threads that have nothing to do any more
 _LOADED_S = 120.0  # to start and to import: with torch, from a busy network drive, that may be a minute

@@ -13,7 +13,7 @@
 
 The second finds what is too short for the first: a few rollouts whose rewards take 30 ms each wait for one
 another, though a heartbeat never waits for long. Glances are for who is awake anyway: 8 a second at the usual
-threshold, for some thousandths of a processor.
+threshold, for less than a thousandth of a processor.
 """
 
 from __future__ import annotations
