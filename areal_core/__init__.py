@@ -24,6 +24,7 @@ from areal_core.errors import (
     InferenceError,
     JournalError,
     MalformedReplyError,
+    RemoteError,
     RunnerDiedError,
     RunnerStoppedError,
     ServerStatusError,
@@ -32,6 +33,7 @@ from areal_core.errors import (
     UnknownTaskError,
     WeightUpdateError,
     WorkerDiedError,
+    WorkerLostError,
 )
 
 __version__ = "0.1.0"
@@ -43,6 +45,7 @@ __all__ = [
     "CapacityExplanation",
     "ControlError",
     "DataExhaustedError",
+    "DistributedWorkflowExecutor",
     "EmbeddedServer",
     "EngineStoppedError",
     "Explanation",
@@ -56,6 +59,7 @@ __all__ = [
     "MalformedReplyError",
     "ModelRequest",
     "ModelResponse",
+    "RemoteError",
     "RemoteInfEngine",
     "Resumed",
     "RolloutLedger",
@@ -75,6 +79,7 @@ __all__ = [
     "UnknownTaskError",
     "WeightUpdateError",
     "WorkerDiedError",
+    "WorkerLostError",
     "WorkflowContext",
     "WorkflowExecutor",
     "install_explain_signal",
@@ -88,6 +93,7 @@ if TYPE_CHECKING:
     from areal_core import workflow_context
     from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats, TimedResult
     from areal_core.config import InferenceEngineConfig
+    from areal_core.distributed import DistributedWorkflowExecutor
     from areal_core.embedded import EmbeddedServer
     from areal_core.explain import (
         CapacityExplanation,
@@ -115,6 +121,7 @@ else:  # a type checker that saw __getattr__ would let every misspelt name pass
         {
             "AsyncTaskRunner": "async_task_runner",
             "CapacityExplanation": "explain",
+            "DistributedWorkflowExecutor": "distributed",
             "EmbeddedServer": "embedded",
             "Explanation": "explain",
             "GenerationHyperparameters": "types",

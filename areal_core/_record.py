@@ -25,6 +25,12 @@ OFFLOADED = "in an offloaded function"
 WAITING_FOR_WORKER = "waiting for a worker "
 """How the stage of one begins whose function is not called before another ends; the place comes behind."""
 
+WAITING_FOR_ROOM = "waiting for room at a worker"
+"""The stage of one that is to be played in another process, and that none has room for."""
+
+FAR = "with its worker"
+"""The stage of one that was sent to another process, until that says more."""
+
 ENDED = "ended"
 """The last stage: nothing of it runs any more, or matters."""
 
@@ -45,6 +51,8 @@ _SHORT_NAMES = {
     "joining its group": "join",
     "packing its trajectory for the journal": "pack",
     "waiting for slots for the rest of its group": "waiting_for_slots",
+    WAITING_FOR_ROOM: "waiting_for_room",
+    FAR: "with_worker",
     GENERATING: GENERATING,
     ENDED: ENDED,
 }
@@ -102,6 +110,8 @@ class EpisodeRecord:
     """How many requests for tokens it has under way."""
     asked_at: float = 0.0
     """When the first of them was sent."""
+    worker: int | None = None
+    """The worker that plays it, in a process of its own; None: this process does."""
     trace: Trace | None = None
     """Told of all that happens to it; None: nobody traces."""
 

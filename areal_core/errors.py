@@ -9,6 +9,8 @@ ArealError
 ├── JournalError         (RuntimeError)  a journal cannot be used, or not be resumed there, or not be written
 ├── FailureBudgetError   (RuntimeError)  too many rollouts in a row brought nothing
 ├── WorkerDiedError      (RuntimeError)  a worker process of `offloaded` ended in the middle of a call
+├── WorkerLostError      (RuntimeError)  a rollout was lost with the worker that played it, too often
+├── RemoteError          (RuntimeError)  what another process raised, and could not be brought over as it was
 └── InferenceError       (RuntimeError)  inference servers, or the engine that asks them
     ├── ServerStatusError                a server answered that it would not, or could not
     ├── ServerUnreachableError           a server could not be reached, or hung up; or none is left
@@ -36,6 +38,7 @@ __all__ = [
     "InferenceError",
     "JournalError",
     "MalformedReplyError",
+    "RemoteError",
     "RunnerDiedError",
     "RunnerStoppedError",
     "ServerStatusError",
@@ -44,6 +47,7 @@ __all__ = [
     "UnknownTaskError",
     "WeightUpdateError",
     "WorkerDiedError",
+    "WorkerLostError",
 ]
 
 _SHOWN_AT_MOST = 5  # kinds of failures in a message
@@ -111,6 +115,14 @@ class FailureBudgetError(ArealError, RuntimeError):
 
 class WorkerDiedError(ArealError, RuntimeError):
     """A worker process ended in the middle of a call; other calls and the next ones go on."""
+
+
+class WorkerLostError(ArealError, RuntimeError):
+    """A rollout was lost with the worker that played it, and again with those that played it after that."""
+
+
+class RemoteError(ArealError, RuntimeError):
+    """What a rollout raised in another process, where it cannot be pickled: its type and its text."""
 
 
 class InferenceError(ArealError, RuntimeError):

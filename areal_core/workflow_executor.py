@@ -29,7 +29,9 @@ from areal_core._executor.books import RolloutLedger
 from areal_core._executor.committing import Committing
 from areal_core._executor.desk import Desk
 from areal_core._executor.handover import Feed, accepted, trajectories
+from areal_core._executor.local_desk import LocalDesk
 from areal_core._executor.outcome import RolloutOutcome
+from areal_core._executor.playing import Player
 from areal_core._executor.prompts import Prompts
 from areal_core._executor.report import StalenessReport
 from areal_core._executor.requests import Request, Want
@@ -40,6 +42,7 @@ from areal_core._executor.work import Workflow, make_plan
 from areal_core._observe.showing import show
 from areal_core._runner import arguments
 from areal_core._runner.arguments import FIRST_OWN_ID, check_count, deadline_after
+from areal_core._runner.life import Life
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.config import InferenceEngineConfig
@@ -125,6 +128,7 @@ class WorkflowExecutor(Committing):
                 self._shift,
                 journaling,
                 functools.partial(show, self._config, logger),
+                self._make_desk,
                 self._observers,
             )
             shift.begin()
@@ -371,6 +375,10 @@ class WorkflowExecutor(Committing):
         `AsyncTaskRunner.run`.
         """
         return [self._runner.run(async_fn, *args)]
+
+    def _make_desk(self, life: Life, player: Player, episode_timeout_s: float | None) -> Desk:
+        """Return who runs the episodes of one life."""
+        return LocalDesk(life, player, episode_timeout_s)
 
     # -- inside ------------------------------------------------------------------------------------
 

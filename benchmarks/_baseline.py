@@ -5,8 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import coverage
 from cosmic_ray.work_item import MutationSpec
 
 from _sandbox import COPIED, ROOT, Sandbox
-
-QUICK_S = 0.1
 
 
 class RedError(Exception):
@@ -52,18 +49,11 @@ class Baseline:
         """Return *tests*, quickest first."""
         return sorted(tests, key=self.seconds.__getitem__)
 
-    def stages(self, tests: Sequence[str], killers: Collection[str]) -> list[list[str]]:
-        """Split *tests*: most mutants die by quick tests of one file, soon imported, or by *killers*."""
-        quick = [test for test in tests if self.seconds[test] < QUICK_S and test not in self.elsewhere]
-        likely = Counter(test.partition("::")[0] for test in quick).most_common(1)
-        first = [test for test in quick if likely and test.startswith(f"{likely[0][0]}::")]
-        second = [test for test in tests if test in killers and test not in first]
-        tried = {*first, *second}
-        return [stage for stage in (first, second, [test for test in tests if test not in tried]) if stage]
-
 
 def take(sandbox: Sandbox, patterns: Sequence[str], store: Path) -> Baseline:
-    """Run the tests twice, once plainly and once with coverage; read both from *store* when nothing changed.
+    """Run the tests plainly, in a fork that has collected them, and with coverage.
+
+    What *store* knows is read from there when nothing changed.
 
     Raises RedError.
     """
@@ -77,6 +67,12 @@ def take(sandbox: Sandbox, patterns: Sequence[str], store: Path) -> Baseline:
     data = store / "coverage"
     data.unlink(missing_ok=True)
     measured = {"data": str(data), "files": [str(sandbox.directory / "areal_core" / "*")]}
+    sandbox.collect(files)
+    collected = sandbox.run_swapped(list(plain.seconds), {}, None)
+    if collected.outcome != "passed":
+        raise RedError(
+            f"in a fork, {collected.outcome}: {collected.test} {collected.why}\n{sandbox.output()[-3000:]}"
+        )
     # Without those that trace: after one of them coverage sees nothing of this thread any more.
     traceable = [test for test in plain.seconds if test not in plain.elsewhere]
     seen = sandbox.run(traceable, go_on=True, coverage=measured)

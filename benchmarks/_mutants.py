@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,11 @@ from cosmic_ray.commands.init import init
 from cosmic_ray.mutating import mutate_code
 from cosmic_ray.operators.operator import Example, Operator
 from cosmic_ray.plugins import OPERATOR_PROVIDERS, get_operator, operator_names
-from cosmic_ray.work_db import WorkDB
-from cosmic_ray.work_item import MutationSpec, WorkerOutcome, WorkItem, WorkResult
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import MutationSpec, WorkItem
 from parso.python.tree import Name
 
 Position = tuple[tuple[int, int], tuple[int, int]]
-
-ANNOTATION = "an annotation, which is never evaluated"
-NOTHING = "not a program, or one that an earlier mutant is too"
 
 
 class RemoveStatement(Operator):  # type: ignore[misc]
@@ -89,6 +87,45 @@ class NoneForArgument(Operator):  # type: ignore[misc]
         return (Example("f(a, b=c)", "f(None, b=c)"), Example("f(a, b=c)", "f(a, b=None)", occurrence=1))
 
 
+class WrongException(Operator):  # type: ignore[misc]
+    """Catch what is not raised. cosmic-ray's own operator for this stops at names with a dot."""
+
+    def mutation_positions(self, node: Any) -> Iterator[Position]:
+        """Yield each class that *node* catches."""
+        for holder, place in self._caught(node):
+            yield holder.children[place].start_pos, holder.children[place].end_pos
+
+    def mutate(self, node: Any, index: int) -> Any:
+        """Replace the class."""
+        holder, place = list(self._caught(node))[index]
+        holder.children[place] = _name("ZeroDivisionError", holder.children[place])
+        return node
+
+    def _caught(self, node: Any) -> Iterator[tuple[Any, int]]:
+        if node.type != "except_clause":
+            return
+        caught = node.children[1]
+        if caught.type != "atom":
+            yield node, 1
+        elif hasattr(caught.children[1], "children") and caught.children[1].type == "testlist_comp":
+            for place in range(0, len(caught.children[1].children), 2):
+                yield caught.children[1], place
+        else:
+            yield caught, 1
+
+    @classmethod
+    def examples(cls) -> tuple[Example, ...]:
+        """Show what it does."""
+        return (
+            Example("try: f()\nexcept A: pass\n", "try: f()\nexcept ZeroDivisionError: pass\n"),
+            Example(
+                "try: f()\nexcept (A, b.C): pass\n",
+                "try: f()\nexcept (A, ZeroDivisionError): pass\n",
+                occurrence=1,
+            ),
+        )
+
+
 # cosmic-ray replaces each of twelve binary and eight comparison operators by every other: eleven ways to get
 # the same TypeError, which would only make the share of survivors small, and `==` for `is`, which most
 # objects cannot tell apart. Of these we take the opposite, and for an order its boundary.
@@ -107,9 +144,13 @@ _MANY = tuple(f"Replace{kind}Operator_" for kind in _REPLACEMENTS)
 
 _core = OPERATOR_PROVIDERS["core"]
 OPERATOR_PROVIDERS["core"] = {
-    name: _core[name] for name in _core if not name.startswith(_MANY) or name in _TAKEN
+    name: _core[name]
+    for name in _core
+    if name != "ExceptionReplacer" and (not name.startswith(_MANY) or name in _TAKEN)
 }
-OPERATOR_PROVIDERS["ours"] = {operator.__name__: operator for operator in (RemoveStatement, NoneForArgument)}
+OPERATOR_PROVIDERS["ours"] = {
+    operator.__name__: operator for operator in (RemoveStatement, NoneForArgument, WrongException)
+}
 
 OPERATORS = f"{operator_names()}{Path(__file__).read_text()}"
 """Changes when the operators do."""
@@ -119,29 +160,41 @@ def _name(word: str, instead_of: Any) -> Name:
     return Name(word, instead_of.start_pos, prefix=instead_of.get_first_leaf().prefix)
 
 
-def list_mutants(source: Path, database: WorkDB) -> None:
-    """Fill *database* with the mutants of *source*; those that need no test have a result already."""
-    init([source], database, {})
+@dataclass(frozen=True)
+class Mutants:
+    """What can be changed in a module."""
+
+    specs: list[MutationSpec]
+    """Those that need a test, in the order of their places."""
+    annotations: int
+    """How many only change annotations."""
+
+
+def list_mutants(source: Path) -> Mutants:
+    """Return the mutants of *source*."""
+    with use_db(":memory:", WorkDB.Mode.create) as database:
+        init([source], database, {})
+        items = sorted(database.work_items, key=_place)
     original = source.read_text()
     seen = {ast.dump(ast.parse(original))}
     behaviour = _behaviour(original)
-    skipped: dict[str, list[str]] = {ANNOTATION: [], NOTHING: []}
-    for item in sorted(database.work_items, key=_place):
+    specs, annotations = [], 0
+    for item in items:
         try:
             code = mutated(original, item.mutations[0])
             program = ast.dump(ast.parse(code))
             with warnings.catch_warnings(action="error"):  # ``x is "text"``
                 compile(code, str(source), "exec")
         except SyntaxError:
-            skipped[NOTHING].append(item.job_id)
             continue
         if program in seen:
-            skipped[NOTHING].append(item.job_id)
-        elif _behaviour(code) == behaviour:
-            skipped[ANNOTATION].append(item.job_id)
+            continue
         seen.add(program)
-    for reason, jobs in skipped.items():
-        database.set_multiple_results(jobs, WorkResult(WorkerOutcome.SKIPPED, output=reason))
+        if _behaviour(code) == behaviour:
+            annotations += 1
+        else:
+            specs.append(item.mutations[0])
+    return Mutants(specs, annotations)
 
 
 def _place(item: WorkItem) -> tuple[object, ...]:

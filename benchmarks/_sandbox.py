@@ -35,7 +35,7 @@ class Run:
     """What one run of some tests showed."""
 
     outcome: str
-    """passed, failed or timeout."""
+    """passed, failed or timeout; or import, where only a run that imports anew can tell."""
     test: str = ""
     """The test that failed or hung."""
     why: str = ""
@@ -52,6 +52,7 @@ class Sandbox:
         self.directory = directory
         self._python = python
         self._stamp = 10**9
+        self._collected: _Server | None = None
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
         for name in COPIED:
@@ -60,28 +61,25 @@ class Sandbox:
                 shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, directory / name)
-        self._warm = self._start()
+        self._importing = _Server(python, "_warm_pytest.py", [], directory)
 
     def __enter__(self) -> Sandbox:
         return self
 
     def __exit__(self, *_: object) -> None:
-        assert self._warm.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._warm.stdin.close()  # it kills what descends from it and ends
-        self._warm.wait()
+        self._importing.close()
+        if self._collected is not None:
+            self._collected.close()
 
-    def _start(self) -> subprocess.Popen[str]:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))}
-        return subprocess.Popen(
-            [self._python, str(Path(__file__).with_name("_warm_pytest.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=self.directory,
-            env=kept | {"PYTHONPATH": str(self.directory)},
-            start_new_session=True,  # Ctrl-C is for us
-        )
+    def collect(self, files: Sequence[str]) -> None:
+        """Import the library and the tests of *files* once, for `run_swapped`."""
+        if self._collected is not None and self._collected.arguments == files:
+            return
+        if self._collected is not None:
+            self._collected.close()
+        self._collected = _Server(self._python, "_collected_pytest.py", files, self.directory)
+        if self._collected.read() != "ready\n":
+            raise RuntimeError(f"the tests were not collected:\n{self.output()[-3000:]}")
 
     def write(self, file: str, code: str) -> None:
         """Replace a module, with a time stamp no compiled file of it has."""
@@ -107,22 +105,73 @@ class Sandbox:
         coverage: Mapping[str, object] | None = None,
     ) -> Run:
         """Run *tests* (files or ids) in this order to the first failure; *limits* are seconds per test."""
-        request: dict[str, Any] = {
-            "tests": list(tests),
-            "limits": dict(limits or {}),
-            "limit_s": limit_s,
-            "collection_s": COLLECTION_S,
-            "go_on": go_on,
-            "coverage": coverage,
-        }
-        assert self._warm.stdin is not None and self._warm.stdout is not None
-        self._warm.stdin.write(json.dumps(request) + "\n")
-        self._warm.stdin.flush()
-        answer = self._warm.stdout.readline()
-        if not answer:
-            raise RuntimeError("the warm pytest died; its last output is in output.txt")
-        return Run(**json.loads(answer))
+        return self._importing.ask(
+            {
+                "tests": list(tests),
+                "limits": dict(limits or {}),
+                "limit_s": limit_s,
+                "collection_s": COLLECTION_S,
+                "go_on": go_on,
+                "coverage": coverage,
+            }
+        )
+
+    def run_swapped(
+        self, tests: Sequence[str], limits: Mapping[str, float], swap: tuple[str, str, str] | None
+    ) -> Run:
+        """Run *tests* that were collected, the code of functions swapped: a module's file, old and new text.
+
+        Outcome "import": something differs that runs at import, so that only `run` will do.
+        """
+        assert self._collected is not None
+        return self._collected.ask(
+            {
+                "tests": list(tests),
+                "limits": dict(limits),
+                "limit_s": 120.0,
+                "collection_s": COLLECTION_S,
+                "go_on": False,
+                "swap": swap,
+            }
+        )
 
     def output(self) -> str:
         """Return what pytest printed in the last run."""
         return (self.directory / "output.txt").read_text(errors="replace")
+
+
+class _Server:
+    """A program that answers lines with lines."""
+
+    def __init__(self, python: str, program: str, arguments: Sequence[str], directory: Path) -> None:
+        self.arguments = list(arguments)
+        self._directory = directory
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST", "PYTHON"))}
+        self._process = subprocess.Popen(
+            [python, str(Path(__file__).with_name(program)), *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=directory,
+            env=kept | {"PYTHONPATH": str(directory)},
+            start_new_session=True,  # Ctrl-C is for us
+        )
+
+    def read(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    def ask(self, request: dict[str, Any]) -> Run:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer = self.read()
+        if not answer:
+            raise RuntimeError(f"the warm pytest died; its last output is in {self._directory}/output.txt")
+        return Run(**json.loads(answer))
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()  # it kills what descends from it and ends
+        self._process.wait()

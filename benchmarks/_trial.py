@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 import queue
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from cosmic_ray.work_db import WorkDB, use_db
-from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
+from cosmic_ray.work_item import MutationSpec
 
-from _baseline import Baseline, take, tree_hash
-from _mutants import ANNOTATION, OPERATORS, list_mutants, mutated
+from _baseline import Baseline, take
+from _mutants import list_mutants, mutated
+from _outcomes import Outcome, Outcomes
 from _sandbox import ROOT, Run, Sandbox
 from _survivors import Change, change
 
-SURVIVED = "survived"
 MOST_KILLERS = 50  # tests that killed one mutant of the module are likely to kill another
+SAVE_EVERY_S = 20.0
 
 
 @dataclass
@@ -53,188 +50,166 @@ class Tally:
 
 
 class Trial:
-    """Runs the mutants of one module. Its outcomes stay in *store*, in cosmic-ray's session format."""
+    """Runs the mutants of one module, and keeps what became of them."""
 
     def __init__(
         self,
         file: str,
         patterns: Sequence[str],
-        store: Path,
         sandboxes: Sequence[Sandbox],
-        other: Sandbox | None,
+        others: Sequence[Sandbox],
     ) -> None:
         self._file = file
         self._source = (ROOT / file).read_text()
         self._patterns = patterns
-        self._store = store
         self._sandboxes = sandboxes
-        self._other = other  # on another Python, for what survives on this one
-        self._killers: set[str] = set()
+        self._others = others  # on another Python, for what survives on this one
+        self._mutants = list_mutants(ROOT / file)
+        self._specs = self._mutants.specs
+        self._outcomes = Outcomes(file, self._source, self._specs)
+        self._killers: dict[str, None] = {}
+        self._log = ROOT / "build" / "mutate" / "log.txt"
 
-    def run(self, sample: int | None) -> tuple[Tally, float]:
+    def run(self, sample: int | None, again: Callable[[Change], bool]) -> tuple[Tally, float]:
         """Run the mutants that have no outcome yet; return how all fared, and the seconds it took now.
 
-        With a *sample* only so many of them all, the same ones each time. Raises RedError when the tests do
-        not pass as it is.
+        Survivors for which *again* is true are run again. With a *sample* only so many of them all, the same
+        ones each time. Raises RedError when the tests do not pass as it is.
         """
         began = time.monotonic()
-        with self._opened() as database:
-            chosen = self._chosen(database, sample)
-            if self._waiting(database, chosen) or (
-                self._other is not None and _survivors(database, SURVIVED)
-            ):
-                baseline = take(self._sandboxes[0], self._patterns, self._store)
-                self._run_waiting(database, baseline, chosen)
-                self._run_survivors_on_other(database, baseline)
-            return self._tally(database, chosen), time.monotonic() - began
+        chosen = self._chosen(sample)
+        for place in chosen:
+            if self._is_survivor(place) and again(self._describe(place)[1]):
+                self._outcomes[place] = Outcome.WAITING
+        waiting = [place for place in chosen if self._outcomes[place] is Outcome.WAITING]
+        if waiting:
+            baseline = take(self._sandboxes[0], self._patterns, ROOT / "build" / "mutate")
+            try:
+                self._run(waiting, self._sandboxes, baseline, Outcome.SURVIVED_HERE)
+            finally:
+                self._outcomes.save()
+        if self._others:
+            here = [place for place in chosen if self._outcomes[place] is Outcome.SURVIVED_HERE]
+            if here:
+                baseline = take(self._sandboxes[0], self._patterns, ROOT / "build" / "mutate")
+                try:
+                    self._run(here, self._others, baseline, Outcome.SURVIVED)
+                finally:
+                    self._outcomes.save()
+        return self._tally(chosen), time.monotonic() - began
 
-    def count(self) -> int:
-        """Return how many mutants there are, apart from those that need no test."""
-        with self._opened() as database:
-            return len(_tested(database))
+    def _chosen(self, sample: int | None) -> list[int]:
+        """Return the places of those to run: all, or a sample that depends on the module alone."""
+        places = list(range(len(self._specs)))
+        if sample is None:
+            return places
+        return sorted(random.Random(self._file).sample(places, min(sample, len(places))))
 
-    @contextmanager
-    def _opened(self) -> Iterator[WorkDB]:
-        name = self._file.removesuffix(".py").replace("/", ".")
-        with use_db(str(self._store / f"{name}.sqlite"), WorkDB.Mode.create) as database:
-            self._list(database, self._store / f"{name}.state")
-            yield database
+    def _is_survivor(self, place: int) -> bool:
+        return self._outcomes[place] in (Outcome.SURVIVED, Outcome.SURVIVED_HERE)
 
-    def _chosen(self, database: WorkDB, sample: int | None) -> frozenset[str]:
-        """Return the ids of those to run: all, or a sample that depends on the module alone."""
-        tested = sorted(_tested(database), key=lambda item: item.mutations[0].start_pos)
-        if sample is not None:
-            tested = random.Random(self._file).sample(tested, min(sample, len(tested)))
-        return frozenset(item.job_id for item in tested)
-
-    def _waiting(self, database: WorkDB, chosen: frozenset[str]) -> list[WorkItem]:
-        return [item for item in _waiting(database) if item.job_id in chosen]
-
-    def _list(self, database: WorkDB, note: Path) -> None:
-        """List the mutants anew when module or operators changed; forget survivors when anything did."""
-        source, tree = hashlib.sha256(f"{OPERATORS}{self._source}".encode()).hexdigest(), tree_hash()
-        state = note.read_text().split() if note.exists() else ["", ""]
-        if state[0] != source:
-            note.unlink(missing_ok=True)
-            list_mutants(ROOT / self._file, database)
-        elif state[1] != tree:
-            again = [item.job_id for item in _survivors(database)]
-            database.set_multiple_results(again, WorkResult(WorkerOutcome.ABNORMAL))
-        note.write_text(f"{source} {tree}")
-
-    def _run_waiting(self, database: WorkDB, baseline: Baseline, chosen: frozenset[str]) -> None:
-        waiting = sorted(self._waiting(database, chosen), key=lambda item: item.mutations[0].start_pos)
+    def _run(
+        self, places: Sequence[int], sandboxes: Sequence[Sandbox], baseline: Baseline, survived: Outcome
+    ) -> None:
         free: queue.SimpleQueue[Sandbox] = queue.SimpleQueue()
-        for sandbox in self._sandboxes:
+        files = sorted({test.partition("::")[0] for test in baseline.seconds})
+        for sandbox in sandboxes:
+            sandbox.collect(files)
             free.put(sandbox)
 
-        def judge(item: WorkItem) -> tuple[str, WorkResult]:
+        def judge(place: int) -> tuple[int, Outcome]:
             sandbox = free.get()
             try:
-                mutation = item.mutations[0]
-                tests = baseline.tests_of(self._file, self._source, mutation)
-                return item.job_id, self._judge(mutation, tests, baseline, sandbox)
+                return place, self._judge(self._specs[place], baseline, sandbox) or survived
             finally:
                 free.put(sandbox)
 
-        with ThreadPoolExecutor(len(self._sandboxes)) as threads:
-            jobs = [threads.submit(judge, item) for item in waiting]
+        saved = time.monotonic()
+        with ThreadPoolExecutor(len(sandboxes)) as threads:
+            jobs = [threads.submit(judge, place) for place in places]
             try:
                 for done, job in enumerate(as_completed(jobs), 1):
-                    database.set_result(*job.result())
+                    place, outcome = job.result()
+                    self._outcomes[place] = outcome
                     progress(f"{self._file} {done} of {len(jobs)}")
+                    if time.monotonic() - saved > SAVE_EVERY_S:
+                        self._outcomes.save()
+                        saved = time.monotonic()
             finally:
                 threads.shutdown(wait=False, cancel_futures=True)
 
-    def _run_survivors_on_other(self, database: WorkDB, baseline: Baseline) -> None:
-        if self._other is None:
-            return
-        for item in _survivors(database, SURVIVED):
-            mutation = item.mutations[0]
-            tests = baseline.tests_of(self._file, self._source, mutation)
-            result = self._judge(mutation, tests, baseline, self._other)
-            text = f"{result.output} on the other Python too"
-            database.set_result(item.job_id, WorkResult(result.worker_outcome, text, result.test_outcome))
-
-    def _judge(
-        self, mutation: MutationSpec, tests: Sequence[str], baseline: Baseline, sandbox: Sandbox
-    ) -> WorkResult:
-        """Let *tests* at a mutant until one fails or hangs."""
+    def _judge(self, mutation: MutationSpec, baseline: Baseline, sandbox: Sandbox) -> Outcome | None:
+        """Let the tests at a mutant until one kills it; None when none does."""
+        tests = baseline.tests_of(self._file, self._source, mutation)
+        tests = sorted(tests, key=lambda test: test not in self._killers)
         code = mutated(self._source, mutation)
+        began = time.monotonic()
+        killed: Run | None = None
         try:
-            for stage in baseline.stages(tests, self._killers):
-                run = self._run_patiently(sandbox, code, stage, baseline)
-                if run.outcome != "passed":
-                    if len(self._killers) < MOST_KILLERS:
-                        self._killers.add(run.test)
-                    text = f"{run.outcome}: {run.test}: {run.why}"
-                    return WorkResult(WorkerOutcome.NORMAL, text, TestOutcome.KILLED)
-            return WorkResult(WorkerOutcome.NORMAL, SURVIVED, TestOutcome.SURVIVED)
+            while tests and killed is None:
+                run = self._run_patiently(sandbox, code, tests, baseline)
+                if run.outcome == "passed":
+                    break
+                if self._is_red_again(run, sandbox, code, baseline):
+                    killed = run
+                else:
+                    tests = tests[tests.index(run.test) + 1 :]
         finally:
             sandbox.write(self._file, self._source)
+        if killed is not None and len(self._killers) < MOST_KILLERS:
+            self._killers[killed.test] = None
+        self._note(mutation, killed, time.monotonic() - began)
+        if killed is None:
+            return None
+        return Outcome.HUNG if killed.outcome == "timeout" else Outcome.ASSERTED
+
+    def _is_red_again(self, run: Run, sandbox: Sandbox, code: str, baseline: Baseline) -> bool:
+        """Tell a test that notices the mutant from one that is red once in a while, on any code."""
+        if run.outcome == "timeout" or run.test not in baseline.seconds:
+            return True
+        return self._run_patiently(sandbox, code, [run.test], baseline).outcome != "passed"
 
     def _run_patiently(self, sandbox: Sandbox, code: str, tests: Sequence[str], baseline: Baseline) -> Run:
         """Run *tests*; believe in a hang only if the same test, without the mutation, is quick right then."""
         limits = baseline.limits()
         while True:
-            sandbox.write(self._file, code)
-            run = sandbox.run(tests, limits)
+            run = self._run_once(sandbox, code, tests, limits)
             if run.outcome != "timeout" or run.test not in limits:
                 return run
-            sandbox.write(self._file, self._source)
             began = time.monotonic()
-            sandbox.run([run.test])
+            self._run_once(sandbox, self._source, [run.test], {})
             if time.monotonic() - began < limits[run.test] / 2:
                 return run
             limits = {test: 2 * limit for test, limit in limits.items()}
 
-    def _tally(self, database: WorkDB, chosen: frozenset[str]) -> Tally:
-        tally = Tally(waiting=len(self._waiting(database, chosen)))
-        for item, result in database.completed_work_items:
-            if result.worker_outcome is WorkerOutcome.SKIPPED:
-                tally.annotations += result.output == ANNOTATION
-            elif result.worker_outcome is WorkerOutcome.NORMAL:
-                tally.mutants += 1
-                if result.test_outcome is TestOutcome.SURVIVED:
-                    tally.survivors.append(self._describe(item.mutations[0]))
-                elif result.output.startswith("timeout"):
-                    tally.hung += 1
-                else:
-                    tally.asserted += 1
+    def _run_once(self, sandbox: Sandbox, code: str, tests: Sequence[str], limits: dict[str, float]) -> Run:
+        sandbox.write(self._file, code)  # processes that a test starts import it from there
+        run = sandbox.run_swapped(tests, limits, (self._file, self._source, code))
+        return sandbox.run(tests, limits) if run.outcome == "import" else run
+
+    def _note(self, mutation: MutationSpec, killed: Run | None, took_s: float) -> None:
+        what = f"{killed.outcome}: {killed.test}: {killed.why}" if killed else "survived"
+        place = f"{self._file}:{mutation.start_pos[0]}:{mutation.start_pos[1]} {mutation.operator_name}"
+        with self._log.open("a") as log:
+            log.write(f"{place} {took_s:.1f} s {what}\n".replace("\n", " ").rstrip() + "\n")
+
+    def _tally(self, chosen: Iterable[int]) -> Tally:
+        tally = Tally(annotations=self._mutants.annotations)
+        for place in chosen:
+            outcome = self._outcomes[place]
+            tally.mutants += outcome is not Outcome.WAITING
+            tally.waiting += outcome is Outcome.WAITING
+            tally.asserted += outcome is Outcome.ASSERTED
+            tally.hung += outcome is Outcome.HUNG
+            if self._is_survivor(place):
+                tally.survivors.append(self._describe(place))
         tally.survivors.sort()
         return tally
 
-    def _describe(self, mutation: MutationSpec) -> tuple[int, Change]:
+    def _describe(self, place: int) -> tuple[int, Change]:
+        mutation = self._specs[place]
         code = mutated(self._source, mutation)
         return mutation.start_pos[0], change(self._file, mutation.definition_name, self._source, code)
-
-
-def _survivors(database: WorkDB, output: str | None = None) -> list[WorkItem]:
-    """Return those that survived; with *output* only those of which just that was noted."""
-    return [
-        item
-        for item, result in database.completed_work_items
-        if result.test_outcome is TestOutcome.SURVIVED and output in (None, result.output)
-    ]
-
-
-def _tested(database: WorkDB) -> list[WorkItem]:
-    """Return those that are not left out."""
-    left_out = {
-        item.job_id
-        for item, result in database.completed_work_items
-        if result.worker_outcome is WorkerOutcome.SKIPPED
-    }
-    return [item for item in database.work_items if item.job_id not in left_out]
-
-
-def _waiting(database: WorkDB) -> list[WorkItem]:
-    again = [
-        item
-        for item, result in database.completed_work_items
-        if result.worker_outcome is WorkerOutcome.ABNORMAL
-    ]
-    return [*database.pending_work_items, *again]
 
 
 def progress(text: str) -> None:

@@ -1,6 +1,6 @@
 """Change the library in one place at a time and see whether a test notices.
 
-Goes module by module, keeps each outcome in ``build/mutate``, and goes on there when it is started again.
+Goes module by module, keeps each outcome in ``outcomes.json``, and goes on there when it is started again.
 Ends with 1 when a mutant survives for which ``survivors.toml`` tells no reason, or more than 5 % survive.
 """
 
@@ -10,13 +10,14 @@ import argparse
 import fcntl
 import os
 import random
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 
 from _baseline import RedError
+from _mutants import list_mutants
+from _outcomes import FILE as OUTCOMES
 from _sandbox import ROOT, Sandbox
 from _survivors import FILE, Change, as_toml, reasons
 from _trial import Tally, Trial, progress
@@ -130,7 +131,7 @@ def main() -> int:
     """Run what was asked for and return the exit status."""
     options = _options()
     if options.fresh:
-        shutil.rmtree(STORE, ignore_errors=True)
+        OUTCOMES.unlink(missing_ok=True)
     STORE.mkdir(parents=True, exist_ok=True)
     total, untested = Tally(), []
     known = {what: why for what, why in reasons().items() if _wanted(what.file, options.module)}
@@ -139,18 +140,16 @@ def main() -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two runs would write the same copies
         copies = [STORE / f"copy-{worker}" for worker in range(options.workers)]
         sandboxes = [stack.enter_context(Sandbox(copy)) for copy in copies]
-        other = None if options.this_python_only else _other_sandbox(stack)
-        tried = f"what survives is tried on {OTHER_PYTHON} too" if other else "on no other"
+        others = [] if options.this_python_only else _other_sandboxes(stack, options.workers)
+        tried = f"what survives is tried on {OTHER_PYTHON} too" if others else "on no other"
         print(f"Python {THIS_PYTHON}; {tried}", flush=True)
         print(_row("module", "mutants", "by assertion", "by timeout", "survived", "", "seconds"), flush=True)
-        trials = {
-            file: Trial(file, patterns, STORE, sandboxes, other)
-            for file, patterns in _modules(REST if options.rest else TESTS, options.module)
-        }
-        samples = _share(trials, options.rest) if options.rest else dict.fromkeys(trials, options.sample)
-        for file, trial in trials.items():
+        modules = dict(_modules(REST if options.rest else TESTS, options.module))
+        samples = _share(modules, options.rest) if options.rest else dict.fromkeys(modules, options.sample)
+        for file, sample in samples.items():
+            trial = Trial(file, modules[file], sandboxes, others)
             try:
-                tally, seconds = trial.run(samples[file])
+                tally, seconds = trial.run(sample, lambda what: options.again or not known.get(what))
             except RedError as error:
                 print(f"{file}: the tests do not pass on the unchanged code\n{error}", flush=True)
                 untested.append(file)
@@ -168,6 +167,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--rest", type=int, metavar="N", help="instead, N mutants of all the other modules")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="how many at once")
+    parser.add_argument("--again", action="store_true", help="run survivors again that have a reason, too")
     parser.add_argument("--fresh", action="store_true", help="forget all outcomes")
     parser.add_argument("--this-python-only", action="store_true", help=f"do without Python {OTHER_PYTHON}")
     return parser.parse_args()
@@ -185,9 +185,9 @@ def _modules(
             seen.add(file)
 
 
-def _share(trials: Mapping[str, Trial], count: int) -> dict[str, int]:
-    """Return how many of *count* mutants, chosen from all of *trials* alike, are each module's."""
-    all_of_them = [file for file, trial in trials.items() for _ in range(trial.count())]
+def _share(files: Iterable[str], count: int) -> dict[str, int]:
+    """Return how many of *count* mutants, chosen from all of *files* alike, are each module's."""
+    all_of_them = [file for file in files for _ in list_mutants(ROOT / file).specs]
     return Counter(random.Random(0).sample(all_of_them, min(count, len(all_of_them))))
 
 
@@ -195,15 +195,16 @@ def _wanted(file: str, wanted: Sequence[str] | None) -> bool:
     return not wanted or any(part in file for part in wanted)
 
 
-def _other_sandbox(stack: ExitStack) -> Sandbox | None:
+def _other_sandboxes(stack: ExitStack, count: int) -> list[Sandbox]:
     if THIS_PYTHON == OTHER_PYTHON:
-        return None
+        return []
     python, venv = find_python(OTHER_PYTHON), f".venv-{OTHER_PYTHON}"
     if python is None or run(
         ["make", f"PYTHON={python}", f"VENV={venv}", f"{venv}/.installed-test"], STORE / "setup.log"
     ):
-        return None
-    return stack.enter_context(Sandbox(STORE / "copy-other", str(ROOT / venv / "bin" / "python")))
+        return []
+    copies = [STORE / f"copy-other-{worker}" for worker in range(count)]
+    return [stack.enter_context(Sandbox(copy, str(ROOT / venv / "bin" / "python"))) for copy in copies]
 
 
 def _print_module(file: str, tally: Tally, known: dict[Change, str], seconds: float) -> None:

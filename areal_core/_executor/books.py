@@ -39,6 +39,8 @@ class RolloutLedger:
     """Too old, at the end or before anybody collected it."""
     requeued: int = 0
     """How often one that was too old was run again; each of them is in one of the numbers above, too."""
+    lost: int = 0
+    """How often one was lost with the worker that ran it, and was run again."""
 
     def with_pending(self, count: int) -> RolloutLedger:
         """Return the same with *count* more that were submitted a moment ago."""
@@ -75,6 +77,11 @@ class Books:
             self._counts["accepted"] -= 1
         self._move("finished" if was is State.FINISHED else "running", "pending")
         self._counts["requeued"] += 1
+
+    def was_lost(self) -> None:
+        """One that was running is pending again: its worker died."""
+        self._move("running", "pending")
+        self._counts["lost"] += 1
 
     def went_stale(self) -> None:
         """One that was accepted is too old."""

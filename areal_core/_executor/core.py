@@ -93,6 +93,29 @@ class Core:
         for episode in episodes:
             self.scheduler.episode_ended(episode)
 
+    def rollouts_lost(self, rollouts: Iterable[Rollout], why: BaseException) -> None:
+        """Take note that all that ran of *rollouts* was lost with whoever ran it.
+
+        Each runs again from its beginning, ahead of those that wait; *why* is the error of one that was lost
+        too often.
+        """
+        for rollout in rollouts:
+            if not self.scheduler.lose(rollout):
+                continue
+            rollout.losses += 1
+            if rollout.losses > self._rules.max_losses and not rollout.is_ending:
+                rollout.failure = rollout.episodes[-1]
+                rollout.failure.error = why
+            if rollout.is_ending or self._ending is not None:
+                self._rollout_ended(rollout)
+                continue
+            rollout.forget_episodes()
+            self.scheduler.uncharge(rollout)
+            self.books.of(rollout).was_lost()
+            self._witness.was_lost(rollout)
+            rollout.restart(requeued=False)
+            self._enqueue(rollout, first=True)
+
     def cancel(self, task_id: int) -> bool:
         """Have a rollout end as cancelled; return whether it does, or did."""
         rollout = self._rollouts.get(task_id)

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.core import Core
-from areal_core._executor.playing import Player
 from areal_core._executor.port import Timer, Tracer
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode
@@ -26,10 +26,8 @@ from areal_core._runner import exit_hook
 from areal_core._runner.ending import Ending
 from areal_core._runner.gate import Gate
 from areal_core._runner.guest import Guest
-from areal_core._runner.job import Job
 from areal_core._runner.launcher import Launcher
 from areal_core._runner.life import Life
-from areal_core._runner.results import Status
 from areal_core._watch.loop_watch import LoopWatch
 
 R = TypeVar("R")
@@ -37,46 +35,11 @@ R = TypeVar("R")
 _GLIMPSES = 5
 
 
-class EpisodeJob(Job):
-    """An episode, as the runner's launcher knows it."""
-
-    __slots__ = ("doing", "episode")
-
-    noun = "rollout"
-
-    def __init__(self, episode: Episode, player: Player, timeout_s: float | None) -> None:
-        work = episode.rollout.work
-        # Each in its own copy of the caller's context variables.
-        super().__init__(episode.rollout.task_id, player.play, (episode,), {}, work.context.copy(), timeout_s)
-        self.episode = episode
-        self.doing = ""
-
-    @property
-    def label(self) -> str:
-        """Name the episode for a log line."""
-        rollout = self.episode.rollout
-        member = f"[{self.episode.sample_idx}]" if rollout.work.group_size > 1 else ""
-        return f"rollout {rollout.task_id}{member} {type(rollout.work.workflow).__qualname__}"
-
-    def fill_in(self) -> None:
-        """Note at the episode how it ended."""
-        if self.decision is not None:
-            self.obey_decision()
-        episode = self.episode
-        episode.verdict, episode.error = self.data, self.error
-        episode.timed_out = self.status == "timed_out"
-        episode.seconds = (self.finish_time - self.create_time) / 1e9
-        episode.job = None  # or each would keep the other alive
-        episode.record.enter("ended")
-
-
 class Desk(Guest):
-    """The core of one life of an executor, its port onto the runner's loop, and its clock."""
+    """The core of one life of an executor, and its clock. Who runs the episodes is for subclasses to say."""
 
-    def __init__(self, life: Life, player: Player, episode_timeout_s: float | None) -> None:
+    def __init__(self, life: Life) -> None:
         self._life = life
-        self._player = player
-        self._episode_timeout_s = episode_timeout_s
         self._lock = threading.RLock()
         self._ops: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self.returned: deque[Request] = deque()
@@ -84,8 +47,6 @@ class Desk(Guest):
         self._is_woken = False
         self._is_closed = False
         self._is_working = False
-        self._jobs: set[EpisodeJob] = set()
-        self._to_launch: list[EpisodeJob] = []
         self._launcher: Launcher | None = None
         self._core: Core | None = None
         self.watch: LoopWatch | None = None
@@ -204,12 +165,11 @@ class Desk(Guest):
                     self._do_all()
             finally:
                 self._is_working = False
-            jobs, self._to_launch = self._to_launch, []
+            set_off = self._gathered()
         if self.on_worked is not None:
             self.on_worked()
-        if jobs and self._launcher is not None:
-            # Not under the lock: from Python 3.12 on their first steps are taken here and now.
-            self._launcher.launch(jobs)
+        if set_off is not None:
+            set_off()
 
     def _do_all(self) -> None:
         self._take_back()
@@ -229,31 +189,24 @@ class Desk(Guest):
 
     # -- port and clock ----------------------------------------------------------------------------
 
+    @abstractmethod
     def start(self, episodes: Sequence[Episode]) -> None:
-        """Begin to run *episodes*."""
-        if not self._jobs:
-            self._begin_watch()
-        for episode in episodes:
-            if self.tracer is not None:
-                self.tracer.starting(episode)
-            episode.job = job = EpisodeJob(episode, self._player, self._episode_timeout_s)
-            self._jobs.add(job)
-            self._to_launch.append(job)
+        """Begin to run *episodes*, when this piece of work is done."""
 
-    def _begin_watch(self) -> None:
-        if self.watch is not None:
-            try:
-                self.watch.begin()
-            except RuntimeError:  # no thread to be had: who blocks the loop is not worth a rollout
-                self.watch = None
-
+    @abstractmethod
     def cancel(self, episode: Episode) -> None:
         """Tell *episode* to end; it has the runner's grace to clean up."""
-        job = episode.job
-        if job is not None and job.is_open:
-            job.decision = "cancelled"
-            if self._launcher is not None and self._life.thread.is_current():
-                self._launcher.cancel(job)  # else the loop is blocked, and left behind
+
+    @abstractmethod
+    def _gathered(self) -> Callable[[], None] | None:
+        """Return what lets the episodes go that were started in this piece of work; None: there are none.
+
+        It is called without the lock.
+        """
+
+    @abstractmethod
+    def _leave_all(self) -> None:
+        """Let everything that runs be over: the loop does not turn any more."""
 
     def time(self) -> float:
         """Return the time, also after the loop's end."""
@@ -269,30 +222,16 @@ class Desk(Guest):
 
     # -- what the runner tells ---------------------------------------------------------------------
 
-    def publish(self, jobs: Sequence[Job]) -> None:
-        """Take note of episodes that have ended."""
-        ended = [job for job in jobs if isinstance(job, EpisodeJob) and job in self._jobs]
-        if ended:
-            self._ops.append((self._take, (ended,)))
-            self._work()
-
-    def decide(self, job: Job, decision: Status) -> bool:
-        """Let *decision* be the outcome of *job*, and note what it is doing."""
-        if isinstance(job, EpisodeJob):
-            job.doing = f" ({job.episode.record})"
-        return super().decide(job, decision)
-
     def begin_end(self, ending: Ending) -> None:
         """Start nothing more, and decide that what runs is cancelled; not what has ended by itself."""
-        ended = sorted((job for job in self.jobs() if job.finish_time), key=_finish_time)
-        self._ops.append((self._take, (ended,)))
+        self._note_ends()
         self._ops.append((self.core.end, (ending.error,)))
         self._work()
 
     def finish_end(self) -> None:
         """Let what still runs be over. From here on no loop works for this desk."""
         self._is_closed = True
-        self._ops.append((self._abandon_all, ()))
+        self._ops.append((self._leave_all, ()))
         self._work()
         if self.watch is not None:
             self.watch.leave()  # also after a death, or where nobody calls destroy()
@@ -300,31 +239,8 @@ class Desk(Guest):
         if on_end is not None:
             on_end()
 
-    def jobs(self) -> Iterable[EpisodeJob]:
-        """Return those that run."""
-        with self._lock:
-            return list(self._jobs)
-
-    def _abandon_all(self) -> None:
-        for job in self._jobs:
-            job.decision = job.decision or "cancelled"
-            if not job.finish_time:
-                job.end(time.monotonic_ns())
-        self._take(list(self._jobs))
-        self.core.abandon_episodes()  # a fault of ours may have kept some from becoming jobs
-
-    def _take(self, jobs: Iterable[EpisodeJob]) -> None:
-        for job in jobs:
-            if job in self._jobs:
-                self._jobs.discard(job)
-                job.fill_in()
-                self.core.episodes_ended([job.episode])
-        if self.watch is not None and not self._jobs:
-            self.watch.rest()
-
-
-def _finish_time(job: Job) -> int:
-    return job.finish_time
+    def _note_ends(self) -> None:
+        """Put the ends of episodes on the desk that nobody has told of yet."""
 
 
 class _Answer:

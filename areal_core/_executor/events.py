@@ -99,6 +99,9 @@ class Reporter(Witness):
             self._stuck.ended()
         self._count(rollout, self._manager.on_rollout_rejected)
 
+    def was_lost(self, rollout: Rollout) -> None:
+        self.ran_in_vain(rollout)
+
     def delivered(self, rollouts: Iterable[Rollout]) -> None:
         self._keep(rollouts, -1)
 

@@ -77,6 +77,9 @@ class Witness:
     def ran_in_vain(self, rollout: Rollout) -> None:
         """*rollout* ended, was too old, and is to run again."""
 
+    def was_lost(self, rollout: Rollout) -> None:
+        """*rollout* was lost with the worker that ran it, and is to run again."""
+
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
         """*rollout*, which was accepted, became too old before anybody took it."""
 
@@ -120,6 +123,10 @@ class Witnesses(Witness):
     def ran_in_vain(self, rollout: Rollout) -> None:
         for other in self._others:
             other.ran_in_vain(rollout)
+
+    def was_lost(self, rollout: Rollout) -> None:
+        for other in self._others:
+            other.was_lost(rollout)
 
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
         for other in self._others:

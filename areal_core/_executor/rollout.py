@@ -139,6 +139,9 @@ class Rollout(Struct, eq=False):
     failure: Episode | None = None
     """The one whose failure ended all of it."""
     requeues: int = 0
+    """How often it was too old, and was run again."""
+    losses: int = 0
+    """How often it was lost with the worker that ran it."""
     ages: Ages = UNKNOWN
     busy_s: float = 0.0
     """How long its episodes ran, together; known once it has ended."""
@@ -188,10 +191,10 @@ class Rollout(Struct, eq=False):
         self.episodes = []
         self.judge = self.failure = None
 
-    def restart(self) -> None:
-        """Make it what it was before its start."""
+    def restart(self, *, requeued: bool = True) -> None:
+        """Make it what it was before its start; *requeued* because it was too old."""
         self.state = State.PENDING
         self.outcome = None
         self.is_doomed = self.is_recovered = False
         self.ages = UNKNOWN
-        self.requeues += 1
+        self.requeues += requeued

@@ -20,6 +20,8 @@ class Rules:
     on_stale: OnStale = "mask"
     straggler_wait_s: float = 0.0
     max_requeues: int = 1
+    max_losses: int = 3
+    """How often one rollout may be lost with its worker, and run again."""
     stall_timeout_s: float = 60.0
     max_failures: int = 32
     """How many training rollouts in a row may fail."""

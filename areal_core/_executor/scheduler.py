@@ -86,6 +86,18 @@ class Scheduler:
             self._end_members(rollout)
         self._see_end(rollout)
 
+    def lose(self, rollout: Rollout) -> bool:
+        """Let what runs of *rollout* be over without an end; return whether it ran."""
+        if self.running.pop(rollout.task_id, None) is None:
+            return False
+        self.line_of(rollout).begun.pop(rollout.task_id, None)
+        for episode in rollout.members():
+            if not episode.is_over:
+                episode.is_over = True
+                self._budget.free_slot(rollout.work.is_eval)
+        rollout.alive = 0
+        return True
+
     def cancel(self, rollout: Rollout) -> None:
         """Have a rollout that is not finished end as cancelled."""
         rollout.is_cancelled = True

@@ -21,6 +21,7 @@ from areal_core._executor.port import Show, Witness, Witnesses
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
+from areal_core._runner.life import Life
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
 from areal_core._watch.loop_watch import LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -47,6 +48,7 @@ class Shift:
         before: Shift | None,
         journaling: Journaling | None,
         show: Callable[[Observer, Any], Show],
+        make_desk: Callable[[Life, Player, float | None], Desk],
         observers: Sequence[Callable[[Desk], object]] = (),
     ) -> None:
         self._life = life_of(runner)
@@ -62,7 +64,7 @@ class Shift:
         ledgers = (RolloutLedger(), RolloutLedger()) if before is None else before.desk.ledgers()
         masks = rules.on_stale == "mask"
         player = Player(engine, config.check_trajectory_format, masks, journals=journaling is not None)
-        self.desk: Desk = Desk(self._life, player, config.episode_timeout)
+        self.desk: Desk = make_desk(self._life, player, config.episode_timeout)
         self.desk.on_worked = self._log.write
         stuck = StuckWatch(config.stuck_warning, self.desk, self._is_over)
         self.explainer = Explainer(self.desk, rules, engine, self._life, stuck)
@@ -87,7 +89,7 @@ class Shift:
         if journaling is not None:
             self.desk.post(journaling.say_what_was_found)
         if dropped:
-            self._say("uncollected_rollouts_discarded", count=dropped, by="initialize")
+            self.say("warning", "uncollected_rollouts_discarded", count=dropped, by="initialize")
 
     def read_version(self) -> int:
         """Ask the version provider; in callers' threads only. Raises TypeError, ValueError."""
@@ -135,7 +137,9 @@ class Shift:
             )
         if count not in (rules.batch, self._warned_of):
             self._warned_of = count
-            self._say("batch_is_not_consumer_batch_size", batch=count, consumer_batch_size=rules.batch)
+            self.say(
+                "warning", "batch_is_not_consumer_batch_size", batch=count, consumer_batch_size=rules.batch
+            )
         return count
 
     def _is_over(self) -> bool:
@@ -163,9 +167,10 @@ class Shift:
                 self._log.line("error", "unsubscribe_raised", exc_info=error)
                 self._log.write()
 
-    def _say(self, event: str, **fields: Any) -> None:
+    def say(self, level: str, event: str, **fields: Any) -> None:
+        """Log a line; from any thread."""
         # On the loop thread: a Ctrl-C in a log handler would leave the handler's lock held for good.
-        self.desk.post(functools.partial(self._log.line, "warning", event, **fields))
+        self.desk.post(functools.partial(self._log.line, level, event, **fields))
 
 
 def _checked(version: object) -> int:

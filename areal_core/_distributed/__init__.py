@@ -1,0 +1,22 @@
+"""The inside of `distributed`: the executor's scheduling, with workers on Ray for a port.
+
+::
+
+    driver: loop thread                              |  worker: an actor in a process of its own
+    core -> start(episodes) -> Dispatcher -> RayLink --give-->  Worker -> Floor -> runner: slots tasks at once
+                                  ^  room? drains?   |                      | episodes end
+    core <- episodes_ended   <----+<-------- RayLink <--take--  Worker <- Outbox: a batch, or a sign of life
+    core <- rollouts_lost    <----'    epoch? known? |
+
+    an episode waits for room at a worker   unblocked by: an end there, a worker that joins
+    a lease ends with                       its episode, its worker's death, or when it is handed back
+
+| File | What it knows |
+|---|---|
+| `leases` | the words: parcel, lease, worker; what comes back of one |
+| `dispatcher` | which worker plays what; who is alive, full, hung, draining. No I/O, no Ray: also simulated |
+| `far_desk` | the core's port: a dispatcher beside the core, on the loop of the driver |
+| `wire`, `packing` | what goes to and fro, in batches; arrays without a copy |
+| `ray_link` | the actors: the one module here that imports Ray |
+| `worker`, `floor`, `outbox` | the process of a worker: its calls, its loop, what waits to be fetched |
+"""

@@ -1,0 +1,94 @@
+"""The desk of an executor whose episodes are played by workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from areal_core._distributed.dispatcher import Dispatcher
+from areal_core._distributed.leases import LeaseRules, Link, Report
+from areal_core._executor.desk import Desk
+from areal_core._executor.rollout import Episode, Rollout
+from areal_core._runner.job import Job
+from areal_core._runner.life import Life
+from areal_core.errors import WorkerLostError
+
+
+class FarLink(Link):
+    """What the desk needs of a link beside what its dispatcher does."""
+
+    def flush(self) -> None:
+        """Send what was said since the last time; on the loop thread, without the desk's lock."""
+
+    def tell(self, version: int, is_paused: bool) -> None:
+        """Tell all workers, those that join later too, of the policy version, and whether they may begin."""
+
+    def gone(self, worker: int, why: str | None) -> None:
+        """Take note that a worker is no more; None: it was to go."""
+
+
+class FarDesk(Desk):
+    """A desk whose core's port is a dispatcher beside it."""
+
+    def __init__(self, life: Life, rules: LeaseRules, link: FarLink) -> None:
+        super().__init__(life)
+        self._link = link
+        self.dispatcher = Dispatcher(rules, link, self, self._take, self._lose, link.gone)
+        self._told: tuple[int, bool] | None = None
+
+    # -- port --------------------------------------------------------------------------------------
+
+    def start(self, episodes: Sequence[Episode]) -> None:
+        """Have *episodes* played, when this piece of work is done."""
+        if self.tracer is not None:
+            for episode in episodes:
+                self.tracer.starting(episode)
+        self.dispatcher.start(episodes)
+
+    def cancel(self, episode: Episode) -> None:
+        """Tell *episode* to end; its worker gives it the grace."""
+        self.dispatcher.cancel(episode)
+
+    def _gathered(self) -> Callable[[], None]:
+        core = self.core
+        told = core.budget.version, core.scheduler.is_paused
+        if told != self._told:
+            self._told = told
+            self._link.tell(*told)
+        self.dispatcher.go_on()
+        return self._link.flush
+
+    # -- what the link brings, from any thread -----------------------------------------------------
+
+    def joined(self, worker: int) -> None:
+        """Take note that a worker has started."""
+        self.post(self.dispatcher.joined, worker)
+
+    def reported(self, worker: int, report: Report) -> None:
+        """Take a sign of life of a worker; on the loop thread."""
+        self._ops.append((self.dispatcher.reported, (worker, report)))
+        self._work()
+
+    def died(self, worker: int, why: str) -> None:
+        """Take note that a worker is gone."""
+        self.post(self.dispatcher.died, worker, why)
+
+    # -- what the dispatcher finds -----------------------------------------------------------------
+
+    def _take(self, episodes: Sequence[Episode]) -> None:
+        self._ops.append((self.core.episodes_ended, (episodes,)))
+
+    def _lose(self, rollouts: Sequence[Rollout], why: str) -> None:
+        error = WorkerLostError(f"the worker that played it died, again and again; the last time, {why}")
+        self._ops.append((self.core.rollouts_lost, (rollouts, error)))
+
+    # -- what the runner tells ---------------------------------------------------------------------
+
+    def publish(self, jobs: Sequence[Job]) -> None:
+        """No job is launched here."""
+
+    def jobs(self) -> Iterable[Job]:
+        """Return none: nothing of this is a task of the loop."""
+        return ()
+
+    def _leave_all(self) -> None:
+        self.core.abandon_episodes()

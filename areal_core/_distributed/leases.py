@@ -1,0 +1,128 @@
+"""The words of the dispatcher: what is lent to a worker, and what comes back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from areal_core._executor.rollout import Episode, Rollout, Verdict
+
+
+class LeaseRules(Struct, frozen=True, kw_only=True):
+    """How work is lent."""
+
+    slots: int
+    """How many episodes a worker plays at once."""
+    most_ahead: int
+    """How many more it may hold that it has not begun."""
+    exchange_s: float = 0.02
+    """How long it takes at most from an end at a worker until what takes its place arrives there."""
+    lease_s: float = 30.0
+    """How long a worker may give no sign of life before it is taken for dead."""
+    hang_s: float = 300.0
+    """How long its loop may not turn before it is drained."""
+    drain_s: float = 30.0
+    """How long one that hangs keeps what it has, for what it still brings, before it is killed."""
+
+
+class Parcel(Struct, eq=False):
+    """One attempt at a rollout, lent as a whole: all members of a group, and their judge, go to one worker.
+
+    Its number is never used again, so that what comes of an earlier attempt is known for that.
+    """
+
+    number: int
+    rollout: Rollout
+    worker: WorkerState | None = None
+    """Who has it; None: nobody so far."""
+    unsent: list[Episode] = []
+    out: dict[int, Episode] = {}
+    """Those that are lent, by their place in the group, -1 for the judge."""
+
+    @property
+    def is_current(self) -> bool:
+        """Whether its rollout still is at this attempt."""
+        episodes = self.rollout.episodes
+        return bool(episodes) and episodes[0].job is self
+
+
+class WorkerState(Struct, eq=False):
+    """What the dispatcher knows of one worker. One that is started anew has another number."""
+
+    number: int
+    seen_at: float
+    """When it gave its last sign of life."""
+    parcels: dict[int, Parcel] = {}
+    load: int = 0
+    """How many episodes are lent to it."""
+    ended: int = 0
+    """How many it has brought to an end."""
+    rate: float = 0.0
+    """How many end there per second, of late."""
+    counted_at: float = 0.0
+    stalled_s: float = 0.0
+    """For how long its loop has not turned."""
+    is_draining: bool = False
+    """Whether it gets nothing more."""
+    is_hung: bool = False
+
+
+class Ended(Struct):
+    """How an episode ended at its worker: a verdict or an error."""
+
+    parcel: int
+    sample_idx: int
+    verdict: Verdict | None
+    error: BaseException | None
+    timed_out: bool
+    seconds: float
+    figures: tuple[int, int | None, float, float, float]
+    """Of its record: segments, newest version, seconds of generation, reward and filter."""
+
+
+class Report(Struct):
+    """A sign of life of a worker, and what it brings."""
+
+    ended: Sequence[Ended] = ()
+    returned: Sequence[tuple[int, int]] = ()
+    """Parcel and place of those that it hands back, not begun."""
+    stages: Sequence[tuple[int, int, tuple[Any, ...]]] = ()
+    """Parcel and place of those whose stage is another than before; the stage, server, its age in seconds,
+    segments and newest version."""
+    stalled_s: float = 0.0
+
+
+class Order(Struct):
+    """What a worker is to do with a parcel."""
+
+    parcel: Parcel
+    is_first: bool
+    """Whether it has nothing of the parcel so far."""
+    episodes: list[Episode] = []
+
+
+class Link(Protocol):
+    """Takes what was decided to the workers, later and in this order. It never blocks, and never raises.
+
+    What it brings back is for the methods of the `Dispatcher`.
+    """
+
+    def give(self, worker: int, orders: Sequence[Order]) -> None:
+        """Have episodes played."""
+
+    def cancel(self, worker: int, episodes: Sequence[tuple[int, int]]) -> None:
+        """Cancel episodes, by parcel and place."""
+
+    def forget(self, worker: int, parcels: Sequence[int]) -> None:
+        """Have parcels forgotten of which nothing is played any more."""
+
+    def take_back(self, worker: int) -> None:
+        """Have it hand back what it has not begun."""
+
+    def retire(self, worker: int) -> None:
+        """End a worker that has nothing any more."""
+
+    def kill(self, worker: int, why: str) -> None:
+        """End a worker at once."""

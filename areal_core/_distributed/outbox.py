@@ -1,0 +1,54 @@
+"""What has ended at a worker, until it is fetched: as much at once as comes in a moment."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+
+class Outbox:
+    """Filled by the loop thread, emptied by the thread of a call."""
+
+    def __init__(self, linger_s: float, enough: int) -> None:
+        self._linger_s = linger_s
+        self._enough = enough
+        self._changed = threading.Condition(threading.Lock())
+        self._things: list[Any] = []
+        self._is_last = False
+        self._is_closed = False
+
+    def put(self, things: Sequence[Any], *, is_last: bool) -> None:
+        """Add *things*; *is_last* when nothing more is under way, so that nobody has to wait for company."""
+        with self._changed:
+            was_empty = not self._things
+            self._things += things
+            self._is_last = is_last
+            if was_empty or is_last or len(self._things) >= self._enough:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Let nobody wait any more."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+
+    def take(self, patience_s: float) -> list[Any]:
+        """Return what is there; wait *patience_s* seconds for the first, and a moment for more."""
+        deadline = time.monotonic() + patience_s
+        lingers = False
+        with self._changed:
+            while not (self._is_closed or (self._things and self._is_ripe())):
+                if self._things and not lingers:
+                    lingers = True
+                    deadline = time.monotonic() + self._linger_s
+                left_s = deadline - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
+            things, self._things = self._things, []
+            return things
+
+    def _is_ripe(self) -> bool:
+        return self._is_last or len(self._things) >= self._enough

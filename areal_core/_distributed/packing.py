@@ -1,0 +1,59 @@
+"""Arrays of many trajectories as few: Ray hands a large one on without a copy, but takes its time for each.
+
+All arrays of one type lie one behind the other in a flat one, and come out as views of it. What Ray brings is
+read-only, since other processes may see the same memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
+"""Of one trajectory: for each array its name, its type, its shape."""
+
+Packed = tuple[list[Layout], list[int], dict[str, Any], list[dict[str, Any] | None]]
+"""The layouts there are, which one each trajectory has, the flat arrays by type, and what is no array."""
+
+
+def pack(trajectories: Sequence[dict[str, Any]]) -> Packed:
+    """Return *trajectories* packed. What is no array of numbers goes along as it is."""
+    places: dict[Layout, int] = {}
+    which: list[int] = []
+    pieces: dict[str, list[Any]] = {}
+    others: list[dict[str, Any] | None] = []
+    for trajectory in trajectories:
+        layout, rest = [], None
+        for name, value in trajectory.items():
+            if type(value) is np.ndarray and value.dtype.kind in "biufc" and value.dtype.isnative:
+                kind = value.dtype.str
+                layout.append((name, kind, value.shape))
+                pieces.setdefault(kind, []).append(value.reshape(-1))
+            else:
+                rest = rest or {}
+                rest[name] = value
+        which.append(places.setdefault(tuple(layout), len(places)))
+        others.append(rest)
+    flats = {kind: np.concatenate(arrays) for kind, arrays in pieces.items()}
+    return list(places), which, flats, others
+
+
+def unpack(packed: Packed) -> Iterator[dict[str, Any]]:
+    """Yield the trajectories again."""
+    layouts, which, flats, others = packed
+    sized = [
+        [(name, kind, shape, int(np.prod(shape, dtype=np.int64))) for name, kind, shape in layout]
+        for layout in layouts
+    ]
+    at = dict.fromkeys(flats, 0)
+    for place, rest in zip(which, others, strict=True):
+        trajectory = {}
+        for name, kind, shape, size in sized[place]:
+            start = at[kind]
+            at[kind] = end = start + size
+            trajectory[name] = flats[kind][start:end].reshape(shape)
+        if rest:
+            trajectory.update(rest)
+        yield trajectory
