@@ -8,12 +8,16 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 EXAMPLES := $(wildcard examples/*.py)
 
-.PHONY: demo test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents bench-observing docs clean
+.PHONY: demo demo-ray test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents bench-observing docs clean
 .DELETE_ON_ERROR:
 
 # The main job, end to end: a policy is trained, asynchronously and then synchronously. ARGS=--quick
 demo: $(VENV)/.installed-demo
 	$(PY) examples/train_reversal $(ARGS)
+
+# The same with its rollouts played by two other processes, on Ray.
+demo-ray: $(VENV)/.installed-demo-ray
+	$(PY) examples/train_reversal --workers 2 $(ARGS)
 
 # All tests, on both loops. ARGS="-k fork --loop uvloop" narrows; with -n0 in it they run in one process.
 test: $(VENV)/.installed-test
@@ -92,8 +96,10 @@ $(VENV)/.installed: pyproject.toml | $(PY)
 	$(INSTALL) .
 	@touch $@
 
+# Several extras have a hyphen between them.
+comma := ,
 $(VENV)/.installed-%: pyproject.toml | $(PY)
-	$(INSTALL) '.[$*]'
+	$(INSTALL) '.[$(subst -,$(comma),$*)]'
 	@touch $@
 
 $(PY):

@@ -79,6 +79,8 @@ class DispatchStats:
 
     waiting: int
     """How many rollouts wait for room at a worker."""
+    died: int
+    """How many workers died, or were killed as they hung or gave no sign of life."""
     lost: int
     """How many were lost with their workers, and ran again or failed."""
     refused: int
@@ -163,6 +165,9 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         super().initialize(logger, train_data_parallel_size)
         try:
             assert self._link is not None
+            subscribe = getattr(self._engine, "subscribe_generation", None)
+            if callable(subscribe):
+                self._desk().follow(subscribe)
             self._link.begin(self._desk(), self._workers, _START_S)
         except BaseException:
             self.destroy(_CLOSE_S)
@@ -209,10 +214,10 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
     def dispatch_stats(self) -> DispatchStats:
         """Return what became of leases. Raises RunnerStoppedError before ``initialize``."""
         desk = self._desk()
-        dispatcher = desk.dispatcher
+        known = desk.dispatcher
         return desk.read(
             lambda _: DispatchStats(
-                waiting=dispatcher.waiting, lost=dispatcher.lost, refused=dispatcher.refused
+                waiting=known.waiting, died=known.dead, lost=known.lost, refused=known.refused
             )
         )
 

@@ -20,11 +20,12 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 from areal_core import _process
-from areal_core._checks import check_seconds
+from areal_core._checks import check_flag, check_seconds
 from areal_core._descriptors import require_descriptors_for_loop
 from areal_core._engine.backend import Ask, Backend, HttpCall, Piece, Reader, ReplyError
 from areal_core._engine.backends import backend_named
 from areal_core._engine.events import Events
+from areal_core._engine.opening import Opening, OpeningNews
 from areal_core._engine.policy import Policy
 from areal_core._engine.stats import EngineStats, ServerStats
 from areal_core.config import InferenceEngineConfig
@@ -55,6 +56,12 @@ class RemoteInfEngine:
     *chat* is how the model's chats are written as tokens, for agents that speak in messages; None: none do.
     Coroutines of several loops may use one engine at once, and any thread its plain methods.
 
+    One engine has control of a server: it pauses it, gives it weights and continues it. Any other, such as
+    one in a worker's process, *follows*: it only generates. It sends no control calls but aborts of its own
+    requests, and is told by `set_version` and `hold_generation` of what the one with control does. A server
+    that is lost and comes back it uses when that has the weights again. What is for the one with control
+    raises RuntimeError.
+
     Raises ValueError for a backend nobody knows, TypeError for what is none.
     """
 
@@ -64,6 +71,7 @@ class RemoteInfEngine:
         backend: str | Backend = "sglang",
         *,
         chat: ChatFormat | None = None,
+        follows: bool = False,
     ) -> None:
         if not isinstance(config, InferenceEngineConfig):
             raise TypeError(f"config is a {type(config).__name__}; pass an InferenceEngineConfig")
@@ -77,7 +85,12 @@ class RemoteInfEngine:
         self._backend = backend
         self.chat = chat
         """How chats are written as tokens; None: not known here."""
+        self._follows = check_flag("follows", follows)
         self._policy = Policy(Events())
+        self._is_held = False
+        self._news = OpeningNews(
+            self._is_open, lambda error: self._policy.events.subscriber_raised("generation", error)
+        )
         self._lock = threading.RLock()
         self._state: Running | None = None
         self._home = _process.home()
@@ -105,7 +118,10 @@ class RemoteInfEngine:
             if self._state is not None:
                 raise RuntimeError("the engine is initialized already; destroy() it first")
             self._policy.events = events = Events(logger)
-            self._state = state = Running(self._config, self._backend, self._policy, events)
+            opening = Opening(events, self._news.see, lambda: self._is_held)
+            parts = self._config, self._backend, self._policy, opening, events
+            self._state = state = Running(*parts, self._follows)
+        opening.look()
         try:
             asyncio.run(state.set_up(addr))  # with the lock free, for destroy()
         except BaseException:
@@ -113,6 +129,7 @@ class RemoteInfEngine:
                 if self._state is state:
                     self._state = None
             raise
+        self._news.see()  # a pause of the life before is over
 
     def destroy(self) -> None:
         """End: generations under way raise EngineStoppedError. Nothing happens when it has ended.
@@ -210,10 +227,21 @@ class RemoteInfEngine:
         Labels win: replies that bear a version are believed, so servers that were given one, as by
         `update_weights_from_disk`, must be given the new one along with the weights. With a label that is
         older than what was set here, a reply is told by its label, and is not ``versions_exact``.
+
+        In an engine that follows this is how it learns of updates, each as soon as all servers have it. A
+        token's version is then the oldest that its server can have had: the label of its reply, or, until
+        the server has shown that label, the version that was set when the token was asked for. Replies
+        without a label are of that version at least, and never ``versions_exact``. Servers that show an older
+        label than others, when some show the version that was set, leave rotation; those that are out are
+        tried at once.
+
         Raises TypeError and ValueError for what is no version.
         """
         self._arrive()
         self._policy.set(version)
+        state = self._state
+        if state is not None:
+            state.version_was_set()
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Have *callback* called with each new version, in the thread that sets it; return what ends that.
@@ -223,6 +251,35 @@ class RemoteInfEngine:
         self._arrive()
         return self._policy.subscribe(callback)
 
+    # -- whether generation is open ----------------------------------------------------------------
+
+    def hold_generation(self, held: bool) -> None:
+        """Keep this engine's requests for tokens from being sent, or let them go; servers are told nothing.
+
+        What was sent goes on; what waits is not charged for the time. It has nothing to do with
+        `pause_generation`: generation is open when it is neither held nor paused. It may be called at any
+        time, from any thread, and outlasts `destroy`.
+        """
+        self._arrive()
+        self._is_held = check_flag("held", held)
+        state = self._state
+        if state is not None:
+            state.opening.look()
+
+    def subscribe_generation(self, callback: Callable[[bool], None]) -> Callable[[], None]:
+        """Have *callback* called with whether generation is open, when it closes or opens.
+
+        Returns what ends that; `destroy` does not. It is called in the thread that closes or opens it, and at
+        once when generation is closed now; it must neither block nor open or close generation itself. A pause
+        in which the engine was destroyed ends with the next `initialize`.
+        """
+        self._arrive()
+        return self._news.subscribe(callback)
+
+    def _is_open(self) -> bool | None:
+        state = self._state
+        return None if state is None or not state.is_set_up else state.opening.is_open
+
     # -- control -----------------------------------------------------------------------------------
 
     async def pause_generation(self) -> None:
@@ -230,7 +287,7 @@ class RemoteInfEngine:
 
         Raises ControlError when a server refuses, and lets all go on then; EngineStoppedError.
         """
-        with self._in_use() as running:
+        with self._in_control("pause_generation") as running:
             await running.control.pause()
 
     async def continue_generation(self) -> None:
@@ -239,7 +296,7 @@ class RemoteInfEngine:
         Raises ControlError when a server could not be told, which is out of rotation then; the others go
         on all the same. Raises EngineStoppedError.
         """
-        with self._in_use() as running:
+        with self._in_control("continue_generation") as running:
             await running.control.resume()
 
     @asynccontextmanager
@@ -249,7 +306,7 @@ class RemoteInfEngine:
         Generation goes on at the end if it did so at the beginning, and no other such context is left.
         Raises ControlError, EngineStoppedError.
         """
-        with self._in_use() as running:
+        with self._in_control("paused") as running:
             async with running.control.paused():
                 yield
 
@@ -258,7 +315,7 @@ class RemoteInfEngine:
 
         Raises ControlError, EngineStoppedError.
         """
-        with self._in_use() as running:
+        with self._in_control("abort_all_requests") as running:
             await running.control.abort_all()
 
     async def update_weights_from_disk(self, path: str | os.PathLike[str], version: int) -> None:
@@ -270,7 +327,7 @@ class RemoteInfEngine:
         Raises WeightUpdateError when a server fails: the version does not rise then, and the servers have
         the weights they had, or are out of rotation. Raises ControlError, EngineStoppedError.
         """
-        with self._in_use() as running:
+        with self._in_control("update_weights_from_disk") as running:
             await running.control.update_weights(os.fspath(path), version)
 
     async def call_all(self, path: str, json: Any = None, timeout: float | None = None) -> dict[str, Any]:
@@ -286,7 +343,7 @@ class RemoteInfEngine:
         """
         if timeout is not None:
             check_seconds("timeout", timeout)
-        with self._in_use() as running:
+        with self._in_control("call_all") as running:
             return await running.call_all(path, json, timeout)
 
     def _arrive(self) -> None:
@@ -294,10 +351,16 @@ class RemoteInfEngine:
         if self._home is not _process.home():
             self._lock, self._state, self._home = threading.RLock(), None, _process.home()
             self._policy.renew()
+            self._news.renew()
 
     @contextmanager
-    def _in_use(self) -> Iterator[Running]:
+    def _in_control(self, method: str) -> Iterator[Running]:
         """Give what runs, and have its servers looked after for the body of this context."""
+        if self._follows:
+            raise RuntimeError(
+                f"{method}() is for the engine that has control of the servers, and this one follows it; "
+                "call it there, and tell this one of it by set_version() and hold_generation()"
+            )
         running = self._running()
         with running.lookout.in_use():
             yield running

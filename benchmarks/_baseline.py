@@ -5,14 +5,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import coverage
 from cosmic_ray.work_item import MutationSpec
 
-from _sandbox import COPIED, ROOT, Sandbox
+from _reaching.sitecustomize import IMPORT, PROCESS
+from _sandbox import COPIED, ROOT, Run, Sandbox
 
 
 class RedError(Exception):
@@ -25,8 +26,8 @@ class Baseline:
 
     seconds: dict[str, float]
     """All tests, and what each takes."""
-    elsewhere: list[str]
-    """Those that start processes, trace, or fail when they are traced: taken to reach every line."""
+    everywhere: list[str]
+    """Those of which it is not known which lines they reach: taken to reach every one."""
     reached: dict[str, dict[str, list[str]]]
     """File -> line -> tests. The test "" is the import."""
 
@@ -35,27 +36,23 @@ class Baseline:
         return {test: 5.0 + 10.0 * took for test, took in self.seconds.items()}
 
     def tests_of(self, file: str, source: str, mutation: MutationSpec) -> list[str]:
-        """Return the tests that reach a mutant, quickest first; all, where coverage saw none do so.
+        """Return the tests that reach a mutant, quickest first; all, where none was seen to do so.
 
-        It does not see what other Pythons run.
+        Nobody sees what only another Python runs.
         """
         seen: set[str] = set()
         for line in _lines(source, mutation):
             seen.update(self.reached.get(file, {}).get(str(line), []))
-        tests = self.seconds.keys() if "" in seen or not seen.difference(self.elsewhere) else seen
-        return self.ordered(self.seconds.keys() & {*tests, *self.elsewhere})
-
-    def ordered(self, tests: Iterable[str]) -> list[str]:
-        """Return *tests*, quickest first."""
-        return sorted(tests, key=self.seconds.__getitem__)
+        tests = self.seconds.keys() if "" in seen or not seen else seen
+        found = self.seconds.keys() & {*tests, *self.everywhere}
+        return sorted(found, key=self.seconds.__getitem__)
 
 
-def take(sandbox: Sandbox, patterns: Sequence[str], store: Path) -> Baseline:
-    """Run the tests plainly, in a fork that has collected them, and with coverage.
+def take(sandbox: Sandbox, patterns: Sequence[str], store: Path, watching: Sandbox | None) -> Baseline:
+    """Run the tests plainly, in a fork that has collected them, and so that it is seen what they reach.
 
-    What *store* knows is read from there when nothing changed.
-
-    Raises RedError.
+    The last in *watching*, on a Python that can do that; None: there is none, and all tests may reach every
+    line. What *store* knows is read from there when nothing changed. Raises RedError.
     """
     kept = store / f"tests-{hashlib.sha256(f'{patterns}{tree_hash()}'.encode()).hexdigest()[:16]}.json"
     if kept.exists():
@@ -64,35 +61,48 @@ def take(sandbox: Sandbox, patterns: Sequence[str], store: Path) -> Baseline:
     plain = sandbox.run(files)
     if plain.outcome != "passed":
         raise RedError(f"{plain.outcome}: {plain.test} {plain.why}\n{sandbox.output()[-3000:]}")
-    data = store / "coverage"
-    data.unlink(missing_ok=True)
-    measured = {"data": str(data), "files": [str(sandbox.directory / "areal_core" / "*")]}
     sandbox.collect(files)
     collected = sandbox.run_swapped(list(plain.seconds), {}, None)
     if collected.outcome != "passed":
-        raise RedError(
-            f"in a fork, {collected.outcome}: {collected.test} {collected.why}\n{sandbox.output()[-3000:]}"
-        )
-    # Without those that trace: after one of them coverage sees nothing of this thread any more.
-    traceable = [test for test in plain.seconds if test not in plain.elsewhere]
-    seen = sandbox.run(traceable, go_on=True, coverage=measured)
-    if seen.outcome == "timeout" or not data.exists():
-        raise RedError(f"with coverage: {seen.test} {seen.why}\n{sandbox.output()[-3000:]}")
-    elsewhere = [*plain.elsewhere, *seen.elsewhere]
-    baseline = Baseline(plain.seconds, elsewhere, _reached(data, sandbox.directory))
+        where = f"{collected.outcome} in a fork: {collected.test} {collected.why}"
+        raise RedError(f"{where}\n{sandbox.output()[-3000:]}")
+    tests = list(plain.seconds)
+    baseline = Baseline(plain.seconds, tests, {})
+    if watching is not None:
+        directory = store / "reached"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        seen = watching.run(tests, go_on=True, reached=directory)
+        if seen.outcome == "timeout" or not seen.started:
+            raise RedError(f"while it was watched: {seen.test} {seen.why}\n{watching.output()[-3000:]}")
+        baseline = _read(plain.seconds, seen, directory)
     kept.write_text(json.dumps(asdict(baseline)))
     return baseline
 
 
-def _reached(data: Path, directory: Path) -> dict[str, dict[str, list[str]]]:
-    measured = coverage.CoverageData(str(data))
-    measured.read()
-    return {
-        str(Path(file).relative_to(directory)): {
-            str(line): tests for line, tests in measured.contexts_by_lineno(file).items()
-        }
-        for file in measured.measured_files()
-    }
+def _read(seconds: dict[str, float], seen: Run, directory: Path) -> Baseline:
+    """Read which lines each test reached, and of which that is not known."""
+    everywhere = list(seen.failed)
+    reached: dict[str, dict[str, set[str]]] = {}
+    for place, test in ((str(place), test) for place, test in enumerate(seconds)):
+        lines = (directory / place).read_text().splitlines() if (directory / place).exists() else []
+        if test not in seen.started or lines.count(PROCESS) < seen.started[test]:
+            everywhere.append(test)
+        _note(reached, lines, test)
+    _note(reached, (directory / "import").read_text().splitlines(), "")
+    return Baseline(
+        seconds,
+        everywhere,
+        {file: {line: sorted(tests) for line, tests in known.items()} for file, known in reached.items()},
+    )
+
+
+def _note(reached: dict[str, dict[str, set[str]]], lines: Iterable[str], test: str) -> None:
+    for line in lines:
+        file, found, number = line.removeprefix(IMPORT).rpartition(":")
+        if found:
+            at_import = line.startswith(IMPORT)
+            reached.setdefault(file, {}).setdefault(number, set()).add("" if at_import else test)
 
 
 def tree_hash() -> str:

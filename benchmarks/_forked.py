@@ -51,7 +51,8 @@ def _answer(
 def _follow(reader: int, asker: int, request: dict[str, Any]) -> dict[str, Any]:
     """Read what the child reports until it ends, or a test takes longer than it may."""
     seconds: dict[str, float] = {}
-    elsewhere: list[str] = []
+    failed: list[str] = []
+    started: dict[str, int] = {}
     current = "collection"
     deadline = _Deadline(request["collection_s"])
     for report in _reports(reader, asker, deadline):
@@ -65,8 +66,10 @@ def _follow(reader: int, asker: int, request: dict[str, Any]) -> dict[str, Any]:
                 seconds[test] = took
                 current = f"after {test}"
                 deadline.set(request["collection_s"])
-            case ["elsewhere", test]:
-                elsewhere.append(test)
+            case ["went wrong", test]:
+                failed.append(test)
+            case ["started", test, count]:
+                started[test] = count
             case ["failed", test, why]:
                 return {"outcome": "failed", "test": test, "why": why, "seconds": seconds}
             case ["import"]:
@@ -74,7 +77,7 @@ def _follow(reader: int, asker: int, request: dict[str, Any]) -> dict[str, Any]:
             case ["done", status]:
                 why = f"pytest ended with status {status}"
                 last = {"outcome": "failed" if status else "passed", "why": why}
-                return last | {"seconds": seconds, "elsewhere": elsewhere}
+                return last | {"seconds": seconds, "failed": failed, "started": started}
     return {"outcome": "failed", "test": current, "why": "the process died", "seconds": seconds}
 
 

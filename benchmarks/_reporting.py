@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Generator
 from typing import Any
@@ -11,13 +12,13 @@ from typing import Any
 import pytest
 from hypothesis import Phase, settings
 
+from _reaching import sitecustomize as reaching
+
 OPTIONS = (
     *("-q", "--tb=short", "-p", "no:cacheprovider", "-o", "timeout=0", "-o", "faulthandler_timeout=0"),
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),  # hypothesis
 )
-_ELSEWHERE = {
-    "subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "sys.settrace", "sys.setprofile"
-}  # fmt: skip
+_STARTS = ("subprocess.Popen", "os.posix_spawn")
 
 
 class AsFound:
@@ -37,19 +38,23 @@ class Reporter:
         self._go_on = request["go_on"]
         self._writer = writer
         self.failed = False
-        self._current = ""
-        self._elsewhere: set[str] = set()
-        self.coverage: Any = None
+        self._reached = request.get("reached")
+        self._started = 0
 
     def report(self, *what: object) -> None:
         """Tell the parent."""
         os.write(self._writer, json.dumps(what).encode() + b"\n")
 
-    def audit(self, event: str, _arguments: object) -> None:
-        """Note a test that works where coverage does not see it."""
-        if event in _ELSEWHERE and self._current and self._current not in self._elsewhere:
-            self._elsewhere.add(self._current)
-            self.report("elsewhere", self._current)
+    def begin(self) -> None:
+        """Have noted from now on what each test reaches, also in processes that it starts."""
+        sys.addaudithook(self._audit)
+        self._note_for("import")
+
+    def _audit(self, event: str, _arguments: object) -> None:
+        self._started += event in _STARTS
+
+    def _note_for(self, what: str) -> None:
+        reaching.begin(f"{self._reached}/{what}")
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -64,22 +69,22 @@ class Reporter:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Tell when a test starts and ends."""
         self.report("start", item.nodeid)
-        self._current = item.nodeid
-        if self.coverage is not None:
-            self.coverage.switch_context(item.nodeid)
+        if self._reached:
+            self._started = 0
+            self._note_for(str(self._place(item)))
         began = time.monotonic()
         try:
             return (yield)
         finally:
             self.report("end", item.nodeid, time.monotonic() - began)
-            if self.coverage is not None:
-                self.coverage.switch_context("")
-            self._current = ""
+            if self._reached:
+                self.report("started", item.nodeid, self._started)
+                self._note_for("import")
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Tell of a failure."""
         if report.failed and self._go_on:
-            self.report("elsewhere", report.nodeid)
+            self.report("went wrong", report.nodeid)
         elif report.failed and not self.failed:
             self.failed = True
             self.report("failed", report.nodeid, _last_line(report))

@@ -26,6 +26,9 @@ COPIED = (
     "mkdocs.yml",
 )
 
+THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+OLDEST_THAT_WATCHES = 12
+
 COLLECTION_S = 60.0
 """How long importing the tests may take."""
 
@@ -41,15 +44,19 @@ class Run:
     why: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     """What each test took."""
-    elsewhere: list[str] = field(default_factory=list)
-    """The tests of which coverage cannot tell which lines they reach."""
+    failed: list[str] = field(default_factory=list)
+    """Those that failed, where it went on after failures."""
+    started: dict[str, int] = field(default_factory=dict)
+    """How many processes each started, where that was looked at."""
 
 
 class Sandbox:
     """Runs tests on a private copy of the project. A context manager."""
 
-    def __init__(self, directory: Path, python: str = sys.executable) -> None:
+    def __init__(self, directory: Path, python: str = sys.executable, version: str = "") -> None:
         self.directory = directory
+        self.can_watch = float((version or THIS_PYTHON).partition(".")[2]) >= OLDEST_THAT_WATCHES
+        """Whether its Python can tell which lines tests reach."""
         self._python = python
         self._stamp = 10**9
         self._collected: _Server | None = None
@@ -61,6 +68,8 @@ class Sandbox:
                 shutil.copytree(source, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copy(source, directory / name)
+        # Where tests' own processes look for modules too.
+        shutil.copy(Path(__file__).parent / "_reaching" / "sitecustomize.py", directory)
         self._importing = _Server(python, "_warm_pytest.py", [], directory)
 
     def __enter__(self) -> Sandbox:
@@ -102,9 +111,12 @@ class Sandbox:
         limits: Mapping[str, float] | None = None,
         limit_s: float = 120.0,
         go_on: bool = False,
-        coverage: Mapping[str, object] | None = None,
+        reached: Path | None = None,
     ) -> Run:
-        """Run *tests* (files or ids) in this order to the first failure; *limits* are seconds per test."""
+        """Run *tests* (files or ids) in this order to the first failure; *limits* are seconds per test.
+
+        The lines that each reaches are written into files of the directory *reached*, see `sitecustomize`.
+        """
         return self._importing.ask(
             {
                 "tests": list(tests),
@@ -112,7 +124,7 @@ class Sandbox:
                 "limit_s": limit_s,
                 "collection_s": COLLECTION_S,
                 "go_on": go_on,
-                "coverage": coverage,
+                "reached": None if reached is None else str(reached),
             }
         )
 

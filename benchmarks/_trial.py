@@ -83,7 +83,7 @@ class Trial:
                 self._outcomes[place] = Outcome.WAITING
         waiting = [place for place in chosen if self._outcomes[place] is Outcome.WAITING]
         if waiting:
-            baseline = take(self._sandboxes[0], self._patterns, ROOT / "build" / "mutate")
+            baseline = self._baseline()
             try:
                 self._run(waiting, self._sandboxes, baseline, Outcome.SURVIVED_HERE)
             finally:
@@ -91,12 +91,16 @@ class Trial:
         if self._others:
             here = [place for place in chosen if self._outcomes[place] is Outcome.SURVIVED_HERE]
             if here:
-                baseline = take(self._sandboxes[0], self._patterns, ROOT / "build" / "mutate")
+                baseline = self._baseline()
                 try:
                     self._run(here, self._others, baseline, Outcome.SURVIVED)
                 finally:
                     self._outcomes.save()
         return self._tally(chosen), time.monotonic() - began
+
+    def _baseline(self) -> Baseline:
+        watching = next((one for one in (*self._others, self._sandboxes[0]) if one.can_watch), None)
+        return take(self._sandboxes[0], self._patterns, ROOT / "build" / "mutate", watching)
 
     def _chosen(self, sample: int | None) -> list[int]:
         """Return the places of those to run: all, or a sample that depends on the module alone."""

@@ -6,12 +6,9 @@ lines of JSON. It never imports areal_core: a child imports whatever stands in t
 
 from __future__ import annotations
 
-import _thread
 import os
 import sys
-import threading
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +26,8 @@ def _run_in_child(request: dict[str, Any], writer: int) -> None:
         os.setsid()
         redirect()
         reporter = Reporter(request, writer)
-        measured = request.get("coverage")
-        if measured:
-            import coverage
-
-            reporter.coverage = coverage.Coverage(
-                data_file=measured["data"], include=measured["files"], config_file=False, messages=False
-            )
-            reporter.coverage.set_option("run:core", "ctrace")
-            reporter.coverage.start()
-            _trace_bare_threads()
-        else:
-            sys.addaudithook(reporter.audit)
+        if request["reached"]:
+            reporter.begin()
         files = dict.fromkeys(test.partition("::")[0] for test in request["tests"])
         status = pytest.main(
             [*OPTIONS, *([] if request["go_on"] else ["-x"]), *files],
@@ -49,10 +36,6 @@ def _run_in_child(request: dict[str, Any], writer: int) -> None:
         import areal_core
 
         assert Path(areal_core.__file__).is_relative_to(Path.cwd()), areal_core.__file__
-        if reporter.coverage is not None:
-            assert sys.gettrace() is not None, "a test took off coverage's trace function"
-            reporter.coverage.stop()
-            reporter.coverage.save()
         reporter.report("done", int(status))
     except BaseException:
         traceback.print_exc()
@@ -60,22 +43,6 @@ def _run_in_child(request: dict[str, Any], writer: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def _trace_bare_threads() -> None:
-    """Have threads that `_thread` starts traced like others, for coverage to see what they reach."""
-    start = _thread.start_new_thread
-
-    def start_traced(function: Callable[..., object], args: tuple[Any, ...], *kwargs: Any) -> int:
-        trace = threading.gettrace()
-
-        def run(*args: Any, **kwargs: Any) -> None:
-            sys.settrace(trace)
-            function(*args, **kwargs)
-
-        return start(run, args, *kwargs)
-
-    _thread.start_new_thread = start_traced
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ MODULES = {
     "executor": "_executor_rows",
     "peers": "_peer_rows",
     "flight": "_flight_rows",
+    "distributed": "_distributed_rows",
 }
 """Each section's rows. A module is imported when its section begins: what it brings into memory costs the
 collector time in every process forked later."""

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from _baseline import RedError
 from _mutants import list_mutants
 from _outcomes import FILE as OUTCOMES
-from _sandbox import ROOT, Sandbox
+from _sandbox import ROOT, THIS_PYTHON, Sandbox
 from _survivors import FILE, Change, as_toml, reasons
 from _trial import Tally, Trial, progress
 
@@ -28,7 +28,6 @@ from all_pythons import find_python, run
 STORE = ROOT / "build" / "mutate"
 MOST_SURVIVORS = 0.05
 OTHER_PYTHON = "3.13"  # from 3.12 on tasks start eagerly
-THIS_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 _CLEANUP = ("tests/test_drive.py", "tests/test_loop_cleanup*.py")
 _CLIENTS = (
@@ -36,6 +35,14 @@ _CLIENTS = (
     "tests/test_first_import.py",
     "tests/test_descriptors.py",
     "tests/test_workflow_context.py",
+)
+_LOG = (
+    "tests/test_logs.py",
+    "tests/test_runner_exit.py",
+    "tests/test_runner_looking.py",
+    "tests/test_runner_outcomes.py",
+    "tests/test_runner_silence.py",
+    "tests/test_runner_misbehaviour.py",
 )
 _RUNNER = ("tests/test_runner_*.py",)
 _SCHEDULING = ("tests/test_core_*.py", "tests/test_staleness_manager.py", "tests/test_executor_*.py")
@@ -57,8 +64,11 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("areal_core/_drive.py", _CLEANUP),
     ("areal_core/_callback.py", _CLEANUP),
     ("areal_core/_process.py", _CLEANUP + _CLIENTS),
-    ("areal_core/_log.py", _CLEANUP + _RUNNER),
-    ("areal_core/workflow_context.py", _CLIENTS),
+    ("areal_core/_log.py", (*_CLEANUP, *_LOG)),
+    (
+        "areal_core/workflow_context.py",
+        (*_CLIENTS, "tests/test_agent_client.py", "tests/test_agent_recording.py"),
+    ),
     ("areal_core/_http/*.py", _CLIENTS),
     ("areal_core/async_task_runner.py", _RUNNER),
     ("areal_core/_runner/*.py", _RUNNER),
@@ -204,7 +214,8 @@ def _other_sandboxes(stack: ExitStack, count: int) -> list[Sandbox]:
     ):
         return []
     copies = [STORE / f"copy-other-{worker}" for worker in range(count)]
-    return [stack.enter_context(Sandbox(copy, str(ROOT / venv / "bin" / "python"))) for copy in copies]
+    python_there = str(ROOT / venv / "bin" / "python")
+    return [stack.enter_context(Sandbox(copy, python_there, OTHER_PYTHON)) for copy in copies]
 
 
 def _print_module(file: str, tally: Tally, known: dict[Change, str], seconds: float) -> None:

@@ -85,7 +85,7 @@ def train(model: Policy, steps: int) -> bool:
                 learn(model, optimizer, batch)
                 schedule.step()
                 model.save(weights, step)
-                executor.run_everywhere(engine.update_weights_from_disk, weights, step)
+                executor.runner.run(engine.update_weights_from_disk, weights, step)
             return table.end(executor)
 
 

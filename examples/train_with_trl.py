@@ -100,7 +100,7 @@ class HandOver(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: CountingLM, **_: Any) -> None:
         """Write them, and have the server load them."""
         model.backbone.policy.save(self._weights, state.global_step)
-        self._executor.run_everywhere(self._engine.update_weights_from_disk, self._weights, state.global_step)
+        self._executor.runner.run(self._engine.update_weights_from_disk, self._weights, state.global_step)
 
 
 class OffPolicyTrainer(GRPOTrainer):

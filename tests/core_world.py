@@ -62,7 +62,7 @@ class Told(Reporter):
 
     def ran_in_vain(self, rollout: Rollout) -> None:
         super().ran_in_vain(rollout)
-        self.in_vain += 1
+        self.in_vain += not rollout.work.is_eval  # as a manager is told
 
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
         super().went_stale(rollout, runs_again)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 import itertools
 import math
+import pickle
 from typing import Any
 
 import numpy as np
 import pytest
 
 from adam import Adam, cosine
-from areal_core import ModelRequest, ModelResponse
+from areal_core import ModelRequest, ModelResponse, WorkflowContext, workflow_context
+from areal_core.distributed import WorkerStats
 from areal_core.embedded import policy
 from areal_core.embedded.policy import END, Floats, Parameters
 from areal_core.trajectory import check_trajectory_format, concat_padded_tensors
@@ -97,7 +99,6 @@ def test_an_episode_asks_for_a_reversal_and_returns_what_the_executor_takes() ->
     engine = Parrot([2, 1, END], versions=[4, 4, 5])
     workflow = Reverse("some", temperature=0.5)
     played = asyncio.run(workflow.arun_episode(engine, "12"))
-    asyncio.run(workflow.arun_episode(engine, "12"))
 
     check_trajectory_format(played)
     assert played["input_ids"].tolist() == [[*policy.place(policy.encode("12=")), 2, 1, END]]
@@ -106,12 +107,26 @@ def test_an_episode_asks_for_a_reversal_and_returns_what_the_executor_takes() ->
     assert played["logprobs"].tolist() == [[0.0] * 7 + [-0.5, -1.0, -1.5]]
     assert played["rewards"].tolist() == [1.0]
     assert answers(played) == [Answer("12=", [2, 1, END], [4, 4, 5], 1.0)]
-    assert [request.rid for request in engine.asked] == ["some-0", "some-1"]
     assert engine.asked[0].input_ids == policy.encode("12=")
     assert engine.asked[0].gconfig.temperature == 0.5
     assert (
         len(policy.place(policy.encode("123456="))) + engine.asked[0].gconfig.max_new_tokens <= policy.PLACES
     )
+
+
+def test_a_request_has_the_same_name_in_whichever_process_it_is_made() -> None:
+    workflow = Reverse("some")
+
+    async def play(copy: Reverse, task_id: int, sample_idx: int | None) -> str | None:
+        engine = Parrot([END])
+        workflow_context.set(WorkflowContext(task_id=task_id, sample_idx=sample_idx))
+        await copy.arun_episode(engine, "12")
+        return engine.asked[0].rid
+
+    there: Reverse = pickle.loads(pickle.dumps(workflow))
+    for copy in (workflow, there):
+        names = [asyncio.run(play(copy, *place)) for place in ((7, 0), (7, 1), (8, None))]
+        assert names == ["some-7-0", "some-7-1", "some-8-0"]
 
 
 def test_answers_of_a_group_are_without_the_padding() -> None:
@@ -327,6 +342,24 @@ def test_a_run_that_lost_a_group_is_not_sound(lost: int) -> None:
         submitted=15 + lost, pending=1, running=2, finished=3, collected=4, discarded=5
     )
     assert journal.is_sound is not bool(lost)
+
+
+@pytest.mark.parametrize(("numbers", "died"), [([], 0), ([1, 2], 0), ([2, 4], 2)])
+def test_the_workers_that_died_are_those_whose_numbers_are_gone(numbers: list[int], died: int) -> None:
+    journal = _journal([group([5])])
+    journal.workers = [
+        WorkerStats(
+            number=number,
+            running=0,
+            ended=0,
+            ended_per_s=0.0,
+            silent_s=0.0,
+            stalled_s=0.0,
+            is_draining=False,
+        )
+        for number in numbers
+    ]
+    assert journal.died == died
 
 
 def test_the_answer_shown_is_the_last_of_those_with_the_most_versions() -> None:

@@ -91,6 +91,23 @@ def test_a_fault_of_the_loop_itself_is_raised(loop_factory: LoopFactory) -> None
     assert told == []  # of a task that was destroyed, for example
 
 
+def test_nothing_is_said_of_the_coroutine_when_a_loop_that_failed_runs_again(
+    loop_factory: LoopFactory,
+) -> None:
+    loop = _broken(loop_factory)
+    told: list[object] = []
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    with pytest.raises(OSError, match="no epoll"):
+        drive(loop, _turns(5))
+    for _ in range(3):
+        with pytest.raises(OSError, match="no epoll"):
+            loop.run_forever()
+    loop.close()
+    del loop
+    gc.collect()
+    assert told == []  # of an exception that nobody asked for
+
+
 def _broken(loop_factory: LoopFactory) -> asyncio.AbstractEventLoop:
     """Return a loop that runs for one turn and fails then."""
     loop = loop_factory()

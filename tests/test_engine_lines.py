@@ -93,7 +93,7 @@ def test_what_concerns_all_episodes_has_nothing_of_the_one_that_met_it_first(loo
         events.server_out("here", "it hung up")
         events.server_stays_out("here", "it hung up")
         events.server_in("here", 3)
-        events.waits_for_open_generation(1.0, 2)
+        events.waits_for_open_generation(1.0, 2, "resume()")
         events.attempt_failed("talk", "here", ValueError("no"), 0.5)
     assert [line["event"] for line in seen if "data_id" in line] == ["attempt_failed"]
     assert len(seen) == 5

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -155,14 +156,37 @@ def test_the_demo_trains_on_nothing_too_old_and_loses_nothing(run_script: RunScr
     done = run_script(ON_THE_LOOP, demo, "--quick", "--no-plot", timeout=180.0, flags=("-W", "error"))
 
     assert (done.returncode, done.stderr) == (0, "")
-    assert re.search(r"^ *answers trained on +2,560 +2,560 *$", done.stdout, re.MULTILINE)
-    assert re.search(r"^ *tokens trained on over the bound +0 +0 *$", done.stdout, re.MULTILINE)
-    for run in ("asynchronous", "synchronous"):
-        books = re.search(rf"^ *{run}((?: +[\d,]+){{6}}) *$", done.stdout, re.MULTILINE)
-        assert books
-        submitted, *places = (int(number.replace(",", "")) for number in books[1].split())
-        assert submitted == sum(places) > 0
-    assert "These are too few steps to learn the task." in done.stdout
+    _see_promises_kept(done.stdout)
+
+
+@pytest.mark.any_loop
+@pytest.mark.timeout(300)  # Ray starts twice, and so do its workers
+@pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray is not installed")
+def test_the_demo_keeps_its_promises_when_two_other_processes_play(run_script: RunScript) -> None:
+    demo = [str(EXAMPLES / "train_reversal"), "--quick", "--no-plot", "--workers", "2"]
+    done = run_script(ON_THE_LOOP, *demo, timeout=280.0, flags=("-W", "error"))
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ *played by workers +2 +2 *$", done.stdout, re.MULTILINE)
+    played = re.search(
+        r"^ *answers that each played +(\S+) \+ (\S+) +(\S+) \+ (\S+) *$", done.stdout, re.MULTILINE
+    )
+    assert played
+    assert all(int(count.replace(",", "")) > 0 for count in played.groups())
+    assert re.search(r"^ *workers that died +0 +0 *$", done.stdout, re.MULTILINE)
+    _see_promises_kept(done.stdout)
+
+
+@pytest.mark.any_loop
+def test_the_demo_says_what_is_missing_before_it_trains_with_workers(run_script: RunScript) -> None:
+    without_ray = ON_THE_LOOP.replace(
+        "import os, runpy, sys", 'import os, runpy, sys; sys.modules["ray"] = None'
+    )
+    done = run_script(without_ray, str(EXAMPLES / "train_reversal"), "--workers", "2")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith(
+        "error: argument --workers: Ray is not installed; pip install 'areal-core[ray]'\n"
+    )
 
 
 @pytest.mark.any_loop
@@ -204,6 +228,18 @@ def test_every_example_is_tested_here() -> None:
     assert {path.name for path in EXAMPLES.glob("*.py")} == set(tested)
     trained = re.findall(r'EXAMPLES / "(\w+)"', told)
     assert {path.parent.name for path in EXAMPLES.glob("*/__main__.py")} == set(trained)
+
+
+def _see_promises_kept(output: str) -> None:
+    """See in what the demo printed that nothing trained on was too old, and that all groups are somewhere."""
+    assert re.search(r"^ *answers trained on +2,560 +2,560 *$", output, re.MULTILINE)
+    assert re.search(r"^ *tokens trained on over the bound +0 +0 *$", output, re.MULTILINE)
+    for run in ("asynchronous", "synchronous"):
+        books = re.search(rf"^ *{run}((?: +[\d,]+){{6}}) *$", output, re.MULTILINE)
+        assert books
+        submitted, *places = (int(number.replace(",", "")) for number in books[1].split())
+        assert submitted == sum(places) > 0
+    assert "These are too few steps to learn the task." in output
 
 
 def _table(output: str) -> dict[str, int]:

@@ -459,3 +459,18 @@ def test_the_guide_has_each_event_with_its_level_and_fields() -> None:
 def test_times_and_sizes_in_lines_say_their_units() -> None:
     fields = {field for row in rows_of_the_guide().values() for field in row.fields}
     assert [one for one in fields if re.search(r"(^|_)(time|duration|latency|age|delay|ms)$", one)] == []
+
+
+def test_a_line_of_text_is_one_line_but_for_its_stack() -> None:
+    line = _log.Line("it_happened", {"stack": "a\nb", "error": "c\nd"})
+
+    assert str(line) == "it_happened stack=a\nb error=c\\nd"
+
+
+def test_a_value_whose_repr_raises_is_named_by_its_type_and_its_error() -> None:
+    class Odd:
+        def __repr__(self) -> str:
+            raise LookupError
+
+    assert _log.text_of(Odd()).endswith("Odd whose repr raises LookupError>")
+    assert _log.text_of(Odd()).startswith("<a test_a_value_whose")

@@ -8,14 +8,16 @@ start -> backlog -> a worker with room -> out -> ended
 from __future__ import annotations
 
 import asyncio
+import heapq
+import itertools
 import math
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
 from areal_core._distributed.leases import Ended, LeaseRules, Link, Order, Parcel, Report, WorkerState
 from areal_core._executor.port import Clock
 from areal_core._executor.rollout import Episode, Rollout, State
-from areal_core._record import FAR, WAITING_FOR_ROOM, EpisodeRecord
+from areal_core._record import ENDED, FAR, WAITING_FOR_ROOM, EpisodeRecord
 
 _LOOKS_PER_LEASE = 4
 _RATE_OVER_S = 1.0  # the rate of ends is an average over about so long
@@ -25,7 +27,8 @@ class Dispatcher:
     """Lends episodes to workers.
 
     *on_ended* is given episodes whose fields say how they ended; *on_lost* the rollouts whose worker is gone,
-    and why; *on_gone* the number of a worker that is no more, and why, None where it was to go.
+    and why; *on_gone* the number of a worker that is no more, and why, None where it was to go. None of them
+    may call back before the method that calls it has returned.
     """
 
     def __init__(
@@ -44,15 +47,16 @@ class Dispatcher:
         self._on_lost = on_lost
         self._on_gone = on_gone
         self.workers: dict[int, WorkerState] = {}
-        self._backlog: deque[Parcel] = deque()
-        self._parcels: dict[int, Parcel] = {}  # those that a worker has
+        self._backlog: OrderedDict[int, Parcel] = OrderedDict()  # those that nobody has
         self._resting: dict[int, Parcel] = {}  # of groups, of which nothing runs at the moment
         self._to_send: dict[int, Parcel] = {}  # that have a worker, and more for it
         self._to_cancel: dict[int, list[tuple[int, int]]] = {}
-        self._roomy: dict[int, WorkerState] = {}  # in the order in which it is their turn
-        self._parcels_so_far = 0
+        self._numbers = itertools.count(1)
+        self._turns = itertools.count()
         self.refused = 0
         """How many ends came of leases that had passed to others."""
+        self.dead = 0
+        """How many workers died."""
         self.lost = 0
         """How many rollouts were lost with their workers."""
 
@@ -66,14 +70,13 @@ class Dispatcher:
     def start(self, episodes: Iterable[Episode]) -> None:
         """Have *episodes* played."""
         for episode in episodes:
-            rollout = episode.rollout
-            parcel: Parcel | None = rollout.episodes[0].job
+            parcel: Parcel | None = episode.rollout.episodes[0].job
             if parcel is None:
-                self._parcels_so_far += 1
-                parcel = Parcel(self._parcels_so_far, rollout)
-                self._backlog.append(parcel)
+                parcel = Parcel(next(self._numbers), episode.rollout)
+                self._backlog[parcel.number] = parcel
+            if parcel.worker is None:
                 episode.record.enter(WAITING_FOR_ROOM)
-            elif parcel.worker is not None:
+            else:
                 self._to_send[parcel.number] = parcel
             episode.job = parcel
             parcel.unsent.append(episode)
@@ -85,10 +88,8 @@ class Dispatcher:
             return
         if episode in parcel.unsent:
             parcel.unsent.remove(episode)
-            episode.error = asyncio.CancelledError(
-                f"rollout {episode.rollout.task_id} was cancelled before it started"
-            )
-            self._on_ended([episode])
+            self._see_rest(parcel)
+            self._on_ended([_never_begun(episode)])
         elif parcel.worker is not None:
             cancels = self._to_cancel.setdefault(parcel.worker.number, [])
             cancels.append((parcel.number, episode.sample_idx))
@@ -114,8 +115,8 @@ class Dispatcher:
     def joined(self, number: int) -> None:
         """Take a new worker in."""
         now = self._clock.time()
-        worker = WorkerState(number, now, counted_at=now)
-        self.workers[number] = self._roomy[number] = worker
+        worker = WorkerState(number, now, counted_at=now, turn=next(self._turns))
+        self.workers[number] = worker
         self._look_after(worker)
 
     def reported(self, number: int, report: Report) -> None:
@@ -125,16 +126,15 @@ class Dispatcher:
             self.refused += len(report.ended)
             return
         now = self._clock.time()
-        worker.seen_at, worker.stalled_s = now, report.stalled_s
+        worker.seen_at, worker.looks, worker.stalled_s = now, 0, report.stalled_s
         for parcel, place, stage in report.stages:
-            self._note_stage(parcel, place, stage, now)
+            _note_stage(worker, parcel, place, stage, now)
+        _count(worker, len(report.ended), now)
         if report.ended:
-            self._count(worker, len(report.ended), now)
             self._on_ended(self._settled(worker, report.ended))
         if report.returned:
             self._take_back(worker, report.returned)
         self._see_hang(worker)
-        self._see_room(worker)
         self._see_drained(worker)
 
     def died(self, number: int, why: str) -> None:
@@ -142,15 +142,13 @@ class Dispatcher:
         worker = self.workers.pop(number, None)
         if worker is None:
             return
-        self._roomy.pop(number, None)
         lost = []
         for parcel in worker.parcels.values():
-            self._parcels.pop(parcel.number, None)
             self._resting.pop(parcel.number, None)
-            self._to_send.pop(parcel.number, None)
             parcel.worker = None
             if parcel.is_current and parcel.rollout.state is State.RUNNING:
                 lost.append(parcel.rollout)
+        self.dead += 1
         self.lost += len(lost)
         self._on_gone(number, why)
         if lost:
@@ -163,7 +161,6 @@ class Dispatcher:
             return False
         if not worker.is_draining:
             worker.is_draining = True
-            self._roomy.pop(number, None)
             self._link.take_back(number)
             self._see_drained(worker)
         return True
@@ -171,34 +168,31 @@ class Dispatcher:
     # -- lending -----------------------------------------------------------------------------------
 
     def _share_backlog(self, orders: dict[int, list[Order]]) -> None:
-        """Give everybody as much, first what they can play at once, then what they may hold."""
-        for may_hold in (False, True):
-            while self._backlog:
-                rooms = [(worker, self._room(worker, may_hold)) for worker in self._roomy.values()]
-                rooms = [(worker, room) for worker, room in rooms if room > 0]
-                if not rooms:
-                    break
-                share = max(1, len(self._backlog) // len(rooms))
-                for worker, room in rooms:
-                    self._fill(worker, min(share, room), orders)
+        """Lend to whoever has the least: so what can be played at once comes before what is only held."""
+        rooms = [
+            (worker.load, worker.turn, worker, most)
+            for worker in (self.workers.values() if self._backlog else ())
+            if worker.load < (most := self._most_for(worker))
+        ]
+        heapq.heapify(rooms)
+        while self._backlog and rooms:
+            _, _, worker, most = rooms[0]
+            _, parcel = self._backlog.popitem(last=False)
+            parcel.worker = worker
+            worker.parcels[parcel.number] = parcel
+            self._lend(parcel, worker, orders, is_first=True)
+            worker.turn = next(self._turns)
+            if worker.load < most:
+                heapq.heapreplace(rooms, (worker.load, worker.turn, worker, most))
+            else:
+                heapq.heappop(rooms)
 
-    def _fill(self, worker: WorkerState, most: int, orders: dict[int, list[Order]]) -> None:
-        upto = worker.load + most
-        while self._backlog and worker.load < upto:
-            parcel = self._backlog.popleft()
-            if parcel.unsent:  # else it was cancelled
-                parcel.worker = worker
-                worker.parcels[parcel.number] = self._parcels[parcel.number] = parcel
-                self._lend(parcel, worker, orders, is_first=True)
-        # Whoever was served has its next turn after the others.
-        if self._roomy.pop(worker.number, None) is not None:
-            self._roomy[worker.number] = worker
-
-    def _room(self, worker: WorkerState, may_hold: bool) -> int:
-        ahead = 0
-        if may_hold:  # what ends there while an exchange is under way: it never runs dry, and hoards nothing
-            ahead = min(self._rules.most_ahead, math.ceil(worker.rate * self._rules.exchange_s))
-        return self._rules.slots + ahead - worker.load
+    def _most_for(self, worker: WorkerState) -> int:
+        if worker.is_draining or worker.is_hung:
+            return 0
+        # What ends there while an exchange is under way: it never runs dry, and hoards nothing.
+        ahead = math.ceil(worker.rate * self._rules.exchange_s)
+        return self._rules.slots + min(self._rules.most_ahead, ahead)
 
     def _lend(
         self,
@@ -212,7 +206,7 @@ class Dispatcher:
         for episode in episodes:
             parcel.out[episode.sample_idx] = episode
             episode.record.worker = worker.number
-            episode.record.stage = FAR
+            episode.record.enter(FAR)
         worker.load += len(episodes)
         self._resting.pop(parcel.number, None)
         orders.setdefault(worker.number, []).append(Order(parcel, is_first, episodes))
@@ -231,44 +225,65 @@ class Dispatcher:
             _fill_in(episode, one)
             episodes.append(episode)
             if parcel.rollout.work.group_size == 1:
-                self._forget(parcel)
+                _forget(parcel)
                 episode.job = None
-            elif not parcel.out and not parcel.unsent:
-                self._resting[parcel.number] = parcel
+            else:
+                self._see_rest(parcel)
         return episodes
 
     def _take_back(self, worker: WorkerState, returned: Sequence[tuple[int, int]]) -> None:
         back: dict[int, Parcel] = {}
+        never: list[Episode] = []
         for number, place in returned:
             parcel = worker.parcels.get(number)
             episode = None if parcel is None else parcel.out.pop(place, None)
             if parcel is None or episode is None:
                 continue
             worker.load -= 1
-            parcel.unsent.append(episode)
             back[number] = parcel
-        for parcel in back.values():
+            if episode.told_to_end:  # while it was on its way back, so that nobody there can obey
+                never.append(_never_begun(episode))
+            else:
+                parcel.unsent.append(episode)
+        for parcel in sorted(back.values(), key=_age, reverse=True):
+            parcel.unsent.sort(key=_place)
             if len(parcel.unsent) == len(parcel.rollout.episodes):  # nothing of it has begun
-                self._forget(parcel)
-                self._link.forget(worker.number, [parcel.number])
-                parcel.worker = None
-                self._backlog.appendleft(parcel)
-            else:  # its group goes on here
+                self._put_back(parcel, worker)
+            elif parcel.unsent:  # its group goes on here
                 self._to_send[parcel.number] = parcel
+            else:
+                self._see_rest(parcel)
+        if never:
+            self._on_ended(never)
 
-    def _forget(self, parcel: Parcel) -> None:
-        self._parcels.pop(parcel.number, None)
-        if parcel.worker is not None:
-            parcel.worker.parcels.pop(parcel.number, None)
+    def _put_back(self, parcel: Parcel, worker: WorkerState) -> None:
+        """Let a parcel wait again, before those that were not lent so far, under another number."""
+        self._link.forget(worker.number, [parcel.number])
+        _forget(parcel)
+        parcel.worker, parcel.number = None, next(self._numbers)
+        self._backlog[parcel.number] = parcel
+        self._backlog.move_to_end(parcel.number, last=False)
+        for episode in parcel.unsent:
+            episode.record.worker = None
+            episode.record.enter(WAITING_FOR_ROOM)
+
+    def _see_rest(self, parcel: Parcel) -> None:
+        """Note a parcel of which nothing is lent, or to be lent. Whether it goes on, the core knows."""
+        if parcel.out or parcel.unsent:
+            return
+        if parcel.worker is None:
+            self._backlog.pop(parcel.number, None)
+        else:
+            self._resting[parcel.number] = parcel
 
     def _forget_what_is_over(self) -> None:
-        """Forget groups that have ended. Whether one goes on, with members or its judge, the core knows."""
+        """Forget what rests and has ended: it does not go on, with members or a judge."""
         over: dict[int, list[int]] = {}
         for parcel in list(self._resting.values()):
             if parcel.is_current and parcel.rollout.state is State.RUNNING:
                 continue
             del self._resting[parcel.number]
-            self._forget(parcel)
+            _forget(parcel)
             if parcel.worker is not None:
                 over.setdefault(parcel.worker.number, []).append(parcel.number)
         for number, parcels in over.items():
@@ -277,41 +292,21 @@ class Dispatcher:
             if worker is not None:
                 self._see_drained(worker)
 
-    def _note_stage(self, number: int, place: int, stage: tuple[object, ...], now: float) -> None:
-        parcel = self._parcels.get(number)
-        episode = None if parcel is None else parcel.out.get(place)
-        if episode is not None:
-            _take_stage(episode.record, stage, now)
-
     # -- how workers are ---------------------------------------------------------------------------
 
-    def _count(self, worker: WorkerState, ended: int, now: float) -> None:
-        worker.ended += ended
-        passed_s = now - worker.counted_at
-        if passed_s > 0:
-            weight = 1.0 - math.exp(-passed_s / _RATE_OVER_S)
-            worker.rate += weight * (ended / passed_s - worker.rate)
-            worker.counted_at = now
-
-    def _see_room(self, worker: WorkerState) -> None:
-        if not worker.is_draining and worker.number in self.workers:
-            self._roomy.setdefault(worker.number, worker)
-
     def _see_hang(self, worker: WorkerState) -> None:
-        """Drain one whose loop does not turn: it still brings what has ended, and no more is lost with it."""
-        if worker.stalled_s < self._rules.hang_s or worker.is_hung:
-            return
-        worker.is_hung = True
-        self.drain(worker.number)
-        self._clock.call_later(self._rules.drain_s, lambda: self._kill_if_hung(worker))
+        """Lend nothing to one whose loop does not turn, and take back what it has not begun.
 
-    def _kill_if_hung(self, worker: WorkerState) -> None:
-        if self.workers.get(worker.number) is not worker:
-            return
-        if worker.stalled_s >= self._rules.hang_s:
-            self._kill(worker, f"its loop did not turn for {worker.stalled_s:.0f} s")
-        else:  # it turns again, but has given back what it had: somebody else will take its place
-            worker.is_hung = False
+        So no more is lost if it has to be killed; it still brings what has ended. The seconds are its own:
+        how busy this process is does not matter.
+        """
+        stalled_s, hang_s = worker.stalled_s, self._rules.hang_s
+        if worker.is_hung and stalled_s > hang_s + self._rules.drain_s:
+            self._kill(worker, f"its loop did not turn for {stalled_s:.0f} s")
+        elif worker.is_hung != (stalled_s > hang_s):
+            worker.is_hung = not worker.is_hung
+            if worker.is_hung:
+                self._link.take_back(worker.number)
 
     def _see_drained(self, worker: WorkerState) -> None:
         if worker.is_draining and not worker.parcels and worker.number in self.workers:
@@ -320,13 +315,17 @@ class Dispatcher:
             self._on_gone(worker.number, None)
 
     def _look_after(self, worker: WorkerState) -> None:
-        """Take one for dead that gives no sign of life."""
+        """Take one for dead that gives no sign of life from look to look.
+
+        Looks are counted, not seconds: where this process stood still, a sign of life may wait to be read.
+        """
         if self.workers.get(worker.number) is not worker:
             return
-        silent_s = self._clock.time() - worker.seen_at
-        if silent_s > self._rules.lease_s:
+        if worker.looks >= _LOOKS_PER_LEASE:
+            silent_s = self._clock.time() - worker.seen_at
             self._kill(worker, f"it gave no sign of life for {silent_s:.0f} s")
         else:
+            worker.looks += 1
             self._clock.call_later(self._rules.lease_s / _LOOKS_PER_LEASE, lambda: self._look_after(worker))
 
     def _kill(self, worker: WorkerState, why: str) -> None:
@@ -334,15 +333,54 @@ class Dispatcher:
         self.died(worker.number, why)
 
 
+def _forget(parcel: Parcel) -> None:
+    if parcel.worker is not None:
+        parcel.worker.parcels.pop(parcel.number, None)
+
+
+def _never_begun(episode: Episode) -> Episode:
+    episode.error = asyncio.CancelledError(
+        f"rollout {episode.rollout.task_id} was cancelled before it started"
+    )
+    episode.record.enter(ENDED)
+    if episode.rollout.work.group_size == 1:
+        episode.job = None
+    return episode
+
+
 def _fill_in(episode: Episode, one: Ended) -> None:
     episode.verdict, episode.error, episode.timed_out = one.verdict, one.error, one.timed_out
     episode.seconds = one.seconds
     record = episode.record
+    record.enter(ENDED)  # first: it adds what this side knows of the last stage, which the figures have
     record.segments, record.newest_version, record.generate_s, record.reward_s, record.accept_s = one.figures
-    record.enter("ended")
+
+
+def _note_stage(worker: WorkerState, number: int, place: int, stage: tuple[object, ...], now: float) -> None:
+    parcel = worker.parcels.get(number)
+    episode = None if parcel is None else parcel.out.get(place)
+    if episode is not None:
+        _take_stage(episode.record, stage, now)
 
 
 def _take_stage(record: EpisodeRecord, stage: tuple[object, ...], now: float) -> None:
     name, server, age_s, segments, newest = stage
     record.stage, record.server, record.segments, record.newest_version = name, server, segments, newest  # type: ignore[assignment]
     record.since = now - age_s  # type: ignore[operator]
+
+
+def _count(worker: WorkerState, ended: int, now: float) -> None:
+    worker.ended += ended
+    passed_s = now - worker.counted_at
+    if passed_s > 0:
+        weight = 1.0 - math.exp(-passed_s / _RATE_OVER_S)
+        worker.rate += weight * (ended / passed_s - worker.rate)
+        worker.counted_at = now
+
+
+def _age(parcel: Parcel) -> int:
+    return parcel.rollout.start_order
+
+
+def _place(episode: Episode) -> int:
+    return episode.sample_idx

@@ -8,6 +8,7 @@ from areal_core._distributed.dispatcher import Dispatcher
 from areal_core._distributed.leases import LeaseRules, Link, Report
 from areal_core._executor.desk import Desk
 from areal_core._executor.rollout import Episode, Rollout
+from areal_core._log import get_logger, log
 from areal_core._runner.job import Job
 from areal_core._runner.life import Life
 from areal_core.errors import WorkerLostError
@@ -22,6 +23,9 @@ class FarLink(Link):
     def tell(self, version: int, is_paused: bool) -> None:
         """Tell all workers, those that join later too, of the policy version, and whether they may begin."""
 
+    def hold_generation(self, holds: bool) -> None:
+        """Tell all workers, those that join later too, whether requests for tokens are to wait."""
+
     def gone(self, worker: int, why: str | None) -> None:
         """Take note that a worker is no more; None: it was to go."""
 
@@ -29,11 +33,18 @@ class FarLink(Link):
 class FarDesk(Desk):
     """A desk whose core's port is a dispatcher beside it."""
 
+    connects_here = False
+
     def __init__(self, life: Life, rules: LeaseRules, link: FarLink) -> None:
         super().__init__(life)
         self._link = link
         self.dispatcher = Dispatcher(rules, link, self, self._take, self._lose, link.gone)
         self._told: tuple[int, bool] | None = None
+        self._unfollow: Callable[[], object] = _nothing
+
+    def follow(self, subscribe: Callable[[Callable[[bool], None]], Callable[[], object]]) -> None:
+        """Have workers told, until the end, when the engine to which *subscribe* belongs closes and opens."""
+        self._unfollow = subscribe(lambda is_open: self.post(self._link.hold_generation, not is_open))
 
     # -- port --------------------------------------------------------------------------------------
 
@@ -90,5 +101,18 @@ class FarDesk(Desk):
         """Return none: nothing of this is a task of the loop."""
         return ()
 
+    def finish_end(self) -> None:
+        """Let everything be over, and follow no engine any more."""
+        super().finish_end()
+        unfollow, self._unfollow = self._unfollow, _nothing
+        try:
+            unfollow()
+        except Exception as error:  # of an engine that is not ours
+            log(get_logger(), "error", "unsubscribe_raised", {"exc_info": error})
+
     def _leave_all(self) -> None:
         self.core.abandon_episodes()
+
+
+def _nothing() -> None:
+    """Leave no engine: none was followed."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import bisect
+import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from typing import Any
 
 from msgspec.structs import replace
 
 from areal_core._distributed.outbox import Outbox
-from areal_core._distributed.wire import HELD, EndedHere, Head, Orders
+from areal_core._distributed.wire import HELD, MOST_PLANS, EndedHere, Head, Orders
 from areal_core._executor.local_desk import EpisodeJob
 from areal_core._executor.playing import Player
 from areal_core._executor.rollout import Episode, Lane, Rollout, Work
@@ -21,39 +23,64 @@ from areal_core._runner.ending import Ending
 from areal_core._runner.guest import Guest
 from areal_core._runner.job import Job
 from areal_core._runner.life import Life
+from areal_core._runner.results import Status
+from areal_core.errors import RemoteError
+
+_Plans = dict[int, Plan | BaseException]
+_Entry = tuple[int, Head | BaseException | None, list[int]]
 
 _ANY_CONTEXT = Context()
 _JUDGE = -1
+_NO_FIGURES = (0, None, 0.0, 0.0, 0.0)
 
 
 class Floor(Guest):
-    """Plays what it is given, *slots* episodes at once, in the order in which they came."""
+    """Plays what it is given, *slots* episodes at once, in the order in which they came.
 
-    def __init__(self, life: Life, player: Player, slots: int, timeout_s: float | None, out: Outbox) -> None:
+    Its lock is held for a moment at a time, and never while anything of the user's runs.
+    """
+
+    def __init__(
+        self,
+        life: Life,
+        player: Player,
+        slots: int,
+        timeout_s: float | None,
+        out: Outbox,
+        loads: Callable[[bytes], Any],
+    ) -> None:
         self._life = life
         self._player = player
         self._slots = slots
         self._timeout_s = timeout_s
         self._out = out
-        self._inbox: deque[Orders] = deque()
-        self._plans: dict[int, Plan] = {}
+        self._loads = loads
+        self._lock = threading.Lock()
+        self._inbox: deque[tuple[Orders, _Plans, list[_Entry]]] = deque()
+        self._plans: _Plans = {}
         self._rollouts: dict[int, Rollout] = {}  # by parcel; of a group until it is told to forget it
-        self._numbers: dict[Rollout, int] = {}
-        self._pending: deque[Episode] = deque()
-        self._jobs: set[EpisodeJob] = set()
+        self._pending: OrderedDict[tuple[int, int], Episode] = OrderedDict()  # by parcel and place
+        self._to_cancel: deque[tuple[int, int]] = deque()
+        self._jobs: dict[EpisodeJob, int] = {}  # the parcels of those that run
         self._said: dict[EpisodeJob, tuple[Any, ...]] = {}
-        self._order = 0  # the last one that version and pause were taken from
+        self._order = 0  # the last one that the pause was taken from
         self.turned_at = time.monotonic()
         """When the loop last turned, as far as anybody looked."""
         self._asked_to_turn = False
         self._is_held = False
+        self._is_over = False
         self._launcher = life.host(self)
 
     # -- from any thread ---------------------------------------------------------------------------
 
     def give(self, orders: Orders) -> None:
-        """Have *orders* followed."""
-        self._inbox.append(orders)
+        """Have *orders* followed. What of them cannot be read ends as failed."""
+        plans = {number: self._read(data) for number, data in orders.plans.items()}
+        entries = [
+            (number, None if head is None else self._read(head), places)
+            for number, head, places in orders.give
+        ]
+        self._inbox.append((orders, plans, entries))
         self._life.thread.post(self._work)
 
     def stalled_s(self) -> float:
@@ -67,59 +94,59 @@ class Floor(Guest):
 
     def returned(self) -> list[tuple[int, int]]:
         """Give back what has not begun, without the loop: it may hang."""
-        back: list[tuple[int, int]] = []
-        while True:
-            try:
-                episode = self._pending.pop()
-            except IndexError:
-                return back
-            back.append((self._numbers[episode.rollout], episode.sample_idx))
+        with self._lock:
+            self._follow()  # what the loop has not come to
+            back = list(self._pending)
+            self._pending.clear()
+        return back
 
     def stages(self) -> list[tuple[int, int, tuple[Any, ...]]]:
         """Return the stages of those that run, where they are others than the last time."""
         news = []
-        for job in list(self._jobs):
-            record = job.episode.record
-            said = record.stage, record.server, record.segments
-            number = self._numbers.get(job.episode.rollout)
-            if self._said.get(job) == said or number is None:
-                continue
-            self._said[job] = said
-            age_s = time.monotonic() - record.since
-            news.append(
-                (
-                    number,
-                    job.episode.sample_idx,
-                    (record.stage, record.server, age_s, record.segments, record.newest_version),
-                )
-            )
+        with self._lock:
+            for job, number in self._jobs.items():
+                record = job.episode.record
+                said = record.stage, record.server, record.segments
+                if self._said.get(job) == said:
+                    continue
+                self._said[job] = said
+                age_s = time.monotonic() - record.since
+                stage = record.stage, record.server, age_s, record.segments, record.newest_version
+                news.append((number, job.episode.sample_idx, stage))
         return news
 
-    # -- on the loop -------------------------------------------------------------------------------
+    def _read(self, data: bytes) -> Any:
+        try:
+            return self._loads(data)
+        except BaseException as error:  # of the user's code, which may do anything
+            return error
 
-    def _turned(self) -> None:
-        self._asked_to_turn = False
+    # -- with the lock -----------------------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _follow(self) -> None:
+        """Do what has come; but what is to be cancelled is left for the loop."""
         while self._inbox:
-            orders = self._inbox.popleft()
-            self._plans.update(orders.plans)
-            for number, head, places in orders.give:
+            orders, plans, entries = self._inbox.popleft()
+            self._plans.update(plans)
+            for number, head, places in entries:
                 self._take(number, head, places)
-            for number, place in orders.cancel:
-                self._cancel(number, place)
+            self._to_cancel += orders.cancel
             for number in orders.forget:
-                self._forget(number)
+                self._rollouts.pop(number, None)
             if orders.number > self._order:
                 self._order, self._is_held = orders.number, orders.is_paused
-                for plan in orders.dropped_plans:
-                    self._plans.pop(plan, None)
-        self._start()
+            if plans:
+                newest = max(plans)
+                for number in [one for one in self._plans if one <= newest - MOST_PLANS]:
+                    del self._plans[number]
 
-    def _take(self, number: int, head: Head | None, places: Sequence[int]) -> None:
-        if head is not None:
+    def _take(self, number: int, head: Head | BaseException | None, places: Sequence[int]) -> None:
+        if isinstance(head, tuple):
             plan_number, task_id, data_id, version, data = head
             plan = self._plans[plan_number]
+            if isinstance(plan, BaseException):
+                self._refuse(number, places, plan)
+                return
             work = Work(
                 data,
                 plan.workflow,
@@ -130,54 +157,68 @@ class Floor(Guest):
                 plan.is_eval,
                 data_id,
             )
-            rollout = Rollout(task_id, work, Lane.OPEN, start_version=version)
-            self._rollouts[number] = rollout
-            self._numbers[rollout] = number
-        rollout = self._rollouts[number]
+            self._rollouts[number] = Rollout(task_id, work, Lane.OPEN, start_version=version)
+        rollout = self._rollouts.get(number)
+        if rollout is None:  # it could not be read, now or with an earlier member
+            self._refuse(number, places, head if isinstance(head, BaseException) else None)
+            return
         for place in places:
             episode = Episode(rollout, place, EpisodeRecord(rollout.work.data_id))
             if place == _JUDGE:
                 rollout.judge = episode
             else:
-                rollout.episodes.append(episode)
-            self._pending.append(episode)
+                _add_member(rollout.episodes, episode)
+            self._pending[number, place] = episode
+
+    def _refuse(self, number: int, places: Sequence[int], why: BaseException | None) -> None:
+        reason = "nor could it before" if why is None else f"{type(why).__name__}: {why}"
+        error = RemoteError(f"a worker cannot read what it was to play: {reason}")
+        ended = [EndedHere(number, place, None, error, False, 0.0, _NO_FIGURES) for place in places]
+        self._out.put(ended, is_last=self._is_idle())
+
+    def _is_idle(self) -> bool:
+        return not self._jobs and not self._pending
+
+    # -- on the loop -------------------------------------------------------------------------------
+
+    def _turned(self) -> None:
+        self._asked_to_turn = False
+
+    def _work(self) -> None:
+        with self._lock:
+            self._follow()
+        while self._to_cancel:
+            self._cancel(*self._to_cancel.popleft())
+        self._start()
 
     def _start(self) -> None:
-        room = self._slots - len(self._jobs)
-        if self._is_held or room <= 0 or not self._pending:
-            return
         jobs = []
-        for _ in range(room):
-            try:
-                episode = self._pending.popleft()
-            except IndexError:  # none is left, or it was given back a moment ago
-                break
-            episode.job = job = EpisodeJob(episode, self._player, self._timeout_s)
-            self._jobs.add(job)
-            jobs.append(job)
-        self._launcher.launch(jobs)
+        with self._lock:
+            may_begin = not self._is_held and not self._is_over
+            while may_begin and self._pending and len(self._jobs) < self._slots:
+                (number, _), episode = self._pending.popitem(last=False)
+                episode.job = job = EpisodeJob(episode, self._player, self._timeout_s)
+                self._jobs[job] = number
+                jobs.append(job)
+        if jobs:
+            self._launcher.launch(jobs)
 
     def _cancel(self, number: int, place: int) -> None:
-        rollout = self._rollouts.get(number)
+        with self._lock:
+            waiting = self._pending.pop((number, place), None)
+            rollout = self._rollouts.get(number)
+        if waiting is not None:
+            never = EpisodeJob(waiting, self._player, None)
+            never.decision = "cancelled"
+            never.end(time.monotonic_ns())
+            never.fill_in()
+            self._send([(number, waiting)])
+            return
         for episode in () if rollout is None else rollout.members():
-            if episode.sample_idx != place:
-                continue
             job = episode.job
-            if job is not None and job.is_open:
+            if episode.sample_idx == place and job is not None and job.is_open:
                 job.decision = "cancelled"
                 self._launcher.cancel(job)
-            elif job is None and episode in self._pending:
-                self._pending.remove(episode)
-                never = EpisodeJob(episode, self._player, None)
-                never.decision = "cancelled"
-                never.end(time.monotonic_ns())
-                never.fill_in()
-                self._send([episode])
-
-    def _forget(self, number: int) -> None:
-        rollout = self._rollouts.pop(number, None)
-        if rollout is not None:
-            del self._numbers[rollout]
 
     # -- what the runner tells ---------------------------------------------------------------------
 
@@ -186,29 +227,33 @@ class Floor(Guest):
         ended = []
         for job in jobs:
             if isinstance(job, EpisodeJob) and job in self._jobs:
-                self._jobs.discard(job)
-                self._said.pop(job, None)
+                with self._lock:
+                    number = self._jobs.pop(job)
+                    self._said.pop(job, None)
                 job.fill_in()
-                ended.append(job.episode)
+                ended.append((number, job.episode))
         self._start()
         if ended:
             self._send(ended)
 
-    def _send(self, episodes: Sequence[Episode]) -> None:
-        things = []
-        for episode in episodes:
-            rollout = episode.rollout
-            number = self._numbers.get(rollout)
-            if number is None:
-                continue
-            things.append(_ended(number, episode))
-            if rollout.work.group_size == 1:
-                self._forget(number)
-        self._out.put(things, is_last=not self._jobs and not self._pending)
+    def decide(self, job: Job, decision: Status) -> bool:
+        """Let *decision* be the outcome of *job*, and note what it is doing."""
+        if isinstance(job, EpisodeJob):
+            job.doing = f" ({job.episode.record})"
+        return super().decide(job, decision)
+
+    def _send(self, ended: Sequence[tuple[int, Episode]]) -> None:
+        things = [_ended(number, episode) for number, episode in ended]
+        with self._lock:
+            for number, episode in ended:
+                if episode.rollout.work.group_size == 1:
+                    self._rollouts.pop(number, None)
+            is_last = self._is_idle()
+        self._out.put(things, is_last=is_last)
 
     def begin_end(self, ending: Ending) -> None:
         """Begin nothing more."""
-        self._is_held = True
+        self._is_over = True
         for job in self.jobs():
             if job.is_open:
                 job.decision = "cancelled"
@@ -219,7 +264,21 @@ class Floor(Guest):
 
     def jobs(self) -> Iterable[EpisodeJob]:
         """Return those that run."""
-        return list(self._jobs)
+        with self._lock:
+            return list(self._jobs)
+
+
+def _add_member(members: list[Episode], episode: Episode) -> None:
+    """Add *episode* in its place, also if it was handed back and comes again."""
+    if not members or members[-1].sample_idx < episode.sample_idx:
+        members.append(episode)
+        return
+    members[:] = [one for one in members if one.sample_idx != episode.sample_idx]
+    bisect.insort(members, episode, key=_place)
+
+
+def _place(episode: Episode) -> int:
+    return episode.sample_idx
 
 
 def _ended(number: int, episode: Episode) -> EndedHere:

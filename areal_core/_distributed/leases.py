@@ -17,20 +17,21 @@ class LeaseRules(Struct, frozen=True, kw_only=True):
     """How many episodes a worker plays at once."""
     most_ahead: int
     """How many more it may hold that it has not begun."""
-    exchange_s: float = 0.02
+    exchange_s: float = 0.05
     """How long it takes at most from an end at a worker until what takes its place arrives there."""
     lease_s: float = 30.0
     """How long a worker may give no sign of life before it is taken for dead."""
     hang_s: float = 300.0
-    """How long its loop may not turn before it is drained."""
+    """How long its loop may not turn before it is lent nothing, and what it has not begun is taken back."""
     drain_s: float = 30.0
-    """How long one that hangs keeps what it has, for what it still brings, before it is killed."""
+    """How much longer it keeps the rest, for what it still brings, before it is killed."""
 
 
 class Parcel(Struct, eq=False):
     """One attempt at a rollout, lent as a whole: all members of a group, and their judge, go to one worker.
 
-    Its number is never used again, so that what comes of an earlier attempt is known for that.
+    Its number is never used again, so that what comes of an earlier attempt is known for that. One that is
+    handed back before anything of it began gets another.
     """
 
     number: int
@@ -40,6 +41,11 @@ class Parcel(Struct, eq=False):
     unsent: list[Episode] = []
     out: dict[int, Episode] = {}
     """Those that are lent, by their place in the group, -1 for the judge."""
+
+    def __repr__(
+        self,
+    ) -> str:  # not of all that it leads to: of its worker, and so of all other parcels there
+        return f"<parcel {self.number}, of rollout {self.rollout.task_id}>"
 
     @property
     def is_current(self) -> bool:
@@ -62,11 +68,19 @@ class WorkerState(Struct, eq=False):
     rate: float = 0.0
     """How many end there per second, of late."""
     counted_at: float = 0.0
+    turn: int = 0
+    """Of those that have as much, the next is lent to whose turn was first."""
+    looks: int = 0
+    """How often it was looked at since its last sign of life."""
     stalled_s: float = 0.0
     """For how long its loop has not turned."""
     is_draining: bool = False
-    """Whether it gets nothing more."""
+    """Whether it is to finish what it has, and go."""
     is_hung: bool = False
+    """Whether its loop has not turned for so long that it is lent nothing before it does."""
+
+    def __repr__(self) -> str:
+        return f"<worker {self.number}, with {self.load} episodes of {len(self.parcels)} rollouts>"
 
 
 class Ended(Struct):

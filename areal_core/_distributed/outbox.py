@@ -16,16 +16,19 @@ class Outbox:
         self._enough = enough
         self._changed = threading.Condition(threading.Lock())
         self._things: list[Any] = []
-        self._is_last = False
+        self._is_due = False
         self._is_closed = False
 
     def put(self, things: Sequence[Any], *, is_last: bool) -> None:
-        """Add *things*; *is_last* when nothing more is under way, so that nobody has to wait for company."""
+        """Add *things*; *is_last* when nothing more is under way, so that nobody has to wait for company.
+
+        Whoever waits then returns, also with nothing.
+        """
         with self._changed:
             was_empty = not self._things
             self._things += things
-            self._is_last = is_last
-            if was_empty or is_last or len(self._things) >= self._enough:
+            self._is_due = self._is_due or is_last or len(self._things) >= self._enough
+            if was_empty or self._is_due:
                 self._changed.notify()
 
     def close(self) -> None:
@@ -39,7 +42,7 @@ class Outbox:
         deadline = time.monotonic() + patience_s
         lingers = False
         with self._changed:
-            while not (self._is_closed or (self._things and self._is_ripe())):
+            while not (self._is_closed or self._is_due):
                 if self._things and not lingers:
                     lingers = True
                     deadline = time.monotonic() + self._linger_s
@@ -48,7 +51,5 @@ class Outbox:
                     break
                 self._changed.wait(left_s)
             things, self._things = self._things, []
+            self._is_due = False
             return things
-
-    def _is_ripe(self) -> bool:
-        return self._is_last or len(self._things) >= self._enough

@@ -14,46 +14,44 @@ import numpy as np
 Layout = tuple[tuple[str, str, tuple[int, ...]], ...]
 """Of one trajectory: for each array its name, its type, its shape."""
 
-Packed = tuple[list[Layout], list[int], dict[str, Any], list[dict[str, Any] | None]]
-"""The layouts there are, which one each trajectory has, the flat arrays by type, and what is no array."""
+Packed = tuple[list[Layout], list[int], dict[str, Any]]
+"""The layouts there are, which one each trajectory has, and the flat arrays by type."""
+
+
+def is_packed(value: Any) -> bool:
+    """Return whether *value* is an array of numbers, which `pack` takes along."""
+    return type(value) is np.ndarray and value.dtype.kind in "biufc" and value.dtype.isnative
 
 
 def pack(trajectories: Sequence[dict[str, Any]]) -> Packed:
-    """Return *trajectories* packed. What is no array of numbers goes along as it is."""
+    """Return the arrays of numbers of *trajectories*. What is none is left out."""
     places: dict[Layout, int] = {}
     which: list[int] = []
     pieces: dict[str, list[Any]] = {}
-    others: list[dict[str, Any] | None] = []
     for trajectory in trajectories:
-        layout, rest = [], None
+        layout = []
         for name, value in trajectory.items():
-            if type(value) is np.ndarray and value.dtype.kind in "biufc" and value.dtype.isnative:
+            if is_packed(value):
                 kind = value.dtype.str
                 layout.append((name, kind, value.shape))
                 pieces.setdefault(kind, []).append(value.reshape(-1))
-            else:
-                rest = rest or {}
-                rest[name] = value
         which.append(places.setdefault(tuple(layout), len(places)))
-        others.append(rest)
     flats = {kind: np.concatenate(arrays) for kind, arrays in pieces.items()}
-    return list(places), which, flats, others
+    return list(places), which, flats
 
 
 def unpack(packed: Packed) -> Iterator[dict[str, Any]]:
-    """Yield the trajectories again."""
-    layouts, which, flats, others = packed
+    """Yield what `pack` took of each trajectory."""
+    layouts, which, flats = packed
     sized = [
         [(name, kind, shape, int(np.prod(shape, dtype=np.int64))) for name, kind, shape in layout]
         for layout in layouts
     ]
     at = dict.fromkeys(flats, 0)
-    for place, rest in zip(which, others, strict=True):
+    for place in which:
         trajectory = {}
         for name, kind, shape, size in sized[place]:
             start = at[kind]
             at[kind] = end = start + size
             trajectory[name] = flats[kind][start:end].reshape(shape)
-        if rest:
-            trajectory.update(rest)
         yield trajectory

@@ -15,11 +15,12 @@ from msgspec import Struct
 
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import Ended, Order, Parcel, Report
-from areal_core._distributed.wire import Head, Orders, Shipment, unship
+from areal_core._distributed.wire import Orders, Shipment, encode, unship
 from areal_core._distributed.worker import Setup, Worker
 from areal_core._executor.rollout import Work
 from areal_core._executor.work import Plan
 from areal_core._runner.life import Life
+from areal_core.errors import WorkerLostError
 
 _BEAT_S = 1.0  # a worker that has nothing to say gives a sign of life so often
 _MOST_PLANS = 128  # that workers remember
@@ -77,9 +78,11 @@ class RayLink(FarLink):
         self._desk = desk
         self._wanted = count
         actors = [self._new_actor() for _ in range(count)]
-        ray.get([actor.handle.ready.remote() for actor in actors], timeout=timeout_s)
-        for actor in actors:
-            self._life.thread.post(self._welcome, actor)
+        try:
+            ray.get([actor.handle.begin.remote() for actor in actors], timeout=timeout_s)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        desk.call(self._welcome, *actors)
 
     def add(self, count: int) -> None:
         """Have *count* workers more."""
@@ -97,9 +100,11 @@ class RayLink(FarLink):
         """Run a coroutine function on each worker's loop, and return the values. Raises what one raises."""
         call = dumps((async_fn, args))
         actors = [actor for actor in list(self._actors.values()) if actor.has_joined]
-        answers = ray.get(
-            [actor.handle.run.options(concurrency_group="run").remote(call) for actor in actors]
-        )
+        asked = [actor.handle.run.options(concurrency_group="run").remote(call) for actor in actors]
+        try:
+            answers = ray.get(asked)
+        except ray.exceptions.RayActorError as error:
+            raise WorkerLostError(f"a worker died while it ran {async_fn!r}: {error}") from None
         for went_well, value in answers:
             if not went_well:
                 raise loads(value)
@@ -130,7 +135,7 @@ class RayLink(FarLink):
         if self._is_closed or len(self._actors) >= self._wanted:
             return
         actor = self._new_actor()
-        future: Future[None] = actor.handle.ready.remote().future()
+        future: Future[None] = actor.handle.begin.remote().future()
         future.add_done_callback(functools.partial(self._post, self._started, actor))
 
     def _started(self, actor: _Actor, future: Future[None]) -> None:
@@ -146,13 +151,14 @@ class RayLink(FarLink):
         self._log("error", "worker_did_not_start", retry_in_s=wait_s, exc_info=error)
         self._life.thread.call_later(wait_s, self._start_one)
 
-    def _welcome(self, actor: _Actor) -> None:
+    def _welcome(self, *actors: _Actor) -> None:
         if self._is_closed or self._desk is None:
             return
-        actor.has_joined = True
-        self._to_flush[actor.number] = actor  # it learns version and pause
-        self._desk.joined(actor.number)
-        self._fetch(actor)
+        for actor in actors:
+            actor.has_joined = True
+            self._to_flush[actor.number] = actor  # it learns version and pause
+            self._desk.joined(actor.number)
+            self._fetch(actor)
 
     def _want_more(self, count: int) -> None:
         self._wanted += count
@@ -249,36 +255,27 @@ class RayLink(FarLink):
         forget, actor.forget = actor.forget, []
         takes_back, actor.takes_back = actor.takes_back, False
         orders = Orders(self._order, self._version, self._is_paused, self._holds, takes_back)
-        orders.plans = {}
-        orders.cancel, orders.forget = cancel, forget
-        orders.give = [
-            (
-                order.parcel.number,
-                self._head(order, actor, orders),
-                [one.sample_idx for one in order.episodes],
-            )
-            for order in give
-        ]
-        try:
-            data = dumps(orders)
-        except Exception:
-            data = self._without_what_cannot_go(actor, orders, give)
-        actor.handle.give.options(concurrency_group="give").remote(data)
+        orders.plans, orders.give, orders.cancel, orders.forget = {}, [], cancel, forget
+        unsendable: list[Ended] = []
+        for order in give:
+            places = [episode.sample_idx for episode in order.episodes]
+            try:
+                head = self._head(order, actor, orders) if order.is_first else None
+                orders.give.append((order.parcel.number, head, places))
+            except Exception as error:
+                unsendable += [_unsendable(order.parcel, place, error) for place in places]
+        actor.handle.give.options(concurrency_group="give").remote(encode(orders))
+        if unsendable and self._desk is not None:
+            self._life.thread.call_soon(self._desk.reported, actor.number, Report(unsendable))
 
-    def _entry(self, order: Order, actor: _Actor, orders: Orders) -> tuple[int, Head | None, list[int]]:
-        places = [episode.sample_idx for episode in order.episodes]
-        return order.parcel.number, self._head(order, actor, orders), places
-
-    def _head(self, order: Order, actor: _Actor, orders: Orders) -> Head | None:
-        if not order.is_first:
-            return None
+    def _head(self, order: Order, actor: _Actor, orders: Orders) -> bytes:
         rollout = order.parcel.rollout
         work = rollout.work
         number, plan = self._plan_of(work)
         if number not in actor.plans:
+            orders.plans[number] = dumps(plan)
             actor.plans = {*actor.plans, number}
-            orders.plans[number] = plan
-        return number, rollout.task_id, work.data_id, rollout.start_version, work.data
+        return dumps((number, rollout.task_id, work.data_id, rollout.start_version, work.data))
 
     def _plan_of(self, work: Work) -> tuple[int, Plan]:
         key = (id(work.workflow), id(work.accept), work.group_size, work.keep_rest, work.is_eval)
@@ -291,25 +288,6 @@ class RayLink(FarLink):
         while len(self._plans) > _MOST_PLANS:
             self._plans.popitem(last=False)
         return made
-
-    def _without_what_cannot_go(self, actor: _Actor, orders: Orders, give: Sequence[Order]) -> bytes:
-        """Return the orders without those that cannot be pickled, which end as failed."""
-        ended, left = [], []
-        for order, entry in zip(give, orders.give, strict=True):
-            head = entry[1]
-            plan = None if head is None else orders.plans.get(head[0])
-            try:
-                dumps((entry, plan))
-                left.append(entry)
-            except Exception as error:
-                ended += [_unsendable(order.parcel, one.sample_idx, error) for one in order.episodes]
-                if head is not None:
-                    orders.plans.pop(head[0], None)
-                    actor.plans = actor.plans - {head[0]}
-        orders.give = left
-        if ended and self._desk is not None:
-            self._life.thread.call_soon(self._desk.reported, actor.number, Report(ended))
-        return dumps(orders)
 
     # -- what is fetched ---------------------------------------------------------------------------
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.packing import Packed, pack, unpack
+from areal_core._distributed.packing import Packed, is_packed, pack, unpack
 from areal_core._executor.freshness import Ages
 from areal_core._executor.rollout import Verdict
-from areal_core._executor.work import Plan
 from areal_core.errors import RemoteError
 
 EndedHere = Ended
 """At the worker; its parcel is a number, its error the exception itself."""
+
+MOST_PLANS = 128
+"""How many plans a worker knows, the last that were made; what is sent needs no other."""
 
 HELD: dict[str, Any] = {}
 """Stands for what a member of a group brought, which stays at its worker for the judge."""
@@ -37,19 +41,23 @@ class Orders(Struct):
     """Whether no request for tokens is to be sent."""
     takes_back: bool = False
     """Whether what has not begun is to be handed back."""
-    plans: dict[int, Plan] = {}
-    """Those that it does not know yet."""
-    dropped_plans: Sequence[int] = ()
-    give: Sequence[tuple[int, Head | None, Sequence[int]]] = ()
-    """Parcel, its head where it is new there, and the places in its group of those to be played."""
-    cancel: Sequence[tuple[int, int]] = ()
-    forget: Sequence[int] = ()
+    plans: dict[int, bytes] = {}
+    """Those that it does not know yet, pickled."""
+    give: list[tuple[int, bytes | None, list[int]]] = []
+    """Parcel, its head where it is new there, and the places in its group of those to be played. Each head is
+    pickled by itself: one that cannot be read is no harm to others."""
+    cancel: list[tuple[int, int]] = []
+    forget: list[int] = []
+
+
+encode = msgspec.msgpack.Encoder().encode
+decode = msgspec.msgpack.Decoder(Orders).decode
 
 
 Row = tuple[int, int, float, tuple[Any, ...], int, Any, bool]
 """Parcel, place, seconds, figures, what it is, what goes with that, and whether it timed out."""
 
-_TRAJECTORY, _REJECTED, _HELD, _ERROR = range(4)
+_TRAJECTORY, _REJECTED, _ERROR = range(3)
 
 Shipment = tuple[list[Row], Packed, list[tuple[int, int]], list[tuple[int, int, tuple[Any, ...]]], float]
 """A report, as it travels."""
@@ -66,16 +74,7 @@ def ship(
     rows: list[Row] = []
     trajectories: list[dict[str, Any]] = []
     for one in ended:
-        verdict, with_it = one.verdict, cast(Any, None)
-        if verdict is None:
-            what, with_it = _ERROR, _dumped(one.error, dumps)
-        elif verdict.trajectory is None:
-            what, with_it = _REJECTED, verdict.reason
-        elif verdict.trajectory is HELD:
-            what = _HELD
-        else:
-            what, with_it = _TRAJECTORY, tuple(verdict.ages)
-            trajectories.append(verdict.trajectory)
+        what, with_it = _told(one, trajectories, dumps)
         rows.append((one.parcel, one.sample_idx, one.seconds, one.figures, what, with_it, one.timed_out))
     return rows, pack(trajectories), returned, stages, stalled_s
 
@@ -88,37 +87,81 @@ def unship(shipment: Shipment, loads: Callable[[bytes], Any]) -> Report:
     for parcel, place, seconds, figures, what, with_it, timed_out in rows:
         verdict, error = None, None
         if what == _TRAJECTORY:
-            verdict = Verdict(next(trajectories), ages=Ages(*with_it))
+            verdict, error = _verdict(next(trajectories), with_it, loads)
         elif what == _REJECTED:
             verdict = Verdict(None, with_it)
-        elif what == _HELD:
-            verdict = Verdict(HELD)
         else:
             error = _loaded(with_it, loads)
         ended.append(Ended(parcel, place, verdict, error, timed_out, seconds, figures))
     return Report(ended, returned, stages, stalled_s)
 
 
+def _told(
+    one: EndedHere, trajectories: list[dict[str, Any]], dumps: Callable[[Any], bytes]
+) -> tuple[int, Any]:
+    """Return what *one* is, and what goes with that; add what it brings to *trajectories*."""
+    verdict = one.verdict
+    if verdict is None:
+        return _ERROR, _dumped(one.error, dumps)
+    if verdict.trajectory is None:
+        return _REJECTED, verdict.reason
+    rest = {name: value for name, value in verdict.trajectory.items() if not is_packed(value)}
+    try:
+        data = dumps(rest) if rest else None
+    except BaseException as error:  # of the user's code, which may do anything
+        names = ", ".join(map(repr, rest))
+        refused = TypeError(
+            f"beside arrays of numbers the workflow returned {names}, which cannot be sent to the trainer "
+            f"({_text(error)}); return what can be pickled"
+        )
+        return _ERROR, _dumped(refused, dumps)
+    trajectories.append(verdict.trajectory)
+    return _TRAJECTORY, (tuple(verdict.ages), data)
+
+
+def _verdict(
+    arrays: dict[str, Any], with_it: tuple[tuple[Any, ...], bytes | None], loads: Callable[[bytes], Any]
+) -> tuple[Verdict | None, BaseException | None]:
+    ages, rest = with_it
+    try:
+        trajectory = arrays if rest is None else {**arrays, **loads(rest)}
+    except BaseException as error:
+        told = f"what the workflow returned cannot be read in the trainer's process ({_text(error)})"
+        return None, RemoteError(f"{told}; return what can be unpickled there")
+    return Verdict(trajectory, ages=Ages(*ages)), None
+
+
 def _dumped(error: BaseException | None, dumps: Callable[[Any], bytes]) -> tuple[bytes | None, str, str]:
     """Return an error pickled, if it can be; its text; and where it was raised."""
     assert error is not None
-    text = "".join(traceback.format_exception_only(error)).strip()
     try:
-        return dumps(error), text, "".join(traceback.format_tb(error.__traceback__))
-    except Exception:
-        return None, text, "".join(traceback.format_tb(error.__traceback__))
+        return dumps(error), _text(error), _where(error)
+    except BaseException:
+        return None, _text(error), _where(error)
+
+
+def _text(error: BaseException) -> str:
+    return "".join(traceback.format_exception_only(error)).strip()
+
+
+def _where(error: BaseException) -> str:
+    """Return the traceback of *error*, with that of its causes, which are not pickled with it."""
+    context = None if error.__suppress_context__ else error.__context__
+    if error.__cause__ is None and context is None:
+        return "".join(traceback.format_tb(error.__traceback__))
+    return "".join(traceback.format_exception(error))
 
 
 def _loaded(dumped: tuple[bytes | None, str, str], loads: Callable[[bytes], Any]) -> BaseException:
     data, text, where = dumped
-    error: Any = None
+    loaded: Any = None
     if data is not None:
         try:
-            error = loads(data)
-        except Exception:
-            error = None
-    if not isinstance(error, BaseException):
-        error = RemoteError(text)
+            loaded = loads(data)
+        except BaseException:  # of the user's code, which may do anything
+            loaded = None
+    error = loaded if isinstance(loaded, BaseException) else RemoteError(text)
     if where:
-        error.add_note(f"At its worker:\n{where.rstrip()}")
-    return error  # type: ignore[no-any-return]
+        with contextlib.suppress(TypeError):  # where it has notes of its own kind
+            BaseException.add_note(error, f"At its worker:\n{where.rstrip()}")
+    return error

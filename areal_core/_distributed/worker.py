@@ -11,11 +11,12 @@ from msgspec import Struct
 
 from areal_core._distributed.floor import Floor
 from areal_core._distributed.outbox import Outbox
-from areal_core._distributed.wire import Orders, Shipment, ship
+from areal_core._distributed.wire import Orders, Shipment, decode, ship
 from areal_core._executor.playing import Player
 from areal_core._runner.lifecycle import life_of
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core.async_task_runner import AsyncTaskRunner
+from areal_core.workflow_context import ensure_descriptors
 
 LINGER_S = 0.01
 """How long what has ended waits for more to go with it."""
@@ -39,35 +40,35 @@ class Setup(Struct):
 
 
 class Worker:
-    """Plays episodes for an executor in another process.
-
-    Raises whatever making the engine raises.
-    """
+    """Plays episodes for an executor in another process, once `begin` was called."""
 
     engine: Any = None
     """That of the worker of this process; None: this process is none."""
 
     def __init__(self, setup: bytes, loads: Callable[[bytes], Any], dumps: Callable[[Any], bytes]) -> None:
-        self._loads, self._dumps = loads, dumps
-        made: Setup = loads(setup)
-        self._runner: AsyncTaskRunner[Any] = AsyncTaskRunner(
-            _OWN_TASKS, cancel_grace=made.cancel_grace_s, loop_factory=made.loop_factory
-        )
-        self._runner.initialize()
-        self._engine = Worker.engine = made.make_engine()
+        self._setup, self._loads, self._dumps = setup, loads, dumps
         self._out = Outbox(LINGER_S, ENOUGH)
-        player = Player(self._engine, made.checks_format, made.masks)
-        self._floor = Floor(life_of(self._runner), player, made.slots, made.episode_timeout_s, self._out)
         self._order = -1
         self._telling = threading.Lock()
         self._returns = threading.Event()
 
-    def ready(self) -> None:
-        """Return once all is made."""
+    def begin(self) -> None:
+        """Make the engine and the loop. Raises whatever making the engine raises."""
+        made: Setup = self._loads(self._setup)
+        ensure_descriptors(made.slots)
+        self._engine = Worker.engine = made.make_engine()
+        self._runner: AsyncTaskRunner[Any] = AsyncTaskRunner(
+            _OWN_TASKS, cancel_grace=made.cancel_grace_s, loop_factory=made.loop_factory
+        )
+        self._runner.initialize()
+        player = Player(self._engine, made.checks_format, made.masks)
+        self._floor = Floor(
+            life_of(self._runner), player, made.slots, made.episode_timeout_s, self._out, self._loads
+        )
 
     def give(self, data: bytes) -> None:
         """Follow orders; *data* is `Orders`."""
-        orders: Orders = self._loads(data)
+        orders = decode(data)
         self._take_news(orders)
         self._floor.give(orders)
         if orders.takes_back:

@@ -16,6 +16,7 @@
                            Prober, Recovery   servers that are out: health, weights   |
 
     running.py      one life of an engine: the parts, wired together
+    following.py    servers of which another engine has control: what they show, and what was told
     generation.py   one agenerate                   attempt.py    one request of it at one server
     limits.py       what ends it from outside       deadlines.py  one timer for all of a loop
     retries.py      what may be tried again, and when
@@ -30,6 +31,7 @@
     speeds.py       how fast each server is         slow_servers.py   tells of the slow ones
     cut.py          calls end with their server     turn.py       one at a time, on any loop
     lookout.py      on which loop the prober is     waking.py     tasks that wait, from any thread
+    subscribers.py  who is told of versions, and of generation that opens and closes
     backend.py      the port to dialects: pure      backends/     SGLang, vLLM, OpenAI, one file each
     wire/           one HTTP exchange, and foreign JSON             events.py     every log line
 """

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 from areal_core._engine.backend import Ask, Piece, Reader, ReplyError
 from areal_core._engine.cut import Cut, GivenUpError
-from areal_core._engine.proof import prove
+from areal_core._engine.proof import prove as prove_given
 from areal_core._engine.retries import AtOnceError
 from areal_core._engine.server import Server
 from areal_core._engine.wire.exchange import Reply
@@ -19,15 +21,27 @@ class CutError(AtOnceError):
 
 
 class Attempt:
-    """Sends *ask* to *server*, and hands what comes back to *take*, piece by piece."""
+    """Sends *ask* to *server*, and hands what comes back to *take*, piece by piece.
 
-    def __init__(self, server: Server, ask: Ask, take: Callable[[Piece, bool], None]) -> None:
+    *prove* is awaited with the first piece that has tokens, and its connection, and raises when they are of
+    the wrong weights; None: they are if they are of others than *server* was given here.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        ask: Ask,
+        take: Callable[[Piece, bool], None],
+        prove: Callable[[Piece, Any], Awaitable[None]] | None = None,
+    ) -> None:
         self._server = server
         self._ask = ask
         self._take = take
         self._backend = server.backend
-        self._expected = server.weights
-        self._proven = self._expected is None
+        expected = server.weights
+        if prove is None and expected is not None:
+            prove = partial(prove_given, server, expected)
+        self._proof = prove
         self._departures = server.departures
 
     async def run(self) -> None:
@@ -69,15 +83,17 @@ class Attempt:
         )
 
     async def _see(self, piece: Piece, reply: Reply) -> None:
-        if not self._proven and piece.tokens and self._expected is not None:
-            await self._prove(self._expected, piece, reply)
+        if self._proof is not None and piece.tokens:
+            await self._prove(self._proof, piece, reply)
         self._take(piece, reply.streamed)
 
-    async def _prove(self, expected: int, piece: Piece, reply: Reply) -> None:
+    async def _prove(
+        self, prove: Callable[[Piece, Any], Awaitable[None]], piece: Piece, reply: Reply
+    ) -> None:
         try:
-            await prove(self._server, expected, piece, reply.connection)
+            await prove(piece, reply.connection)
         except ServerUnreachableError as error:  # to be asked; what was sent here may run on there
             raise ServerUnreachableError(str(error), server=self._server.name, sent=True) from error
         if self._server.departures != self._departures:  # it may have got them after it made these
             raise CutError(f"{self._server.name} left rotation before its weights were known")
-        self._proven = True
+        self._proof = None

@@ -72,7 +72,7 @@ class Control:
     async def paused(self) -> AsyncIterator[None]:
         """Pause for the body of this context. The last of several to end continues, if the first paused."""
         async with self._my_turn():
-            opens = self._opening.is_open or self._left_closed
+            opens = not self._opening.is_paused or self._left_closed
             await self._pause()
             self._left_closed = False
             self._holders += 1
@@ -163,7 +163,7 @@ class Control:
         weights = Weights(check_text("path", path), check_integer("version", version, least=0))
         async with self._my_turn():
             self._updating.refuse_if_one_cannot(weights)
-            opens = self._opening.is_open or self._left_closed
+            opens = not self._opening.is_paused or self._left_closed
             if not self._router.in_rotation:
                 self._opening.close()
             elif opens:
@@ -209,7 +209,7 @@ class Control:
         return replies
 
     async def _pause(self) -> None:
-        was_open = self._opening.is_open
+        was_open = not self._opening.is_paused
         self._opening.close()
         servers, answers, calls = self._router.in_rotation, Answers(), self._calls
         try:

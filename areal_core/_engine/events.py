@@ -68,17 +68,20 @@ class Events:
     def weights_not_updated(self, version: int, error: BaseException) -> None:
         self._logger.error("weights_not_updated", version=version, error=told(error))
 
-    def waits_for_open_generation(self, seconds: float, waiting: int) -> None:
+    def waits_for_open_generation(self, seconds: float, waiting: int, opens: str) -> None:
+        """Tell that generations wait; what is called *opens* lets them go on."""
         self._of_all(
             "warning",
             "generation_is_paused",
             seconds=round(seconds, 1),
             waiting=waiting,
-            remedy="continue_generation() opens it",
+            remedy=f"{opens} opens it",
         )
 
-    def subscriber_raised(self, error: BaseException) -> None:
-        self._logger.error("version_subscriber_raised", error=told(error), exc_info=error)
+    def subscriber_raised(self, to: str, error: BaseException) -> None:
+        """Tell of one that subscribed *to* something, and raised when it was told."""
+        event = f"{to}_subscriber_raised"
+        self._logger.error(event, error=told(error), exc_info=error)
 
     def prober_failed(self, server: str, error: BaseException) -> None:
         self._logger.error("probe_failed", server=server, error=told(error), exc_info=error)

@@ -15,6 +15,7 @@ from areal_core._engine.attempt import Attempt
 from areal_core._engine.backend import Ask, Piece
 from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.events import Events
+from areal_core._engine.following import Following, ShownWeights
 from areal_core._engine.limits import Limits
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Moment, Policy
@@ -47,6 +48,8 @@ class Parts:
     policy: Policy
     events: Events
     deadlines: Deadlines
+    following: Following | None = None
+    """Where another engine has control of the servers."""
 
 
 class Generation:
@@ -58,6 +61,7 @@ class Generation:
         self._opening = parts.opening
         self._policy = parts.policy
         self._events = parts.events
+        self._following = parts.following
         self._request = request
         self._conversation = request.rid or unique_id()
         self.limits = Limits(parts.deadlines, self._describe)
@@ -80,6 +84,7 @@ class Generation:
         # Of the attempt under way. The wire id is kept for as long as no server can have begun with it.
         self._wire_id = self._new_wire_id()
         self._sent = Moment(0, 0)
+        self._shown: ShownWeights | None = None  # None: what servers have is known here
         self._last_label: int | None = None
         self._pin = self._router.pin(request.rid)
         self._resting = Resting(self._router, self._pin, stays=request.rid is not None)
@@ -170,7 +175,9 @@ class Generation:
         self._enter(f"generating on {server.name}", server.name)
         self.attempts += 1
         try:
-            await Attempt(server, self._next_ask(), self._take).run()
+            ask = self._next_ask(server)
+            prove = None if self._shown is None else self._shown.prove
+            await Attempt(server, ask, self._take, prove).run()
             visit.ending = "completed"
         except asyncio.CancelledError:  # or out of time, or the engine was stopped
             visit.ending = "cancelled" if self.limits.left_s() > 0 else "failed"
@@ -193,7 +200,9 @@ class Generation:
             self._wire_id = self._new_wire_id()
             self._finish = None
             if not visit.tokens and self._opening.closings == closings:
-                raise EmptyAbortError(f"{server.name} ended it before the first token")
+                # Where another has control, it was that one, which in a moment tells of it here.
+                kind = EmptyAbortError if self._following is None else AtOnceError
+                raise kind(f"{server.name} ended it before the first token")
         if len(self._tokens) >= self._request.gconfig.max_new_tokens and self._finish is None:
             self._finish = "length"
 
@@ -208,9 +217,10 @@ class Generation:
                 return server
             self._router.give_back(server)
 
-    def _next_ask(self) -> Ask:
-        """Return what to ask for now, and note at which policy version that is."""
-        self._sent = self._policy.moment()
+    def _next_ask(self, server: Server) -> Ask:
+        """Return what to ask *server* for now, and note at which policy version that is."""
+        self._shown = None if self._following is None else self._following.shown_by(server)
+        self._sent = self._policy.moment() if self._shown is None else self._shown.before
         if self._record is not None:
             self._record.segment_sent(self._sent.version)
         self._last_label = None
@@ -257,12 +267,14 @@ class Generation:
 
     def _versions_of(self, piece: Piece) -> tuple[Sequence[int], bool]:
         """Return the oldest version that can have made each token of *piece*, and whether it did."""
+        shown = self._shown
         by_hand = self._policy.set_by_hand  # whether its servers have been told is not known
         if piece.versions is not None:
             return piece.versions, not by_hand or min(piece.versions, default=0) >= self._sent.version
-        count, label, held = len(piece.tokens), piece.label, self._policy.held_since(self._sent)
+        count, label = len(piece.tokens), piece.label
+        held = shown is None and self._policy.held_since(self._sent)
         if label is None:
-            return [self._sent.version] * count, held
+            return [self._sent.version if shown is None else shown.oldest] * count, held
         earlier = self._last_label
         if earlier is None:  # while nothing has changed here, a server that says otherwise knows better
             earlier = label if held else self._sent.version

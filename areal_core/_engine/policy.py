@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from areal_core._checks import check_integer
 from areal_core._engine.events import Events
+from areal_core._engine.subscribers import Subscribers
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +36,9 @@ class Policy:
         """Where it logs."""
         self._lock = threading.RLock()
         self._version = 0
-        self._subscribers: dict[object, Callable[[int], None]] = {}
+        self._subscribers: Subscribers[int] = Subscribers(
+            "a version", lambda error: self.events.subscriber_raised("version", error)
+        )
         self._changes = 0
         self._changing = 0
         self.weights: Weights | None = None
@@ -46,6 +49,7 @@ class Policy:
     def renew(self) -> None:
         """Forget, in a forked process, who held the lock or changed weights in the parent."""
         self._lock = threading.RLock()
+        self._subscribers.renew()
         self._changing = 0
 
     @property
@@ -94,23 +98,9 @@ class Policy:
                 self.weights = weights
             if weights is not None or changed:
                 self.set_by_hand = weights is None
-            subscribers = list(self._subscribers.values()) if changed else []
-        for subscriber in subscribers:
-            try:
-                subscriber(version)
-            except Exception as error:
-                self.events.subscriber_raised(error)
+            subscribers = self._subscribers.now() if changed else []
+        self._subscribers.tell(version, subscribers)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Have *callback* called with each new version; return what ends that."""
-        if not callable(callback):
-            raise TypeError(f"callback={callback!r} cannot be called; pass a function that takes a version")
-        key = object()
-        with self._lock:
-            self._subscribers[key] = callback
-
-        def unsubscribe() -> None:
-            with self._lock:
-                self._subscribers.pop(key, None)
-
-        return unsubscribe
+        return self._subscribers.add(callback)

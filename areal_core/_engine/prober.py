@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from typing import Any
 
 from areal_core._engine.events import Events
-from areal_core._engine.recovery import PROBE_TIMEOUT_S, NotNowError, Recovery, StaysOutError, probe
+from areal_core._engine.recovery import (
+    PROBE_TIMEOUT_S,
+    AwaitsWeightsError,
+    NotNowError,
+    Recovery,
+    StaysOutError,
+    probe,
+)
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core._engine.slow_servers import SlowServers
+from areal_core._engine.waking import Bell
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import InferenceError, ServerUnreachableError
 
@@ -22,15 +31,19 @@ _PROBES_PER_SILENCE = 4
 
 
 class Prober:
-    """Looks after each server in a task of its own, so that none waits for another."""
+    """Looks after each server in a task of its own, so that none waits for another.
+
+    When *bell* rings it looks at all of them at once.
+    """
 
     def __init__(
-        self, config: InferenceEngineConfig, router: Router, recovery: Recovery, events: Events
+        self, config: InferenceEngineConfig, router: Router, recovery: Recovery, events: Events, bell: Bell
     ) -> None:
         self._silence_s = config.silence_timeout
         self._router = router
         self._recovery = recovery
         self._events = events
+        self._bell = bell
         self._watching: dict[Server, asyncio.Task[None]] = {}
         self._returning: dict[Server, asyncio.Task[None]] = {}
         self._slow = SlowServers(events)
@@ -39,9 +52,10 @@ class Prober:
         """Look after the servers until cancelled."""
         try:
             while True:
+                ring = self._bell.last_ring
                 self._assign()
                 due = time.monotonic() + _LOOK_EVERY_S
-                await asyncio.sleep(_LOOK_EVERY_S)
+                await self._bell.sleep(_LOOK_EVERY_S, ring)
                 self._find_slow(due)
         except (asyncio.CancelledError, Exception):  # no GeneratorExit: its loop is gone then, and its tasks
             tasks = [*self._watching.values(), *self._returning.values()]
@@ -79,7 +93,8 @@ class Prober:
             if server.complaint != str(error):
                 server.complaint = str(error)
                 self._events.server_stays_out(server.name, str(error))
-            await asyncio.sleep(_PROBE_EVERY_S)  # to load weights takes a server's time
+            if not isinstance(error, AwaitsWeightsError):
+                await asyncio.sleep(_PROBE_EVERY_S)  # to load weights takes a server's time
         except NotNowError:
             pass
         except InferenceError as error:
@@ -91,14 +106,24 @@ class Prober:
         """Take a server out of rotation when it has not been well for too long."""
         well_at = time.monotonic()
         every_s = min(_PROBE_EVERY_S, self._silence_s / _PROBES_PER_SILENCE)
+        ring = self._bell.last_ring
         while server.why_out is None:
-            await asyncio.sleep(every_s)
+            await self._bell.sleep(every_s, ring)
+            ring = self._bell.last_ring
             why = await _ask(server, min(PROBE_TIMEOUT_S, self._silence_s))
             if why is None:
                 well_at = time.monotonic()
+                await self._see_whether_lost(server)
             elif time.monotonic() - well_at >= self._silence_s or _is_gone(why):
                 self._router.take_out(server, f"not well: {why}")
                 self._router.cut(server, str(why))
+
+    async def _see_whether_lost(self, server: Server) -> None:
+        with contextlib.suppress(InferenceError):  # the next probe tells
+            why = await self._recovery.why_lost(server)
+            if why is not None:
+                self._router.take_out(server, why)
+                self._router.cut(server, why)
 
 
 def _keep(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from areal_core._engine.aborts import abort_leftovers
 from areal_core._engine.loading import load, pause_or_resume
 from areal_core._engine.opening import Opening
-from areal_core._engine.policy import Moment, Policy, Weights
+from areal_core._engine.policy import Policy, Weights
 from areal_core._engine.proof import ask_weights
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
@@ -18,6 +18,10 @@ PROBE_TIMEOUT_S = 5.0
 
 class StaysOutError(InferenceError):
     """A server is well, and has weights that nobody here can tell or replace."""
+
+
+class AwaitsWeightsError(StaysOutError):
+    """A server is well, and is about to be given the weights by another engine."""
 
 
 class NotNowError(InferenceError):
@@ -51,22 +55,28 @@ class Recovery:
         await self._choose_variant(server)
         await abort_leftovers(server)
         while server.why_out is not None and not server.removed:
-            moment, closings, is_open = self._policy.moment(), self._opening.closings, self._opening.is_open
-            async with server.loading:
-                if self._policy.is_changing or self._policy.moment() != moment:
-                    raise NotNowError("the weights are being updated")
-                await self._give_weights(server)
-            # One that was not restarted, or whose trainer was, may be either.
-            await pause_or_resume(server, is_open, self._config.control_timeout)
+            await self._put_in(server)
 
-            def still_right(
-                moment: Moment = moment, closings: int = closings, is_open: bool = is_open
-            ) -> bool:
-                now = self._opening
-                same_gate = now.closings == closings and now.is_open == is_open
-                return same_gate and self._policy.moment() == moment and not self._policy.is_changing
+    async def why_lost(self, server: Server) -> str | None:
+        """Return why a server in rotation, which is well, is not to be used; None: it is."""
+        return None
 
-            self._router.put_in(server, still_right)
+    async def _put_in(self, server: Server) -> None:
+        """Give a healthy server what it has to have and put it into rotation, unless that has changed."""
+        opening = self._opening
+        moment, closings, is_paused = self._policy.moment(), opening.closings, opening.is_paused
+        async with server.loading:
+            if self._policy.is_changing or self._policy.moment() != moment:
+                raise NotNowError("the weights are being updated")
+            await self._give_weights(server)
+        # One that was not restarted, or whose trainer was, may be either.
+        await pause_or_resume(server, not is_paused, self._config.control_timeout)
+
+        def still_right() -> bool:
+            same_gate = opening.closings == closings and opening.is_paused == is_paused
+            return same_gate and self._policy.moment() == moment and not self._policy.is_changing
+
+        self._router.put_in(server, still_right)
 
     async def _give_weights(self, server: Server) -> None:
         weights, expected = self._policy.weights, self._policy.version

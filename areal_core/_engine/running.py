@@ -13,6 +13,7 @@ from areal_core._engine.control import Control
 from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.done import Done
 from areal_core._engine.events import Events
+from areal_core._engine.following import FollowersRecovery, Following
 from areal_core._engine.generation import Generation, Parts
 from areal_core._engine.lookout import Lookout
 from areal_core._engine.opening import Opening
@@ -22,7 +23,7 @@ from areal_core._engine.recovery import Recovery
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core._engine.stats import EngineStats
-from areal_core._engine.waking import wake
+from areal_core._engine.waking import Bell, wake
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.decoding import encode, json_or_text
 from areal_core._engine.wire.exchange import Exchange
@@ -38,20 +39,31 @@ _DESTROYED = "the engine was destroyed"
 
 
 class Running:
-    """One life of an engine. It does not know the engine."""
+    """One life of an engine. It does not know the engine.
+
+    *opening* is its own; *follows*: another engine has control of the servers.
+    """
 
     def __init__(
-        self, config: InferenceEngineConfig, backend: Backend, policy: Policy, events: Events
+        self,
+        config: InferenceEngineConfig,
+        backend: Backend,
+        policy: Policy,
+        opening: Opening,
+        events: Events,
+        follows: bool,
     ) -> None:
         self._config = config
         self._backend = backend
         self._events = events
-        self.opening = Opening(events)
+        self.opening = opening
         most_pins = max(_FEWEST_PINS, _PINS_PER_ROLLOUT * config.concurrency)
         self.router = Router(config.max_inflight_per_server, most_pins, self._on_out, self._on_in)
         self.control = Control(config, self.router, self.opening, policy, events)
         deadlines = Deadlines(config.request_timeout, self.opening)
-        self._parts = Parts(config, self.router, self.opening, policy, events, deadlines)
+        self._following = Following(policy) if follows else None
+        self._parts = Parts(config, self.router, self.opening, policy, events, deadlines, self._following)
+        self._bell = Bell()
         self._policy = policy
         self.generations: set[Generation] = set()
         self._done = Done()
@@ -176,6 +188,11 @@ class Running:
         replies = await self.control.call_all(path, body, timeout_s or self._config.control_timeout)
         return {server: json_or_text(reply) for server, reply in replies.items()}
 
+    def version_was_set(self) -> None:
+        """Look at the servers at once: they may have what was told, or not."""
+        if self._following is not None:
+            self._bell.ring()
+
     def stop(self) -> None:
         """End every generation, and the prober."""
         self._stopped = True
@@ -186,8 +203,12 @@ class Running:
             generation.limits.stop(_DESTROYED)
 
     def _new_prober(self, at_first: bool = False) -> Prober:
-        recovery = Recovery(self._config, self.router, self.opening, self._policy, at_first)
-        return Prober(self._config, self.router, recovery, self._events)
+        parts = self._config, self.router, self.opening, self._policy
+        if self._following is None:
+            recovery = Recovery(*parts, at_first)
+        else:
+            recovery = FollowersRecovery(*parts, self._following, at_first)
+        return Prober(self._config, self.router, recovery, self._events, self._bell)
 
     def _on_out(self, server: Server) -> None:
         self._events.server_out(server.name, server.why_out or "")

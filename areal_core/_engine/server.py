@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from areal_core._engine.backend import Backend
+from areal_core._engine.policy import Moment
 from areal_core._engine.tally import Tally
 from areal_core._engine.turn import Turn
 from areal_core._engine.waking import wake
@@ -57,7 +58,9 @@ class Server:
         self.queue: deque[Waiter] = deque()
         """Who waits for a slot here, and nowhere else."""
         self.weights: int | None = None
-        """The version that this engine gave it; None: it has what it started with."""
+        """The version that this engine gave it, or that it last showed one that follows; None: neither."""
+        self.shown: Moment | None = None
+        """That with the time when it was shown, to an engine that follows."""
         self.weights_unknown = False
         """Whether an update failed that may have changed them, and nobody can say or undo it."""
         self.awaits_weights = False

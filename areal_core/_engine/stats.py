@@ -20,7 +20,7 @@ class ServerStats:
     waiting: int
     """Generations that wait for a slot at this one."""
     version: int | None
-    """Of the weights that this engine gave it; None: it has what it started with."""
+    """Of the weights that this engine gave it, or that the server told one that follows; None: neither."""
     departures: int
     """How often it has left rotation."""
     tokens: int = 0

@@ -99,13 +99,14 @@ class Core:
         Each runs again from its beginning, ahead of those that wait; *why* is the error of one that was lost
         too often.
         """
-        for rollout in rollouts:
+        # Each goes ahead of the one before it, so that the oldest is the first of all.
+        for rollout in sorted(rollouts, key=lambda one: one.start_order, reverse=True):
             if not self.scheduler.lose(rollout):
                 continue
             rollout.losses += 1
             if rollout.losses > self._rules.max_losses and not rollout.is_ending:
                 rollout.failure = rollout.episodes[-1]
-                rollout.failure.error = why
+                rollout.failure.error, rollout.failure.timed_out = why, False
             if rollout.is_ending or self._ending is not None:
                 self._rollout_ended(rollout)
                 continue

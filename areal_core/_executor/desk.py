@@ -38,6 +38,9 @@ _GLIMPSES = 5
 class Desk(Guest):
     """The core of one life of an executor, and its clock. Who runs the episodes is for subclasses to say."""
 
+    connects_here = True
+    """Whether what is played connects to servers from this process."""
+
     def __init__(self, life: Life) -> None:
         self._life = life
         self._lock = threading.RLock()

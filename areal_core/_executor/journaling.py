@@ -161,7 +161,7 @@ class Journaling(Witness):
 
     def enqueued(self, rollout: Rollout) -> None:
         key = rollout.work.key
-        if key is None or rollout.requeues or rollout.work.is_journaled:
+        if key is None or rollout.requeues or rollout.losses or rollout.work.is_journaled:
             return
         packed, rollout.packed = rollout.packed, None
         if packed is None:  # it cannot be packed, which the writer finds out, and says

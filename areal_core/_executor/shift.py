@@ -97,7 +97,8 @@ class Shift:
 
     def begin(self) -> None:
         """Take the provider's version from now on. Raises TypeError, ValueError."""
-        ensure_descriptors(self._rules.most_samples or self._rules.most_units)
+        if self.desk.connects_here:
+            ensure_descriptors(self._rules.most_samples or self._rules.most_units)
         desk = self.desk
         desk.on_end = self.showing.end
         subscribe = getattr(self._provider, "subscribe", None)

@@ -72,6 +72,6 @@ def train(plan: Plan, workflow: RolloutWorkflow | Agent) -> tuple[Summary, Serve
                 log.check(batch)
                 learner.learn([placed(group) for group in batch])
                 policy.save(weights, learner.parameters, version)
-                executor.run_everywhere(engine.update_weights_from_disk, weights, version)
+                executor.runner.run(engine.update_weights_from_disk, weights, version)
                 summary.add(batch)
     return summary, log

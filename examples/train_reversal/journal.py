@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from areal_core import RolloutLedger, StalenessReport
+from areal_core.distributed import WorkerStats
 from reversal import Answer, Trajectory, answers
 
 SOLVED = 0.9
@@ -72,6 +73,8 @@ class Journal:
     """Where all groups are, in the end."""
     report: StalenessReport | None = None
     """What the executor says of what it delivered; None before the end."""
+    workers: Sequence[WorkerStats] = ()
+    """Those that play in the end; none where this process plays."""
     _started: float = 0.0
     _asked: float = 0.0
     _got: float = 0.0
@@ -134,6 +137,11 @@ class Journal:
         books = self.ledger
         places = books.pending + books.running + books.finished + books.collected + books.discarded
         return self.over == 0 and books.submitted == places
+
+    @property
+    def died(self) -> int:
+        """How many workers have died: each was replaced, by one with the next number."""
+        return max((worker.number for worker in self.workers), default=0) - len(self.workers)
 
     @property
     def resumed(self) -> int:

@@ -59,6 +59,11 @@ def comparison(asynchronous: Journal, synchronous: Journal) -> Table:
     table = Table("", box=SIMPLE_HEAD)
     for journal in runs:
         table.add_column(journal.name, justify="right")
+    if any(one.workers for one in runs):
+        table.add_row("played by workers", *(str(len(one.workers)) for one in runs))
+        table.add_row("answers that each played", *map(_shares, runs))
+        table.add_row("workers that died", *(str(one.died) for one in runs))
+        table.add_row("groups played again for that", *(f"{one.ledger.lost:,}" for one in runs))
     table.add_row("wall time", *(f"{one.seconds:.1f} s" for one in runs), style="bold")
     table.add_row("answers trained on", *(f"{one.samples:,}" for one in runs))
     table.add_row(f"mean reward {SOLVED} after", *map(_solved, runs))
@@ -124,6 +129,10 @@ def _exact(answers: Sequence[Answer]) -> str:
 def _slowest(journal: Journal) -> str:
     t10 = journal.report.t10 if journal.report else None
     return "too few to tell" if t10 is None else f"{t10:.0%} of the average"
+
+
+def _shares(journal: Journal) -> str:
+    return " + ".join(f"{worker.ended:,}" for worker in journal.workers)
 
 
 def _share(part: int, whole: int) -> str:

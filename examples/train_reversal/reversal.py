@@ -5,13 +5,18 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from areal_core import GenerationHyperparameters, ModelRequest, ModelResponse, RolloutWorkflow
+from areal_core import (
+    GenerationHyperparameters,
+    ModelRequest,
+    ModelResponse,
+    RolloutWorkflow,
+    workflow_context,
+)
 from areal_core.embedded import policy
 from areal_core.types import InferenceEngine
 
@@ -42,18 +47,20 @@ class Prompts:
 class Reverse(RolloutWorkflow):
     """Asks for one string backwards.
 
-    Requests are called *name* and a number, in the order in which they begin. The embedded server draws
-    pace and tokens by that: another run meets the same slow ones.
+    Requests are called *name*, the number of the rollout, and the place in its group. The embedded server
+    draws pace and tokens by that: another run meets the same slow ones, whoever plays them.
     """
 
     def __init__(self, name: str, temperature: float = 1.0) -> None:
-        self._ids = (f"{name}-{number}" for number in itertools.count())
+        self._name = name
         self._wanted = GenerationHyperparameters(max_new_tokens=_MOST_TOKENS, temperature=temperature)
 
     async def arun_episode(self, engine: InferenceEngine, data: str) -> Trajectory:
         """Return a trajectory with the reward of *data* backwards."""
         prompt = policy.encode(f"{data}=")
-        reply = await engine.agenerate(ModelRequest(prompt, self._wanted, rid=next(self._ids)))
+        context = workflow_context.get()
+        rid = f"{self._name}-{context.task_id}-{context.sample_idx or 0}"
+        reply = await engine.agenerate(ModelRequest(prompt, self._wanted, rid=rid))
         return trajectory(reply, reward(data, reply.output_tokens))
 
 

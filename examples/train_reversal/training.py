@@ -14,6 +14,8 @@
 done, and leaves the others under way while the trainer trains on these. With a bound of 0, all that is
 delivered has to be made by the current weights: nothing is started ahead, and the very same loop trains
 synchronously.
+
+With workers the middle is played in other processes. workers.py has what that takes; nothing changes here.
 """
 
 from __future__ import annotations
@@ -23,11 +25,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from areal_core import EmbeddedServer, InferenceEngineConfig, RemoteInfEngine, WorkflowExecutor
+from areal_core import (
+    DistributedWorkflowExecutor,
+    EmbeddedServer,
+    InferenceEngineConfig,
+    RemoteInfEngine,
+    WorkflowExecutor,
+)
 from areal_core.embedded import policy
 from journal import Journal
 from learner import Learner
 from reversal import Answer, Prompts, Reverse, answers
+from workers import make_executor
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,7 @@ class Plan:
     group: int = 8  # answers to a prompt
     in_flight: int = 128  # answers: as many as the server generates at once
     questions: int = 128  # to ask before and after
+    workers: int = 0  # processes that play the rollouts; 0: this one does
 
 
 def train(plan: Plan, journal: Journal, on_step: Callable[[Journal], object]) -> None:
@@ -57,7 +67,7 @@ def train(plan: Plan, journal: Journal, on_step: Callable[[Journal], object]) ->
         policy.save(weights, learner.parameters, 0)
         with EmbeddedServer(mode="policy", weights=weights) as server, RemoteInfEngine(config) as engine:
             engine.initialize(server.addr)
-            with WorkflowExecutor(config, engine) as executor:
+            with make_executor(plan.workers, config, engine, server.addr) as executor:
                 journal.before = ask(executor, plan)
                 journal.start()
                 for version in range(plan.steps):
@@ -65,12 +75,14 @@ def train(plan: Plan, journal: Journal, on_step: Callable[[Journal], object]) ->
                     journal.delivered(batch, engine.get_version(), executor.ledger.running)
                     learner.learn(batch)
                     policy.save(weights, learner.parameters, version + 1)
-                    executor.run_everywhere(engine.update_weights_from_disk, weights, version + 1)
+                    executor.runner.run(engine.update_weights_from_disk, weights, version + 1)
                     journal.updated()
                     on_step(journal)
                 journal.after = ask(executor, plan)
                 journal.ledger, journal.report = executor.ledger, executor.report()
                 journal.aborted = server.stats().aborted
+                if isinstance(executor, DistributedWorkflowExecutor):
+                    journal.workers = executor.workers()
 
 
 def ask(executor: WorkflowExecutor, plan: Plan) -> list[Answer]:

@@ -1,0 +1,66 @@
+"""What has ended at a worker, until it is fetched: `areal_core._distributed.outbox` in virtual time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from areal_core._distributed.leases import Ended
+from areal_core._distributed.worker import ENOUGH, LINGER_S
+from areal_core._simulation.clock import VirtualClock
+
+BEAT_S = 1.0
+"""How long a call that fetches waits for the first; as `ray_link` has it, which needs Ray."""
+
+
+class VirtualOutbox:
+    """Hands to *on_fetched* what there is when a call comes for it, or as soon as it is worth it."""
+
+    def __init__(self, clock: VirtualClock, on_fetched: Callable[[list[Ended]], None]) -> None:
+        self._clock = clock
+        self._on_fetched = on_fetched
+        self._things: list[Ended] = []
+        self._is_last = False
+        self._is_asked = False
+        self._alarm = 0
+
+    def put(self, things: Sequence[Ended], *, is_last: bool) -> None:
+        """Add *things*; *is_last* when nothing more is under way."""
+        was_empty = not self._things
+        self._things += things
+        self._is_last = is_last
+        if not self._is_asked or not self._things:
+            return
+        if self._is_ripe():
+            self._give()
+        elif was_empty:
+            self._set_alarm(LINGER_S)
+
+    def fetch(self) -> None:
+        """Take note that a call has come."""
+        self._is_asked = True
+        if self._things and self._is_ripe():
+            self._give()
+        else:
+            self._set_alarm(LINGER_S if self._things else BEAT_S)
+
+    @property
+    def things(self) -> Sequence[Ended]:
+        """What there is."""
+        return self._things
+
+    def _is_ripe(self) -> bool:
+        return self._is_last or len(self._things) >= ENOUGH
+
+    def _set_alarm(self, delay_s: float) -> None:
+        self._alarm += 1
+        self._clock.at(self._clock.time() + delay_s, self._ring, self._alarm)
+
+    def _ring(self, alarm: int) -> None:
+        if alarm == self._alarm and self._is_asked:
+            self._give()
+
+    def _give(self) -> None:
+        things, self._things = self._things, []
+        self._is_asked = False
+        self._alarm += 1
+        self._on_fetched(things)

@@ -1,0 +1,1 @@
+"""What processes start with to note which lines they reach."""

@@ -1,0 +1,112 @@
+"""Engines and workflows that are pickled by name: workers import this module too."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from areal_core import workflow_context
+from areal_core.distributed import worker_engine
+from areal_core.types import InferenceEngine, RolloutWorkflow
+from executor_tools import Engine, trajectory_of
+
+
+class FarEngine(Engine):
+    """An engine of a worker, which is told the version, and whether to generate."""
+
+    held = False
+
+    def set_version(self, version: int) -> None:
+        self.version = version
+
+    def hold_generation(self, held: bool) -> None:
+        self.held = held
+
+
+class Acting(RolloutWorkflow):
+    """Does what its data says: a pair of the name of a method and what goes with it."""
+
+    async def arun_episode(self, engine: InferenceEngine, data: Any) -> Any:
+        name, with_it = data
+        return await getattr(self, f"_{name}")(engine, with_it)
+
+    async def _answer(self, engine: InferenceEngine, value: int) -> Any:
+        return trajectory_of(value, versions=engine.get_version())
+
+    async def _sleep(self, engine: InferenceEngine, seconds: float) -> Any:
+        await asyncio.sleep(seconds)
+        return trajectory_of(os.getpid())
+
+    async def _reject(self, engine: InferenceEngine, _: object) -> None:
+        return None
+
+    async def _fail(self, engine: InferenceEngine, error: Exception | None) -> None:
+        raise OddError(1, 2) if error is None else error
+
+    async def _member(self, engine: InferenceEngine, number: int) -> Any:
+        return trajectory_of(1000 * number + (workflow_context.get().sample_idx or 0))
+
+    async def _die(self, engine: InferenceEngine, _: object) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    async def _die_once(self, engine: InferenceEngine, path: str) -> Any:
+        if first_time(path):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trajectory_of(7)
+
+    async def _block_once(self, engine: InferenceEngine, path: str) -> Any:
+        if first_time(path):
+            time.sleep(3600)
+        return trajectory_of(8)
+
+    async def _wait_for(self, engine: InferenceEngine, path: str) -> Any:
+        while not Path(path).exists():  # noqa: ASYNC110 - another process makes it
+            await asyncio.sleep(0.02)
+        return trajectory_of(9)
+
+
+def first_time(path: str) -> bool:
+    """Return whether nobody was here before, in any process."""
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+class Unsendable(RolloutWorkflow):
+    """Has something that belongs to its process."""
+
+    def __init__(self) -> None:
+        self.lock = __import__("threading").Lock()
+
+    async def arun_episode(self, engine: InferenceEngine, data: Any) -> Any:
+        return trajectory_of(data)
+
+
+class OddError(Exception):
+    """Cannot be made again from its arguments."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"odd {one} {two}")
+
+
+def no_engine() -> Any:
+    raise LookupError("there are no servers today")
+
+
+async def pid() -> int:
+    return os.getpid()
+
+
+async def state() -> tuple[int, bool]:
+    engine = worker_engine()
+    return engine.version, engine.held
+
+
+async def fails(text: str) -> None:
+    raise ValueError(text)

@@ -1,0 +1,438 @@
+"""Rollouts that are played by workers on Ray: real ones, in processes of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+
+from areal_core.config import InferenceEngineConfig
+from areal_core.distributed import DistributedWorkflowExecutor, worker_engine
+from areal_core.errors import RemoteError, WorkerLostError
+from executor_tools import WAIT_S, TellingEngine, statuses_of, value_of
+from far_rollouts import Acting, FarEngine, OddError, Unsendable, fails, no_engine, pid, state
+
+ray = pytest.importorskip("ray")
+
+pytestmark = [pytest.mark.any_loop, pytest.mark.timeout(120)]
+
+LONG_S = 60.0
+
+
+class MakeFar(Protocol):
+    """The type of fixture ``make_far``."""
+
+    def __call__(self, workers: int = 1, slots: int = 8, **options: Any) -> DistributedWorkflowExecutor: ...
+
+
+@pytest.fixture(scope="module")
+def _ray() -> Iterator[None]:
+    """Start Ray, whose workers find the tests' modules."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), before)))
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    ray.init(
+        num_cpus=8,
+        include_dashboard=False,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()
+    if before is None:
+        del os.environ["PYTHONPATH"]
+    else:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def engine() -> TellingEngine:
+    return TellingEngine()
+
+
+@pytest.fixture
+def make_far(_ray: None, engine: TellingEngine, loop_factory: Callable[[], Any]) -> Iterator[MakeFar]:
+    """Make initialized executors with workers, and destroy them all."""
+    with contextlib.ExitStack() as made:
+
+        def make(workers: int = 1, slots: int = 8, **options: Any) -> DistributedWorkflowExecutor:
+            given = {"consumer_batch_size": 512, "on_stale": "keep", **options.pop("config", {})}
+            executor = DistributedWorkflowExecutor(
+                InferenceEngineConfig(**given),
+                engine,
+                options.pop("make_engine", FarEngine),
+                workers=workers,
+                slots_per_worker=slots,
+                loop_factory=loop_factory,
+                ray_options={"num_cpus": 0},
+                **options,
+            )
+            made.callback(executor.destroy, timeout=10.0)
+            executor.initialize()
+            return executor
+
+        yield make
+
+
+def test_what_workers_play_comes_back_with_its_outcome(make_far: MakeFar) -> None:
+    executor = make_far(2)
+    acts: dict[int, Any] = {
+        0: ("answer", 5),
+        1: ("reject", None),
+        2: ("fail", ValueError("no")),
+        3: ("fail", None),
+    }
+    for task_id, act in acts.items():
+        executor.submit(act, Acting(), task_id=task_id)
+
+    outcomes = {outcome.task_id: outcome for outcome in executor.wait_outcomes(4, timeout=WAIT_S)}
+
+    assert statuses_of(outcomes.values()) == {0: "accepted", 1: "rejected", 2: "failed", 3: "failed"}
+    assert value_of(outcomes[0].trajectory) == 5
+    assert outcomes[1].reason == "the workflow returned None"
+    assert isinstance(outcomes[2].error, ValueError)
+    assert str(outcomes[2].error) == "no"
+    assert "far_rollouts.py" in outcomes[2].error.__notes__[0]
+    assert isinstance(outcomes[3].error, RemoteError)
+    assert "OddError: odd 1 2" in str(outcomes[3].error)
+    assert executor.ledger.accepted == executor.ledger.rejected == 1
+
+
+def test_arrays_come_back_as_they_were_and_read_only(make_far: MakeFar) -> None:
+    executor = make_far()
+    executor.submit(("answer", 3), Acting())
+
+    (trajectory,) = executor.wait(1, timeout=WAIT_S)
+
+    assert trajectory is not None
+    assert trajectory["input_ids"].dtype == np.int64
+    assert trajectory["attention_mask"].dtype == trajectory["versions"].dtype == np.int32
+    assert trajectory["input_ids"].tolist() == [[3]]
+    assert not trajectory["input_ids"].flags.writeable
+
+
+def test_a_group_is_played_and_joined_by_one_worker(make_far: MakeFar) -> None:
+    executor = make_far(2, slots=2)
+    for number in range(6):
+        executor.submit(("member", number), Acting(), group_size=4, task_id=number)
+
+    outcomes = executor.wait_outcomes(6, timeout=WAIT_S)
+
+    joined = {outcome.task_id: outcome.trajectory for outcome in outcomes}
+    for number in range(6):
+        trajectory = joined[number]
+        assert trajectory is not None
+        assert sorted(trajectory["input_ids"][:, 0]) == [1000 * number + index for index in range(4)]
+    assert [worker.running for worker in executor.workers()] == [0, 0]
+
+
+def test_no_rollout_is_lost_or_doubled_when_workers_are_killed(make_far: MakeFar) -> None:
+    executor = make_far(2, slots=16)
+    count, kills = 300, 4
+    for number in range(count):
+        executor.submit(("sleep", 0.05), Acting(), task_id=number)
+
+    for _ in range(kills):
+        ended = executor.ledger.finished
+        _wait_until(lambda ended=ended: executor.ledger.finished > ended)  # type: ignore[misc]
+        os.kill(_pids(executor)[0], signal.SIGKILL)
+    outcomes = executor.wait_outcomes(count, timeout=LONG_S)
+
+    assert statuses_of(outcomes) == dict.fromkeys(range(count), "accepted")
+    assert executor.ledger.lost == executor.dispatch_stats().lost > 0
+    assert executor.ledger.submitted == executor.ledger.collected == count
+    _wait_until(lambda: len(executor.workers()) == 2)
+
+
+def test_a_rollout_runs_again_elsewhere_when_its_worker_dies(make_far: MakeFar, tmp_path: Path) -> None:
+    executor = make_far()
+    executor.submit(("die_once", str(tmp_path / "was here")), Acting())
+
+    assert value_of(executor.wait(1, timeout=LONG_S)[0]) == 7
+    assert executor.ledger.lost == 1
+
+
+def test_a_rollout_that_kills_each_of_its_workers_fails_in_the_end(make_far: MakeFar) -> None:
+    executor = make_far()
+    executor.submit(("die", None), Acting())
+
+    (outcome,) = executor.wait_outcomes(1, timeout=LONG_S)
+
+    assert outcome.status == "failed"
+    assert isinstance(outcome.error, WorkerLostError)
+    assert executor.ledger.lost == 3
+
+
+def test_a_worker_whose_loop_hangs_is_killed_and_what_it_had_runs_elsewhere(
+    make_far: MakeFar, tmp_path: Path
+) -> None:
+    executor = make_far(hang_s=2.0, drain_s=1.0)
+    executor.submit(("block_once", str(tmp_path / "was here")), Acting())
+
+    assert value_of(executor.wait(1, timeout=LONG_S)[0]) == 8
+    assert executor.ledger.lost == 1
+
+
+def test_workers_know_the_version_and_begin_nothing_in_a_pause(
+    make_far: MakeFar, engine: TellingEngine
+) -> None:
+    executor = make_far(2)
+    engine.set_version(3)
+    _wait_until(lambda: executor.run_everywhere(state) == [(3, False)] * 2)
+    executor.pause()
+    executor.submit(("answer", 1), Acting())
+    with pytest.raises(TimeoutError):
+        executor.wait(1, timeout=0.2)
+
+    executor.resume()
+
+    (trajectory,) = executor.wait(1, timeout=WAIT_S)
+    assert trajectory is not None
+    assert trajectory["versions"].tolist() == [[3]]
+
+
+def test_a_worker_that_joins_later_knows_the_version_too(make_far: MakeFar, engine: TellingEngine) -> None:
+    executor = make_far()
+    engine.set_version(5)
+
+    executor.add_workers(1)
+
+    _wait_until(lambda: executor.run_everywhere(state) == [(5, False)] * 2)
+
+
+def test_workers_come_and_go_while_rollouts_run(make_far: MakeFar) -> None:
+    executor = make_far(1, slots=4)
+    executor.add_workers(2)
+    _wait_until(lambda: len(executor.workers()) == 3)
+    count = 400
+    for number in range(count):
+        executor.submit(("sleep", 0.05), Acting(), task_id=number)
+    _wait_until(lambda: all(worker.ended for worker in executor.workers()))
+
+    first = executor.remove_workers(2)
+
+    outcomes = executor.wait_outcomes(count, timeout=LONG_S)
+    assert statuses_of(outcomes) == dict.fromkeys(range(count), "accepted")
+    assert executor.ledger.lost == 0
+    _wait_until(lambda: len(executor.workers()) == 1)
+    assert executor.workers()[0].number not in first
+    assert len({value_of(outcome.trajectory) for outcome in outcomes}) == 3
+    with pytest.raises(ValueError, match=r"^remove_workers\(2\): only 1 play; remove no more$"):
+        executor.remove_workers(2)
+
+
+def test_a_removed_worker_finishes_what_it_has_begun(make_far: MakeFar, tmp_path: Path) -> None:
+    executor = make_far(1, slots=1)
+    go = tmp_path / "go"
+    executor.submit(("wait_for", str(go)), Acting())
+    _wait_until(lambda: executor.workers()[0].running == 1)
+
+    executor.remove_workers()
+
+    assert executor.workers()[0].is_draining
+    go.touch()
+    assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 9
+    _wait_until(lambda: executor.workers() == [])
+
+
+def test_a_cancelled_rollout_ends_where_it_is_played(make_far: MakeFar) -> None:
+    executor = make_far(1, slots=1)
+    running = executor.submit(("sleep", 3600), Acting())
+    waiting = executor.submit(("sleep", 3600), Acting())
+    _wait_until(lambda: executor.workers()[0].running > 0)
+
+    assert executor.cancel(running)
+    assert executor.cancel(waiting)
+
+    assert statuses_of(executor.wait_outcomes(2, timeout=WAIT_S)) == {
+        running: "cancelled",
+        waiting: "cancelled",
+    }
+    executor.submit(("answer", 1), Acting())
+    assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 1
+
+
+def test_an_episode_has_its_deadline_at_its_worker(make_far: MakeFar) -> None:
+    executor = make_far(config={"episode_timeout": 0.2})
+    executor.submit(("sleep", 3600), Acting())
+
+    (outcome,) = executor.wait_outcomes(1, timeout=WAIT_S)
+
+    assert outcome.status == "timed_out"
+    assert isinstance(outcome.error, TimeoutError)
+
+
+def test_what_cannot_be_sent_or_read_fails_alone_and_says_so(make_far: MakeFar) -> None:
+    executor = make_far()
+    bad = executor.submit(1, Unsendable())
+    worse = executor.submit(("answer", threading.Lock()), Acting())
+    unreadable = executor.submit(("fail", OddError(1, 2)), Acting())
+    good = executor.submit(("answer", 1), Acting())
+
+    outcomes = {outcome.task_id: outcome for outcome in executor.wait_outcomes(4, timeout=WAIT_S)}
+
+    failed = dict.fromkeys((bad, worse, unreadable), "failed")
+    assert statuses_of(outcomes.values()) == {**failed, good: "accepted"}
+    assert "cannot be pickled" in str(outcomes[bad].error)
+    assert "a worker cannot read what it was to play: TypeError" in str(outcomes[unreadable].error)
+
+
+def test_a_call_runs_on_every_worker_and_its_error_is_raised_here(make_far: MakeFar) -> None:
+    executor = make_far(2)
+
+    pids = executor.run_everywhere(pid)
+
+    assert len(set(pids) | {os.getpid()}) == 3
+    with pytest.raises(ValueError, match=r"^oh") as raised:
+        executor.run_everywhere(fails, "oh")
+    assert "far_rollouts.py" in raised.value.__notes__[0]
+    with pytest.raises(RuntimeError, match=r"^this process is no worker"):
+        worker_engine()
+
+
+def test_batches_come_from_workers_in_one_order_within_one_bound(
+    make_far: MakeFar, engine: TellingEngine
+) -> None:
+    executor = make_far(
+        2, slots=4, config={"consumer_batch_size": 8, "max_head_offpolicyness": 1, "on_stale": "mask"}
+    )
+    data = [[("answer", number) for number in range(8)]]
+
+    for version in range(5):
+        batch = executor.prepare_batch(data, Acting())
+        assert len(batch) == 8
+        for trajectory in batch:
+            assert (version - trajectory["versions"][trajectory["loss_mask"] > 0] <= 1).all()
+        engine.set_version(version + 1)
+
+    assert executor.report().staleness_max <= 1
+
+
+def test_an_engine_that_cannot_be_made_is_told_by_initialize(make_far: MakeFar) -> None:
+    with pytest.raises(LookupError, match="there are no servers today"):
+        make_far(make_engine=no_engine)
+
+
+def test_what_workers_had_ends_as_cancelled_and_their_processes_end(make_far: MakeFar) -> None:
+    executor = make_far(2)
+    pids = _pids(executor)
+    ids = [executor.submit(("sleep", 3600), Acting()) for _ in range(10)]
+
+    executor.destroy(timeout=10.0)
+
+    assert statuses_of(executor.wait_outcomes(10, timeout=0)) == dict.fromkeys(ids, "cancelled")
+    _wait_until(lambda: not any(map(_is_there, pids)))
+
+
+def test_it_starts_again_after_destroy(make_far: MakeFar) -> None:
+    executor = make_far()
+    for value in range(2):
+        executor.submit(("answer", value), Acting())
+        assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == value
+        executor.destroy()
+        if not value:
+            executor.initialize()
+
+
+def _pids(executor: DistributedWorkflowExecutor) -> list[int]:
+    """Return the workers' processes; wait until there is one, and none dies while it is asked."""
+    deadline = time.monotonic() + LONG_S
+    while time.monotonic() < deadline:
+        with contextlib.suppress(WorkerLostError):
+            found = executor.run_everywhere(pid)
+            if found:
+                return found
+    raise AssertionError("no worker came")
+
+
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait_until(holds: Callable[[], bool]) -> None:
+    """Wait for what another process brings about: nothing here is told of it."""
+    deadline = time.monotonic() + LONG_S
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+TRAINER = """
+    import json, logging, os, signal, sys
+    import ray
+    from areal_core.config import InferenceEngineConfig
+    from areal_core.distributed import DistributedWorkflowExecutor
+    from executor_tools import TellingEngine, value_of
+    from far_rollouts import Acting, FarEngine
+
+    if __name__ == "__main__":
+        directory, step, steps = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+        ray.init(num_cpus=4, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        config = InferenceEngineConfig(
+            consumer_batch_size=4, max_head_offpolicyness=2, on_stale="keep", journal_dir=directory
+        )
+        engine = TellingEngine(max(step, 0))
+        executor = DistributedWorkflowExecutor(
+            config, engine, FarEngine, workers=2, slots_per_worker=4, ray_options={"num_cpus": 0},
+            resume_from=None if step < 0 else step,
+        )
+        executor.initialize()
+        values = [range(4 * place, 4 * place + 4) for place in range(8)]
+        items = iter([[("answer", value) for value in four] for four in values])
+        for version in range(steps):
+            batch = executor.prepare_batch(items, Acting())
+            print(json.dumps(sorted(map(value_of, batch))), flush=True)
+            engine.set_version(engine.version + 1)
+            if version < 2:
+                executor.commit(max(step, -1) + 1 + version)
+        if sys.argv[4] == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_trainer_that_was_killed_goes_on_from_its_journal(run_script: Any, tmp_path: Path) -> None:
+    journal = str(tmp_path / "journal")
+
+    def train(step: int, steps: int, how: str) -> list[int]:
+        ended = run_script(
+            TRAINER, journal, str(step), str(steps), how, flags=(), env=_environment(), timeout=90.0
+        )
+        assert ended.returncode == (-signal.SIGKILL if how == "kill" else 0), ended.stderr
+        return [value for line in ended.stdout.splitlines() for value in json.loads(line)]
+
+    first = train(-1, 3, "kill")  # commits two batches of the three
+    second = train(1, 6, "end")
+
+    assert sorted(first[:8] + second) == list(range(32))
+
+
+def test_a_program_that_ends_without_destroy_ends(run_script: Any, tmp_path: Path) -> None:
+    script = TRAINER.replace("executor.initialize()", "executor.initialize(); sys.exit(7)")
+
+    ended = run_script(script, str(tmp_path), "-1", "1", "end", flags=(), env=_environment(), timeout=60.0)
+
+    assert ended.returncode == 7
+    assert "Traceback" not in ended.stderr
+
+
+def _environment() -> dict[str, str]:
+    """Return that in which a program, and its workers, find the library and the tests' modules."""
+    import areal_core
+
+    paths = str(Path(__file__).parent), str(Path(areal_core.__file__).parent.parent)
+    return {"PYTHONPATH": os.pathsep.join(paths), "RAY_USAGE_STATS_ENABLED": "0"}

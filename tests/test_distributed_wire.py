@@ -1,0 +1,241 @@
+"""What a worker tells, on its way: it arrives as it was, or as an error that says what could not."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import pickle
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from areal_core._distributed.leases import Ended, Report
+from areal_core._distributed.wire import HELD, Orders, decode, encode, ship, unship
+from areal_core._executor.freshness import Ages
+from areal_core._executor.rollout import Verdict
+from areal_core.errors import RemoteError
+
+pytestmark = pytest.mark.any_loop
+
+dumps = functools.partial(pickle.dumps, protocol=pickle.HIGHEST_PROTOCOL)
+
+FIGURES = (3, 7, 1.0, 2.0, 3.0)
+
+
+class TwoWordsError(Exception):
+    """Pickles, and cannot be made again from what was pickled."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} {second}")
+
+
+class LockedError(Exception):
+    """Has something that belongs to its process."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+class LeavingError(Exception):
+    """Ends the process that reads it, if that lets it."""
+
+    def __reduce__(self) -> Any:
+        return _leave, ()
+
+
+class ImpostorError(Exception):
+    """Becomes something else on its way."""
+
+    def __reduce__(self) -> Any:
+        return str, ("no error",)
+
+
+class MuteError(Exception):
+    """Cannot say what it is, nor be pickled."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+    def __reduce__(self) -> Any:
+        raise SystemExit
+
+
+class OddlyNotedError(Exception):
+    """Has notes that are none."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        vars(self)["__notes__"] = "no list"
+
+
+class Leaving:
+    """A value that ends the process that reads it, if that lets it."""
+
+    def __reduce__(self) -> Any:
+        return _leave, ()
+
+
+def _leave() -> None:
+    raise SystemExit("leaving")
+
+
+def an_end(verdict: Verdict | None = None, error: BaseException | None = None, **fields: Any) -> Ended:
+    told = {"timed_out": False, "seconds": 1.5, "figures": FIGURES, **fields}
+    return Ended(7, 0, verdict, error, **told)
+
+
+def sent(*ended: Ended, **report: Any) -> Report:
+    """Return what comes of a report of *ended* on its way through a pickle, as Ray sends it."""
+    told = {"returned": [], "stages": [], "stalled_s": 0.0, **report}
+    return unship(pickle.loads(pickle.dumps(ship(ended, dumps=dumps, **told))), pickle.loads)
+
+
+def sent_error(error: BaseException) -> BaseException:
+    (came,) = sent(an_end(error=_raised(error))).ended
+    assert came.verdict is None and came.error is not None
+    return came.error
+
+
+def _raised(error: BaseException) -> BaseException:
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def notes_of(error: BaseException) -> str:
+    return "\n".join(getattr(error, "__notes__", []))
+
+
+# -- what ended ------------------------------------------------------------------------------------
+
+
+def test_a_report_arrives_as_it_was() -> None:
+    stage = (7, 0, ("playing its workflow", None, 0.5, 1, 2))
+    brought = {"rewards": np.array([1.0]), "words": ["a"], "late": np.arange(3).astype(">i4")}
+    report = sent(
+        an_end(Verdict(brought, ages=Ages(1, 2, 3))),
+        an_end(Verdict(None, "should_accept_fn said no"), seconds=0.5),
+        an_end(Verdict(HELD)),
+        an_end(error=TimeoutError("late"), timed_out=True),
+        an_end(Verdict({"rewards": np.array([2.0])})),
+        returned=[(8, 1)],
+        stages=[stage],
+        stalled_s=4.0,
+    )
+    accepted, rejected, held, failed, last = report.ended
+    assert accepted.verdict is not None and accepted.verdict.trajectory is not None
+    assert accepted.verdict.ages == Ages(1, 2, 3)
+    assert set(accepted.verdict.trajectory) == set(brought)
+    assert accepted.verdict.trajectory["rewards"].tolist() == [1.0]
+    assert accepted.verdict.trajectory["words"] == ["a"]
+    assert accepted.verdict.trajectory["late"].dtype == np.dtype(">i4")
+    assert (accepted.parcel, accepted.sample_idx, accepted.seconds, accepted.figures) == (7, 0, 1.5, FIGURES)
+    assert rejected.verdict is not None and rejected.verdict.trajectory is None
+    assert (rejected.verdict.reason, rejected.seconds) == ("should_accept_fn said no", 0.5)
+    assert held.verdict is not None and held.verdict.trajectory == {}, "it is there, though not here"
+    assert (repr(failed.error), failed.timed_out) == ("TimeoutError('late')", True)
+    assert last.verdict is not None and last.verdict.trajectory is not None
+    assert last.verdict.trajectory["rewards"].tolist() == [2.0] and last.verdict.ages == Ages()
+    assert not any(one.timed_out for one in (accepted, rejected, held, last))
+    assert (report.returned, report.stages, report.stalled_s) == ([(8, 1)], [stage], 4.0)
+
+
+def test_a_trajectory_without_anything_is_one_all_the_same() -> None:
+    (came,) = sent(an_end(Verdict({}))).ended
+    assert came.verdict is not None and came.verdict.trajectory == {} and came.error is None
+
+
+def test_a_value_that_cannot_be_sent_fails_its_episode_alone() -> None:
+    odd = {"rewards": np.array([1.0]), "a lock": threading.Lock(), "words": "a"}
+    failed, fine = sent(an_end(Verdict(odd)), an_end(Verdict({"rewards": np.array([2.0])}))).ended
+    assert failed.verdict is None and isinstance(failed.error, TypeError)
+    assert "'a lock', 'words'" in str(failed.error) and "cannot pickle '_thread.lock'" in str(failed.error)
+    assert fine.verdict is not None and fine.verdict.trajectory is not None
+    assert fine.verdict.trajectory["rewards"].tolist() == [2.0]
+
+
+def test_a_value_that_cannot_be_read_here_fails_its_episode_alone() -> None:
+    odd = {"rewards": np.array([1.0]), "odd": Leaving()}
+    failed, fine = sent(an_end(Verdict(odd)), an_end(Verdict({"rewards": np.array([2.0])}))).ended
+    assert failed.verdict is None and isinstance(failed.error, RemoteError)
+    assert "SystemExit: leaving" in str(failed.error)
+    assert fine.verdict is not None and fine.verdict.trajectory is not None
+    assert fine.verdict.trajectory["rewards"].tolist() == [2.0]
+
+
+# -- errors ----------------------------------------------------------------------------------------
+
+
+def test_an_error_arrives_with_its_notes_and_its_traceback_as_one() -> None:
+    error = ValueError("no", 7)
+    error.add_note("of the workflow's own")
+    came = sent_error(error)
+    assert type(came) is ValueError and came.args == ("no", 7)
+    assert notes_of(came).startswith("of the workflow's own\nAt its worker:\n  File ")
+    assert "in _raised\n    raise error" in notes_of(came)
+
+
+def test_an_error_that_was_not_raised_has_no_note() -> None:
+    (came,) = sent(an_end(error=asyncio.CancelledError("before it started"))).ended
+    assert isinstance(came.error, asyncio.CancelledError) and not notes_of(came.error)
+
+
+def test_the_causes_of_an_error_are_in_its_note() -> None:
+    error = ValueError("no")
+    error.__cause__ = _raised(KeyError("why"))
+    assert "KeyError: 'why'\n\nThe above exception was the direct cause" in notes_of(sent_error(error))
+    timeout = TimeoutError("late")
+    timeout.__context__ = _raised(asyncio.CancelledError())
+    (came,) = sent(an_end(error=timeout, timed_out=True)).ended
+    assert came.error is not None and "in _raised\n    raise error" in notes_of(came.error)
+
+
+def test_a_cause_that_is_hidden_is_not_told() -> None:
+    error = ValueError("no")
+    error.__context__, error.__suppress_context__ = _raised(KeyError("why")), True
+    assert "why" not in notes_of(sent_error(error))
+    assert "ValueError" not in notes_of(sent_error(error)), "the error says that itself"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (LockedError("mine"), "test_distributed_wire.LockedError: mine"),
+        (TwoWordsError("one", "two"), "test_distributed_wire.TwoWordsError: one two"),
+        (LeavingError("bye"), "test_distributed_wire.LeavingError: bye"),
+        (ImpostorError("who"), "test_distributed_wire.ImpostorError: who"),
+        (MuteError(), "test_distributed_wire.MuteError: <exception str() failed>"),
+    ],
+    ids=["not pickled", "not made again", "leaves", "no error", "says nothing"],
+)
+def test_an_error_that_cannot_be_sent_arrives_as_its_text(error: Exception, text: str) -> None:
+    came = sent_error(error)
+    assert type(came) is RemoteError and str(came) == text
+    assert "in _raised\n    raise error" in notes_of(came)
+
+
+def test_an_error_whose_notes_are_its_own_arrives_without_ours() -> None:
+    came = sent_error(OddlyNotedError("odd"))
+    assert type(came) is OddlyNotedError and came.args == ("odd",)
+
+
+def test_errors_that_end_programs_arrive_like_others() -> None:
+    for error in (SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError("told to")):
+        came = sent_error(error)
+        assert type(came) is type(error) and came.args == error.args
+
+
+# -- orders ----------------------------------------------------------------------------------------
+
+
+def test_orders_arrive_as_they_were() -> None:
+    orders = Orders(
+        3, 7, True, False, True, {1: b"plan"}, [(4, b"head", [0, 1]), (5, None, [-1])], [(4, 0)], [2]
+    )
+    assert decode(encode(orders)) == orders
+    nothing = Orders(1, 0, False, False)
+    assert decode(encode(nothing)) == nothing

@@ -1,0 +1,136 @@
+"""What has ended at a worker waits to be fetched, for as long as is good for it, and no longer."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from areal_core._distributed.outbox import Outbox
+
+pytestmark = pytest.mark.any_loop
+
+LONG_S = 20.0
+"""Longer than anything takes: what waits so long fails."""
+
+
+@pytest.fixture
+def aside() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+def taken(outbox: Outbox, pool: ThreadPoolExecutor) -> Future[list[Any]]:
+    """Begin to take in another thread; return when that waits."""
+    taking = pool.submit(outbox.take, LONG_S)
+    until_it_waits(outbox, taking)
+    return taking
+
+
+def until_it_waits(outbox: Outbox, taking: Future[list[Any]]) -> None:
+    deadline = time.monotonic() + LONG_S
+    while not outbox._changed._waiters:  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline and not taking.done()
+
+
+def test_nothing_is_there_when_nothing_came_in_time() -> None:
+    began = time.monotonic()
+    assert Outbox(LONG_S, 10).take(0.05) == []
+    assert 0.05 <= time.monotonic() - began < LONG_S
+
+
+def test_what_is_last_waits_for_nothing() -> None:
+    outbox = Outbox(LONG_S, 10)
+    outbox.put([1], is_last=False)
+    outbox.put([2], is_last=True)
+    began = time.monotonic()
+    assert outbox.take(LONG_S) == [1, 2]
+    assert time.monotonic() - began < LONG_S / 2
+    assert outbox.take(0.0) == []
+
+
+def test_whoever_waits_gets_what_is_last_at_once(aside: ThreadPoolExecutor) -> None:
+    outbox = Outbox(LONG_S, 10)
+    taking = taken(outbox, aside)
+    outbox.put([1], is_last=True)
+    assert taking.result(LONG_S / 2) == [1]
+
+
+def test_whoever_waits_is_woken_by_what_is_last_though_it_is_nothing(aside: ThreadPoolExecutor) -> None:
+    outbox = Outbox(LONG_S, 10)
+    taking = taken(outbox, aside)
+    outbox.put((), is_last=True)
+    assert taking.result(LONG_S / 2) == []
+
+
+def test_what_nobody_waited_for_is_due_once() -> None:
+    outbox = Outbox(0.0, 10)
+    outbox.put((), is_last=True)
+    began = time.monotonic()
+    assert outbox.take(LONG_S) == []
+    assert time.monotonic() - began < LONG_S / 2
+    assert outbox.take(0.05) == []
+    assert time.monotonic() - began >= 0.05, "it was due again"
+
+
+def test_the_first_waits_a_moment_for_more(aside: ThreadPoolExecutor) -> None:
+    outbox = Outbox(0.2, 10)
+    taking = taken(outbox, aside)
+    began = time.monotonic()
+    outbox.put([1], is_last=False)
+    assert taking.result(LONG_S) == [1]
+    assert 0.2 <= time.monotonic() - began < LONG_S / 2
+
+
+def test_enough_wait_for_no_more(aside: ThreadPoolExecutor) -> None:
+    outbox = Outbox(LONG_S, 3)
+    taking = taken(outbox, aside)
+    outbox.put([1], is_last=False)
+    until_it_waits(outbox, taking)
+    outbox.put([2, 3], is_last=False)
+    assert taking.result(LONG_S / 2) == [1, 2, 3]
+    outbox.put([4, 5, 6, 7], is_last=False)
+    assert outbox.take(LONG_S) == [4, 5, 6, 7]
+
+
+def test_what_was_last_is_due_though_more_has_begun_since() -> None:
+    outbox = Outbox(LONG_S, 10)
+    outbox.put([1], is_last=True)
+    outbox.put([2], is_last=False)
+    began = time.monotonic()
+    assert outbox.take(LONG_S) == [1, 2]
+    assert time.monotonic() - began < LONG_S / 2
+
+
+def test_nobody_waits_at_what_is_closed(aside: ThreadPoolExecutor) -> None:
+    outbox = Outbox(LONG_S, 10)
+    taking = taken(outbox, aside)
+    outbox.close()
+    assert taking.result(LONG_S / 2) == []
+    outbox.put([1], is_last=False)
+    assert outbox.take(LONG_S) == [1], "what was there is given still"
+    assert outbox.take(LONG_S) == []
+
+
+def test_nothing_is_lost_or_doubled_between_threads(aside: ThreadPoolExecutor) -> None:
+    outbox, count = Outbox(0.0, 5), 3_000
+    numbers = itertools.count()
+    all_put = threading.Barrier(3)
+
+    def put() -> None:
+        while (number := next(numbers)) < count:
+            outbox.put([number], is_last=number % 7 == 0)
+        all_put.wait(LONG_S)
+
+    putting = [aside.submit(put) for _ in range(3)]
+    came: list[int] = []
+    while len(came) < count:
+        came += outbox.take(LONG_S)
+    for one in putting:
+        one.result(LONG_S)
+    assert sorted(came) == list(range(count)) and outbox.take(0.0) == []
