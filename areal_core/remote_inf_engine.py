@@ -88,9 +88,7 @@ class RemoteInfEngine:
         self._follows = check_flag("follows", follows)
         self._policy = Policy(Events())
         self._is_held = False
-        self._news = OpeningNews(
-            self._is_open, lambda error: self._policy.events.subscriber_raised("generation", error)
-        )
+        self._news = OpeningNews(self._is_open, self._subscriber_raised)
         self._lock = threading.RLock()
         self._state: Running | None = None
         self._home = _process.home()
@@ -345,6 +343,9 @@ class RemoteInfEngine:
             check_seconds("timeout", timeout)
         with self._in_control("call_all") as running:
             return await running.call_all(path, json, timeout)
+
+    def _subscriber_raised(self, error: BaseException) -> None:
+        self._policy.events.generation_subscriber_raised(error)  # which may be others by now
 
     def _arrive(self) -> None:
         """Begin anew in a forked process: who held a lock in the parent does not exist here."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from areal_core.config import InferenceEngineConfig
-from areal_core.simulation import Costs, Forecast, Scenario, calibrate, draw, grow, simulate
+from areal_core.simulation import Costs, Forecast, Scenario, calibrate, draw, simulate
 
 PREDICTIONS = Path(__file__).parent / "predictions.json"
 PICTURE = Path(__file__).parent.parent / "build" / "simulated.png"
@@ -33,6 +33,8 @@ OFF, OFF_SHORT = 0.10, 0.50
 _RAY_S = 6.0
 _WORKERS = (1, 10, 100, 300, 1_000, 3_000, 10_000)
 _LONG_S = (10.0, 30.0)
+_USUAL = {"costs": asdict(Costs()), "worker_start_s": 2.0, "worker_death_seen_s": 0.05}
+"""Of a small machine, for the picture where nobody has measured."""
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,9 @@ def run(short: bool, path: Path) -> int:
     """Play the set-ups, print what came of them beside what was predicted; return the exit status."""
     from _simulated_runs import play
 
+    if not path.exists():
+        print(f"{path} is not there: --predict first")
+        return 2
     document = json.loads(path.read_text())
     if document["is_short"] != short:
         print(f"{path} was made {'with' if document['is_short'] else 'without'} --short; predict anew")
@@ -206,41 +211,46 @@ def run(short: bool, path: Path) -> int:
 
 def plot(short: bool, path: Path, picture: Path) -> None:
     """Draw how the rate grows with the number of workers, for episodes of several lengths."""
-    measured = json.loads(path.read_text())["measured"]
+    measured = json.loads(path.read_text())["measured"] if path.exists() else _USUAL
     counts = _WORKERS[:3] if short else _WORKERS
     curves = {}
     for seconds in _LONG_S:
-        config = InferenceEngineConfig(
-            consumer_batch_size=16, max_head_offpolicyness=1, max_concurrent_rollouts=16
-        )
-        scenario = Scenario(
-            config=config,
-            workers=1,
-            slots_per_worker=16,
-            tokens=0.0,
-            tool_s=seconds,
-            tool_sigma=0.8,
-            train_s=0.0,
-            update_s=0.0,
-            warm_up_s=10.0 + 0.7 * seconds,
-            measured_s=10.0 + 0.7 * seconds,
-        )
-        print(f"\nepisodes of {seconds:g} s, 16 at a worker", flush=True)
         name = f"episodes of {seconds:g} s, 16 at a worker"
-        curves[name] = list(_told(grow(_here(scenario, measured), counts)))
+        print(f"\n{name}", flush=True)
+        curves[name] = list(_grown(seconds, counts, measured))
     picture.parent.mkdir(parents=True, exist_ok=True)
     draw(curves, picture)
     print(f"\nthe picture is {picture}")
 
 
-def _told(points: Iterator[tuple[float, Forecast]]) -> Iterator[tuple[float, Forecast]]:
-    for workers, forecast in points:
-        rate, busy = forecast.episodes_per_s, forecast.driver_busy
-        print(
-            f"  {workers:>6.0f} workers {rate:>10,.1f} episodes per s, driver {100 * busy:>3.0f} %",
-            flush=True,
+def _grown(
+    seconds: float, counts: tuple[int, ...], measured: dict[str, Any]
+) -> Iterator[tuple[float, Forecast]]:
+    """Yield what comes of so many workers that play episodes of *seconds*, and print it."""
+    config = InferenceEngineConfig(
+        consumer_batch_size=16, max_head_offpolicyness=1, max_concurrent_rollouts=16
+    )
+    one = Scenario(
+        config=config,
+        workers=1,
+        slots_per_worker=16,
+        tokens=0.0,
+        tool_s=seconds,
+        tool_sigma=0.8,
+        train_s=0.0,
+        update_s=0.0,
+    )
+    for count in counts:
+        # It takes the driver a while to give all of them their first episodes.
+        scenario = replace(
+            _here(one, measured).scaled(count),
+            warm_up_s=8.0 + 0.6 * seconds + count / 500,
+            measured_s=6.0 + 0.2 * seconds + count / 1000,
         )
-        yield workers, forecast
+        forecast = simulate(scenario)
+        rate, busy = forecast.episodes_per_s, forecast.driver_busy
+        print(f"  {count:>6} workers {rate:>10,.1f} episodes per s, driver {100 * busy:>3.0f} %", flush=True)
+        yield count, forecast
 
 
 if __name__ == "__main__":

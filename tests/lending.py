@@ -9,6 +9,7 @@ from typing import Any
 
 from areal_core._distributed.dispatcher import Dispatcher
 from areal_core._distributed.leases import Ended, LeaseRules, Link, Order, Parcel, Report
+from areal_core._executor.port import Tracer
 from areal_core._executor.rollout import Episode, Lane, Rollout, State, Verdict, Work
 from areal_core._record import EpisodeRecord
 from core_stage import SCRIPTED, VirtualClock, VirtualTimer
@@ -70,6 +71,8 @@ class Office:
             lambda rollouts, why: self.lost.extend(rollouts),
             lambda number, why: self.gone.append((number, why)),
         )
+        self.tracer: Tracer | None = None
+        """Told of each episode before it starts."""
         self._stood_still_s = 0.0
         self._ids = itertools.count()
         for number in range(1, workers + 1):
@@ -101,6 +104,9 @@ class Office:
         """Have more members of a group played; `Dispatcher.go_on` sends them."""
         first = len(rollout.episodes)
         rollout.episodes += [_episode(rollout, place) for place in range(first, first + count)]
+        if self.tracer is not None:
+            for episode in rollout.episodes[first:]:
+                self.tracer.starting(episode)
         self.dispatcher.start(rollout.episodes[first:])
 
     def judge(self, rollout: Rollout) -> None:
@@ -130,7 +136,7 @@ class Office:
         self.dispatcher.go_on()
 
     def _new(self, group_size: int) -> Rollout:
-        work = Work(None, SCRIPTED, None, group_size, False, contextvars.Context())
+        work = Work(None, SCRIPTED, None, group_size, False, contextvars.copy_context())
         number = next(self._ids)
         return Rollout(number, work, Lane.OPEN, State.RUNNING, start_order=number)
 

@@ -278,7 +278,7 @@ def test_a_workers_death_loses_exactly_what_it_had_each_once() -> None:
     assert office.gone == [(1, "it was killed")]
     assert office.dispatcher.lost == 2 and list(office.dispatcher.workers) == [2]
     office.dispatcher.died(1, "it was killed")
-    assert office.lost == theirs and len(office.gone) == 1
+    assert office.lost == theirs and len(office.gone) == 1 and office.dispatcher.dead == 1
 
 
 def test_what_was_lost_runs_again_elsewhere_and_its_former_worker_is_not_heard() -> None:

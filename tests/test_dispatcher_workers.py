@@ -27,7 +27,7 @@ def test_one_that_is_to_go_gets_nothing_more_finishes_what_it_has_begun_and_is_l
     assert office.loads() == {1: 1, 2: 2} and office.dispatcher.waiting == 2
     office.end(theirs[1])
     assert office.link.retired == [1] and office.gone == [(1, None)]
-    assert list(office.dispatcher.workers) == [2] and not office.lost
+    assert list(office.dispatcher.workers) == [2] and not office.lost and office.dispatcher.dead == 0
 
 
 def test_what_it_hands_back_is_played_by_others_before_what_waited() -> None:

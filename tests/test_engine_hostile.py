@@ -260,7 +260,7 @@ def test_generations_that_fail_by_their_deadlines_do_not_disturb_others(play: Pl
                 return await holding(1)(request, body)
             return await saying(event(body, 4, "length"))(request, body)
 
-        async with scripted() as server, engine_on(server, request_timeout=0.6) as engine:
+        async with scripted() as server, engine_on(server, request_timeout=2.0) as engine:
             server.usual = by_name
             names = [f"{kind} {number}" for number in range(50) for kind in ("bad", "good")]
             endings = await asyncio.gather(

@@ -632,6 +632,7 @@ def test_initialize_can_be_interrupted(run_script: RunScript, unused: str) -> No
         _BEGINNING
         + """
     import signal, threading
+    import areal_core._engine.running  # the interrupt is not for the import
     main_thread = threading.main_thread().ident
     threading.Timer(0.3, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
     try:

@@ -134,6 +134,17 @@ def test_one_that_takes_too_long_says_what_it_was_doing(runner: AsyncTaskRunner[
     assert floor.has_nothing()
 
 
+def test_what_has_ended_is_sent_before_what_takes_its_slot_begins(
+    runner: AsyncTaskRunner[Any], blockade: Blockade
+) -> None:
+    floor = Playground(runner, slots=1)
+    first, _ = floor.give(seven, blockade.block)
+    blockade.wait_until_entered()
+    assert where_of(floor.take()) == [(first, 0)]
+    blockade.lift()
+    floor.take()
+
+
 def test_the_last_that_is_under_way_does_not_wait_for_company(runner: AsyncTaskRunner[Any]) -> None:
     floor, played = Playground(runner, linger_s=LONG_S, enough=100), Played(2)
     floor.give(*played.calls)
@@ -281,6 +292,7 @@ def test_a_member_that_was_given_back_comes_again_in_its_place(floor: Playground
     for door in played.doors:
         door.open()
     assert sorted(where_of(floor.take(4)))[1:] == [(group, place) for place in range(3)]
+    assert len(floor.floor._rollouts[group].episodes) == 3
     floor.give_more(group, -1)
     assert trajectory_in(floor.take()[0])["input_ids"].tolist() == [[0], [1], [2]]
 

@@ -72,6 +72,21 @@ def test_a_server_with_slots_gives_as_many_tokens_as_these_make() -> None:
     assert forecast.bound_by == "the servers"
 
 
+def test_workers_that_know_one_server_each_know_different_ones() -> None:
+    forecast = simulate(
+        scenario(
+            workers=4,
+            slots_per_worker=4,
+            servers=4,
+            servers_per_worker=1,
+            server_slots=2,
+            token_s=0.01,
+            tokens=50.0,
+        )
+    )
+    assert forecast.tokens_per_s == pytest.approx(4 * 2 / 0.01, rel=0.03)
+
+
 def test_a_server_that_slows_down_gives_each_request_what_is_left() -> None:
     in_flight, token_s, most = 50, 0.02, 1000.0
     forecast = simulate(
@@ -142,12 +157,25 @@ def test_a_workers_loop_ends_no_more_per_second_than_what_each_costs_it() -> Non
     assert forecast.bound_by == "the workers' loops"
 
 
+def test_a_loop_is_as_busy_as_its_episodes_make_it_on_average_of_all_workers() -> None:
+    forecast = simulate(pauses(0.2, workers=4, slots_per_worker=5, compute_s=0.01, measured_s=20.0))
+    assert 0.1 < forecast.workers_busy < 0.5
+    assert forecast.workers_busy == pytest.approx(forecast.episodes_per_s * 0.01 / 4, rel=0.02)
+
+
 def test_tokens_that_come_by_themselves_cost_a_workers_loop_time() -> None:
     costs = replace(FREE, worker_token_s=0.001, worker_request_s=0.05)
     forecast = simulate(
         scenario(workers=1, slots_per_worker=64, tokens=50.0, tokens_sigma=0.0, token_s=0.001, costs=costs)
     )
     assert forecast.episodes_per_s == pytest.approx(1 / (50 * 0.001 + 0.05), rel=0.03)
+
+
+def test_news_of_what_episodes_do_take_the_driver_time() -> None:
+    fields: dict[str, Any] = {"workers": 1, "slots_per_worker": 10, "token_s": 0.02, "tokens_sigma": 0.0}
+    costs = replace(FREE, driver_stage_s=0.01)
+    found = simulate(scenario(tokens=100.0, costs=costs, **fields))
+    assert found.driver_busy == pytest.approx(0.01 * 10 / 2, rel=0.1)
 
 
 def test_a_bound_of_0_waits_for_the_slowest_of_each_batch() -> None:

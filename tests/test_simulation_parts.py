@@ -166,6 +166,16 @@ def test_a_conversation_stays_with_its_server_and_waits_for_a_slot_there() -> No
     assert ended == [other, first, again]
 
 
+def test_a_slot_is_not_lost_with_a_request_that_is_cancelled_as_it_gets_it() -> None:
+    clock, engine, _, ask, ended = an_engine(1, slots=1)
+    engine.ask(10, 1.0, Pin(), lambda _: engine.cancel(late))
+    late = ask()
+    clock.run_until(1.5)
+    last = ask()
+    clock.run_until(3.0)
+    assert ended == [last]
+
+
 def test_a_request_whose_server_dies_goes_on_elsewhere_from_the_tokens_it_has() -> None:
     clock, engine, servers, ask, ended = an_engine(2)
     moved, _ = ask(), ask()
@@ -273,13 +283,14 @@ def test_a_worker_hands_back_what_it_has_not_begun() -> None:
 def test_a_worker_that_is_dead_does_nothing_and_its_requests_end() -> None:
     hearing = Hearing()
     hearing.give(1, 10)
-    hearing.clock.run_until(0.35)
-    assert hearing.worker.die() == pytest.approx(0.35)
-    hearing.give(2, 10)
+    hearing.give(2, 3)
+    hearing.clock.run_until(0.305)
+    assert hearing.worker.die() == pytest.approx(0.305 + 0.3)  # of what runs, and what nobody has fetched
+    hearing.give(3, 10)
     assert hearing.until(5.0) == []
     hearing.server.look()
-    assert hearing.server.tokens == 3
-    assert hearing.server.request_seconds == pytest.approx(0.35)
+    assert hearing.server.tokens == 3 + 3
+    assert hearing.server.request_seconds == pytest.approx(0.305 + 0.3)
 
 
 def a_link() -> tuple[VirtualClock, VirtualThread, VirtualLink, list[str]]:

@@ -75,7 +75,7 @@ class Dispatcher:
                 parcel = Parcel(next(self._numbers), episode.rollout)
                 self._backlog[parcel.number] = parcel
             if parcel.worker is None:
-                episode.record.enter(WAITING_FOR_ROOM)
+                _enter(parcel, episode, WAITING_FOR_ROOM)
             else:
                 self._to_send[parcel.number] = parcel
             episode.job = parcel
@@ -206,7 +206,7 @@ class Dispatcher:
         for episode in episodes:
             parcel.out[episode.sample_idx] = episode
             episode.record.worker = worker.number
-            episode.record.enter(FAR)
+            _enter(parcel, episode, FAR)
         worker.load += len(episodes)
         self._resting.pop(parcel.number, None)
         orders.setdefault(worker.number, []).append(Order(parcel, is_first, episodes))
@@ -265,7 +265,7 @@ class Dispatcher:
         self._backlog.move_to_end(parcel.number, last=False)
         for episode in parcel.unsent:
             episode.record.worker = None
-            episode.record.enter(WAITING_FOR_ROOM)
+            _enter(parcel, episode, WAITING_FOR_ROOM)
 
     def _see_rest(self, parcel: Parcel) -> None:
         """Note a parcel of which nothing is lent, or to be lent. Whether it goes on, the core knows."""
@@ -336,6 +336,17 @@ class Dispatcher:
 def _forget(parcel: Parcel) -> None:
     if parcel.worker is not None:
         parcel.worker.parcels.pop(parcel.number, None)
+
+
+def _enter(parcel: Parcel, episode: Episode, stage: str) -> None:
+    if episode.record.trace is None:
+        episode.record.enter(stage)
+        return
+    # Where its span is current, it is so for this episode alone; and above it is what was so at the submit.
+    place = episode.sample_idx
+    if place not in parcel.contexts:
+        parcel.contexts[place] = episode.rollout.work.context.copy()
+    parcel.contexts[place].run(episode.record.enter, stage)
 
 
 def _never_begun(episode: Episode) -> Episode:

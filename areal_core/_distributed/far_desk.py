@@ -72,7 +72,7 @@ class FarDesk(Desk):
 
     def joined(self, worker: int) -> None:
         """Take note that a worker has started."""
-        self.post(self.dispatcher.joined, worker)
+        self.post(self._let_in, worker)
 
     def reported(self, worker: int, report: Report) -> None:
         """Take a sign of life of a worker; on the loop thread."""
@@ -82,6 +82,10 @@ class FarDesk(Desk):
     def died(self, worker: int, why: str) -> None:
         """Take note that a worker is gone."""
         self.post(self.dispatcher.died, worker, why)
+
+    def _let_in(self, worker: int) -> None:
+        if not self._is_closed:
+            self.dispatcher.joined(worker)
 
     # -- what the dispatcher finds -----------------------------------------------------------------
 

@@ -189,9 +189,10 @@ class Floor(Guest):
             self._follow()
         while self._to_cancel:
             self._cancel(*self._to_cancel.popleft())
-        self._start()
+        self._launch(self._next())
 
-    def _start(self) -> None:
+    def _next(self) -> list[EpisodeJob]:
+        """Return those that may begin."""
         jobs = []
         with self._lock:
             may_begin = not self._is_held and not self._is_over
@@ -200,6 +201,9 @@ class Floor(Guest):
                 episode.job = job = EpisodeJob(episode, self._player, self._timeout_s)
                 self._jobs[job] = number
                 jobs.append(job)
+        return jobs
+
+    def _launch(self, jobs: Sequence[EpisodeJob]) -> None:
         if jobs:
             self._launcher.launch(jobs)
 
@@ -232,9 +236,10 @@ class Floor(Guest):
                     self._said.pop(job, None)
                 job.fill_in()
                 ended.append((number, job.episode))
-        self._start()
+        jobs = self._next()
         if ended:
             self._send(ended)
+        self._launch(jobs)  # after it: from Python 3.12 on their first steps are taken here and now
 
     def decide(self, job: Job, decision: Status) -> bool:
         """Let *decision* be the outcome of *job*, and note what it is doing."""

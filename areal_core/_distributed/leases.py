@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextvars import Context
 from typing import Any, Protocol
 
 from msgspec import Struct
@@ -41,6 +42,8 @@ class Parcel(Struct, eq=False):
     unsent: list[Episode] = []
     out: dict[int, Episode] = {}
     """Those that are lent, by their place in the group, -1 for the judge."""
+    contexts: dict[int, Context] = {}
+    """Of those that are traced, by their place: what is current for each."""
 
     def __repr__(
         self,

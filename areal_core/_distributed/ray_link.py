@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import Ended, Order, Parcel, Report
-from areal_core._distributed.wire import Orders, Shipment, encode, unship
+from areal_core._distributed.wire import MOST_PLANS, Orders, Shipment, encode, unship
 from areal_core._distributed.worker import Setup, Worker
 from areal_core._executor.rollout import Work
 from areal_core._executor.work import Plan
@@ -23,7 +23,6 @@ from areal_core._runner.life import Life
 from areal_core.errors import WorkerLostError
 
 _BEAT_S = 1.0  # a worker that has nothing to say gives a sign of life so often
-_MOST_PLANS = 128  # that workers remember
 _GROUPS = {"give": 1, "take": 1, "run": 8}
 _RETRY_S = (1.0, 30.0)  # from the first to the longest wait before a worker that did not start is tried again
 
@@ -274,7 +273,7 @@ class RayLink(FarLink):
         number, plan = self._plan_of(work)
         if number not in actor.plans:
             orders.plans[number] = dumps(plan)
-            actor.plans = {*actor.plans, number}
+            actor.plans = {one for one in actor.plans if one > number - MOST_PLANS} | {number}
         return dumps((number, rollout.task_id, work.data_id, rollout.start_version, work.data))
 
     def _plan_of(self, work: Work) -> tuple[int, Plan]:
@@ -285,7 +284,7 @@ class RayLink(FarLink):
         self._plans_so_far += 1
         plan = Plan(work.workflow, work.accept, work.group_size, work.keep_rest, work.is_eval)
         self._plans[key] = made = (self._plans_so_far, plan)
-        while len(self._plans) > _MOST_PLANS:
+        while len(self._plans) > MOST_PLANS:
             self._plans.popitem(last=False)
         return made
 
@@ -304,7 +303,8 @@ class RayLink(FarLink):
             if not actor.is_ending:
                 self._desk.died(actor.number, _in_words(error))
             return
-        self._fetch(actor)
+        if not actor.is_ending:
+            self._fetch(actor)
         self._desk.reported(actor.number, unship(future.result(), loads))
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:

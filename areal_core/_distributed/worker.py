@@ -13,6 +13,7 @@ from areal_core._distributed.floor import Floor
 from areal_core._distributed.outbox import Outbox
 from areal_core._distributed.wire import Orders, Shipment, decode, ship
 from areal_core._executor.playing import Player
+from areal_core._log import get_logger
 from areal_core._runner.lifecycle import life_of
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -69,7 +70,10 @@ class Worker:
     def give(self, data: bytes) -> None:
         """Follow orders; *data* is `Orders`."""
         orders = decode(data)
-        self._take_news(orders)
+        try:
+            self._take_news(orders)
+        except Exception as error:  # of the user's engine: what is to be played is played all the same
+            get_logger().error("engine_took_no_news", exc_info=error)
         self._floor.give(orders)
         if orders.takes_back:
             self._returns.set()

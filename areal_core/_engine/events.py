@@ -78,10 +78,11 @@ class Events:
             remedy=f"{opens} opens it",
         )
 
-    def subscriber_raised(self, to: str, error: BaseException) -> None:
-        """Tell of one that subscribed *to* something, and raised when it was told."""
-        event = f"{to}_subscriber_raised"
-        self._logger.error(event, error=told(error), exc_info=error)
+    def version_subscriber_raised(self, error: BaseException) -> None:
+        self._logger.error("version_subscriber_raised", error=told(error), exc_info=error)
+
+    def generation_subscriber_raised(self, error: BaseException) -> None:
+        self._logger.error("generation_subscriber_raised", error=told(error), exc_info=error)
 
     def prober_failed(self, server: str, error: BaseException) -> None:
         self._logger.error("probe_failed", server=server, error=told(error), exc_info=error)

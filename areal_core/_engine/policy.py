@@ -36,9 +36,7 @@ class Policy:
         """Where it logs."""
         self._lock = threading.RLock()
         self._version = 0
-        self._subscribers: Subscribers[int] = Subscribers(
-            "a version", lambda error: self.events.subscriber_raised("version", error)
-        )
+        self._subscribers: Subscribers[int] = Subscribers("a version", self._subscriber_raised)
         self._changes = 0
         self._changing = 0
         self.weights: Weights | None = None
@@ -104,3 +102,6 @@ class Policy:
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
         """Have *callback* called with each new version; return what ends that."""
         return self._subscribers.add(callback)
+
+    def _subscriber_raised(self, error: BaseException) -> None:
+        self.events.version_subscriber_raised(error)  # which may be others by now

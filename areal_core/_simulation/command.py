@@ -33,7 +33,9 @@ areal_core.simulation says what they mean. For example
   --workers 8 --servers 4 --server-tokens-per-s 3000 --train-s 20
   ... --vary servers=1,2,4,8          how many servers are enough
   ... --vary max_head_offpolicyness=0,1,2,4
-  ... --grow --plot growth.png        from one worker to ten thousand, in minutes"""
+  ... --grow 1,10,100,1000 --warm-up-s 60 --measured-s 30 --plot growth.png
+
+Where the driver is saturated, simulating it takes about as long as it would take in earnest."""
 _COLUMNS = (
     "trajectories",
     "episodes",
@@ -61,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
         scenario = replace(scenario, costs=calibrate(scenario.costs))
         _tell_costs(scenario.costs)
     if options.grow is None and not name:
-        _say(simulate(scenario))
+        _print(simulate(scenario))
         return 0
     points = vary(scenario, name, values) if name else grow(scenario, options.grow)
     across = name or "workers"
@@ -124,14 +126,8 @@ def _default(spec: Field[Any]) -> Any:
 
 def _scenario(options: argparse.Namespace) -> Scenario:
     scenario = Scenario()
-    for spec in _shown():
-        text = getattr(options, spec.name)
-        if text is not None:
-            # One after the other would be checked against defaults of what comes later.
-            options.__dict__[spec.name] = _value(text)
-    given = {
-        spec.name: getattr(options, spec.name) for spec in _shown() if getattr(options, spec.name) is not None
-    }
+    texts = {spec.name: getattr(options, spec.name) for spec in _shown()}
+    given = {name: _value(text) for name, text in texts.items() if text is not None}
     config = {name: given.pop(name) for name in _OF_CONFIG if name in given}
     return replace(scenario, config=replace(scenario.config, **config), **given)
 
@@ -169,7 +165,7 @@ def _counts(text: str) -> tuple[int, ...]:
     return counts
 
 
-def _say(what: object) -> None:
+def _print(what: object) -> None:
     sys.stdout.write(f"{what}\n")
     sys.stdout.flush()
 
@@ -180,17 +176,17 @@ def _flag(name: str) -> str:
 
 def _tell_costs(costs: Costs) -> None:
     for spec in fields(costs):
-        _say(f"{spec.name:<22}{getattr(costs, spec.name) * 1e6:>10,.1f} us")
-    _say("")
+        _print(f"{spec.name:<22}{getattr(costs, spec.name) * 1e6:>10,.1f} us")
+    _print("")
 
 
 def _tell_each(across: str, points: Iterable[Point]) -> Iterator[Point]:
     """Print a line for each as it comes, under a line of titles."""
     width = max(10, len(across))
-    _say(" ".join((f"{across:>{width}}", *(f"{title:>12}" for title in _COLUMNS), " bound by")))
+    _print(" ".join((f"{across:>{width}}", *(f"{title:>12}" for title in _COLUMNS), " bound by")))
     for value, forecast in points:
         cells = (f"{text:>12}" for text in _cells(forecast))
-        _say(" ".join((f"{value!s:>{width}}", *cells, f" {forecast.bound_by}")))
+        _print(" ".join((f"{value!s:>{width}}", *cells, f" {forecast.bound_by}")))
         yield value, forecast
 
 

@@ -121,7 +121,6 @@ class VirtualWorker:
         self._items: dict[int, tuple[Item, int]] = {}
         self._news: dict[tuple[int, int], Play] = {}  # whose stages are others since the last report
         self._returns: list[tuple[int, int]] = []
-        self._takes_back = False
 
     # -- what comes from the driver ----------------------------------------------------------------
 
