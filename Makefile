@@ -28,7 +28,8 @@ test-all:
 	$(PYTHON) tests/all_pythons.py $(ARGS)
 
 # What continuous integration runs.
-check: lint examples
+check:
+	$(MAKE) -j2 --output-sync=target lint examples
 	$(PYTEST)
 
 lint: $(VENV)/.installed-dev

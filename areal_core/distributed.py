@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from areal_core import _process
 from areal_core._checks import check_integer, check_number
 from areal_core._distributed.far_desk import FarDesk
 from areal_core._distributed.leases import LeaseRules
@@ -48,6 +49,7 @@ __all__ = ["DispatchStats", "DistributedWorkflowExecutor", "WorkerStats", "worke
 R = TypeVar("R")
 
 _START_S = 300.0
+_OURS = {"concurrency_groups", "lifetime", "max_concurrency", "max_restarts", "max_task_retries", "name"}
 _LEAST_LEASE_S = 5.0  # a sign of life comes every second, if the machine is not busy
 _AHEAD_PER_SLOT = 4  # of a worker's slots, how many more episodes it may hold at most
 _CLOSE_S = 10.0
@@ -98,7 +100,8 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
     have room. *lease_s* is for how many seconds a worker may give no sign of life before it is taken for
     dead; a thread of its own gives it, so that it may compute for hours. One whose loop does not turn for
     *hang_s* seconds gets nothing more, and is killed *drain_s* seconds later unless it turns again. One that
-    dies is replaced. *ray_options* are for `ray.remote`, such as ``num_cpus`` or ``runtime_env``.
+    dies is replaced. A rollout that was lost with its worker four times fails with WorkerLostError.
+    *ray_options* are for `ray.remote`, such as ``num_cpus`` or ``runtime_env``.
 
     Ray is started on this machine if it does not run. Raises like `WorkflowExecutor`, and ImportError without
     the extra ``ray``.
@@ -145,8 +148,13 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             drain_s=check_number("drain_s", drain_s, least=0.0),
         )
         self._ray_options = dict(ray_options or {})
+        if ours := sorted(_OURS & self._ray_options.keys()):
+            raise ValueError(
+                f"ray_options has {', '.join(ours)}, which belong to the executor; leave them out"
+            )
         self._worker_loop_factory = loop_factory
         self._link: RayLink | None = None
+        self._home = _process.home()
         self._started_ray = False
 
     # -- life --------------------------------------------------------------------------------------
@@ -180,6 +188,8 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         """
         began = time.monotonic()
         super().destroy(timeout)
+        if self._home is not _process.home():
+            return  # Ray, and its workers, are the parent's
         link, self._link = self._link, None
         if link is not None:
             passed_s = time.monotonic() - began
@@ -253,6 +263,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         It is pickled; the engine of the worker it runs in is `worker_engine()`. Raises what one of them
         raises, with its traceback there as a note.
         """
+        self._on_shift().raise_on_loop_thread("run_everywhere")
         return self._on_link().call_all(async_fn, args)
 
     # -- inside ------------------------------------------------------------------------------------

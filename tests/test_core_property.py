@@ -255,4 +255,4 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 def test_whatever_happens_every_rule_holds() -> None:
-    run_state_machine_as_test(CoreMachine, settings=settings(max_examples=250, stateful_step_count=50))
+    run_state_machine_as_test(CoreMachine, settings=settings(max_examples=150, stateful_step_count=50))

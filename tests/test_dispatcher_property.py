@@ -206,4 +206,4 @@ class FarMachine(CoreMachine):
 
 def test_whatever_happens_to_workers_every_rule_holds() -> None:
     machine: Any = FarMachine
-    run_state_machine_as_test(machine, settings=settings(max_examples=150, stateful_step_count=60))
+    run_state_machine_as_test(machine, settings=settings(max_examples=80, stateful_step_count=60))

@@ -68,7 +68,8 @@ class Floor(Guest):
         """When the loop last turned, as far as anybody looked."""
         self._asked_to_turn = False
         self._is_held = False
-        self._is_over = False
+        self.is_over = False
+        """Whether nothing begins any more: the runner ends."""
         self._launcher = life.host(self)
 
     # -- from any thread ---------------------------------------------------------------------------
@@ -195,7 +196,7 @@ class Floor(Guest):
         """Return those that may begin."""
         jobs = []
         with self._lock:
-            may_begin = not self._is_held and not self._is_over
+            may_begin = not self._is_held and not self.is_over
             while may_begin and self._pending and len(self._jobs) < self._slots:
                 (number, _), episode = self._pending.popitem(last=False)
                 episode.job = job = EpisodeJob(episode, self._player, self._timeout_s)
@@ -258,7 +259,7 @@ class Floor(Guest):
 
     def begin_end(self, ending: Ending) -> None:
         """Begin nothing more."""
-        self._is_over = True
+        self.is_over = True
         for job in self.jobs():
             if job.is_open:
                 job.decision = "cancelled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 from collections import OrderedDict
@@ -23,7 +24,8 @@ from areal_core._runner.life import Life
 from areal_core.errors import WorkerLostError
 
 _BEAT_S = 1.0  # a worker that has nothing to say gives a sign of life so often
-_GROUPS = {"give": 1, "take": 1, "run": 8}
+_GROUPS = {"give": 1, "take": 1, "run": 8, "stop": 1}
+_MOST_DOUBLINGS = 10
 _RETRY_S = (1.0, 30.0)  # from the first to the longest wait before a worker that did not start is tried again
 
 dumps: Callable[[Any], bytes] = ray.cloudpickle.dumps
@@ -114,11 +116,15 @@ class RayLink(FarLink):
         self._is_closed = True
         actors = list(self._actors.values())
         self._actors.clear()
-        stops = [actor.handle.stop.options(concurrency_group="run").remote(timeout_s) for actor in actors]
-        if stops:
-            ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
-        for actor in [*actors, *self._to_kill]:
-            ray.kill(actor.handle)
+        try:
+            stops = [
+                actor.handle.stop.options(concurrency_group="stop").remote(timeout_s) for actor in actors
+            ]
+            if stops:
+                ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
+        finally:
+            for actor in [*actors, *self._to_kill]:
+                _kill(actor)
 
     # -- workers' lives ----------------------------------------------------------------------------
 
@@ -133,8 +139,12 @@ class RayLink(FarLink):
     def _start_one(self) -> None:
         if self._is_closed or len(self._actors) >= self._wanted:
             return
-        actor = self._new_actor()
-        future: Future[None] = actor.handle.begin.remote().future()
+        try:
+            actor = self._new_actor()
+            future: Future[None] = actor.handle.begin.remote().future()
+        except Exception as error:  # of Ray, which goes down
+            self._try_again(error)
+            return
         future.add_done_callback(functools.partial(self._post, self._started, actor))
 
     def _started(self, actor: _Actor, future: Future[None]) -> None:
@@ -144,8 +154,12 @@ class RayLink(FarLink):
             self._welcome(actor)
             return
         self._actors.pop(actor.number, None)
+        _kill(actor)
+        self._try_again(error)
+
+    def _try_again(self, error: BaseException) -> None:
         least, most = _RETRY_S
-        wait_s = min(most, least * 2**self._failed_starts)
+        wait_s = min(most, least * 2 ** min(self._failed_starts, _MOST_DOUBLINGS))
         self._failed_starts += 1
         self._log("error", "worker_did_not_start", retry_in_s=wait_s, exc_info=error)
         self._life.thread.call_later(wait_s, self._start_one)
@@ -171,6 +185,8 @@ class RayLink(FarLink):
             self._log("warning", "worker_died", worker=worker, why=why)
         if actor is not None and not self._is_closed:
             self._to_start += 1
+            if why is not None:
+                self._to_kill.append(actor)  # it may only be out of reach, and play what others play now
 
     # -- what is sent ------------------------------------------------------------------------------
 
@@ -240,10 +256,11 @@ class RayLink(FarLink):
         while self._to_kill:
             actor = self._to_kill.pop()
             if actor.is_ending:  # it has nothing any more, and ends well
-                actor.handle.stop.options(concurrency_group="run").remote(_BEAT_S)
-                self._life.thread.call_later(2 * _BEAT_S, ray.kill, actor.handle)
+                with contextlib.suppress(Exception):
+                    actor.handle.stop.options(concurrency_group="stop").remote(_BEAT_S)
+                self._life.thread.call_later(2 * _BEAT_S, _kill, actor)
             else:
-                ray.kill(actor.handle)
+                _kill(actor)
         starts, self._to_start = self._to_start, 0
         for _ in range(starts):
             self._start_one()
@@ -263,7 +280,12 @@ class RayLink(FarLink):
                 orders.give.append((order.parcel.number, head, places))
             except Exception as error:
                 unsendable += [_unsendable(order.parcel, place, error) for place in places]
-        actor.handle.give.options(concurrency_group="give").remote(encode(orders))
+        try:
+            ref = actor.handle.give.options(concurrency_group="give").remote(encode(orders))
+        except Exception as error:  # of Ray: it goes down, or its store is full
+            self._lose(actor, f"nothing could be sent to it: {_in_words(error)}")
+            return
+        ref.future().add_done_callback(functools.partial(self._post, self._given, actor))
         if unsendable and self._desk is not None:
             self._life.thread.call_soon(self._desk.reported, actor.number, Report(unsendable))
 
@@ -280,7 +302,7 @@ class RayLink(FarLink):
         key = (id(work.workflow), id(work.accept), work.group_size, work.keep_rest, work.is_eval)
         known = self._plans.get(key)
         if known is not None:
-            return known
+            return known  # in the order in which they came, as workers forget them
         self._plans_so_far += 1
         plan = Plan(work.workflow, work.accept, work.group_size, work.keep_rest, work.is_eval)
         self._plans[key] = made = (self._plans_so_far, plan)
@@ -299,19 +321,36 @@ class RayLink(FarLink):
         if self._is_closed or self._desk is None:
             return
         error = future.exception()
-        if error is not None:
-            if not actor.is_ending:
-                self._desk.died(actor.number, _in_words(error))
-            return
-        if not actor.is_ending:
-            self._fetch(actor)
-        self._desk.reported(actor.number, unship(future.result(), loads))
+        try:
+            report = None if error is not None else unship(future.result(), loads)
+            if report is not None and not actor.is_ending:
+                self._fetch(actor)
+        except Exception as odd:
+            report, error = None, odd
+        if report is not None:
+            self._desk.reported(actor.number, report)
+        elif error is not None and not actor.is_ending:
+            self._lose(actor, _in_words(error))
+
+    def _given(self, actor: _Actor, future: Future[None]) -> None:
+        error = future.exception()
+        if error is not None and not actor.is_ending and not self._is_closed:
+            self._lose(actor, f"it could not take its orders: {_in_words(error)}")
+
+    def _lose(self, actor: _Actor, why: str) -> None:
+        if self._desk is not None:
+            self._desk.died(actor.number, why)
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
         try:
             self._life.thread.post(callback, *args)
         except RuntimeError:  # the loop was closed a moment ago
             pass
+
+
+def _kill(actor: _Actor) -> None:
+    with contextlib.suppress(Exception):  # Ray may be gone, or going
+        ray.kill(actor.handle)
 
 
 def _unsendable(parcel: Parcel, place: int, error: Exception) -> Ended:

@@ -81,6 +81,8 @@ class Worker:
 
     def take(self, patience_s: float) -> Shipment:
         """Return what has ended, as soon as there is something, and how things are."""
+        if self._floor.is_over:
+            raise RuntimeError("the loop of this worker has ended")
         ended = self._out.take(patience_s)
         returned = []
         if self._returns.is_set():
