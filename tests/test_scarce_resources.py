@@ -22,11 +22,26 @@ scarce_acts.main()
 @pytest.mark.parametrize(
     ("act", "shortage"),
     [
-        *itertools.product(["runner", "offloading"], ["descriptors", "one_thread", "threads"]),
-        *itertools.product(["rollouts", "agents"], ["descriptors", "one_thread"]),
+        *itertools.product(["runner"], ["descriptors", "one_thread", "threads"]),
+        *itertools.product(["rollouts"], ["descriptors", "one_thread"]),
     ],
 )
 def test_what_is_short_is_told_and_nothing_is_lost_or_left(
+    run_script: RunScript, chatting_server: ReusedServer, tmp_path: Path, act: str, shortage: str
+) -> None:
+    play(run_script, act, shortage, chatting_server.addr, tmp_path)
+
+
+@pytest.mark.any_loop
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize(
+    ("act", "shortage"),
+    [
+        *itertools.product(["offloading"], ["descriptors", "one_thread", "threads"]),
+        *itertools.product(["agents"], ["descriptors", "one_thread"]),
+    ],
+)
+def test_what_is_short_beside_the_loop_is_told_and_nothing_is_lost_or_left(
     run_script: RunScript, chatting_server: ReusedServer, tmp_path: Path, act: str, shortage: str
 ) -> None:
     play(run_script, act, shortage, chatting_server.addr, tmp_path)
