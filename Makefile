@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
 EXAMPLES := $(wildcard examples/*.py)
 
-.PHONY: demo demo-ray test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents bench-observing docs clean
+.PHONY: demo demo-ray test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents bench-observing bench-simulated docs clean
 .DELETE_ON_ERROR:
 
 # The main job, end to end: a policy is trained, asynchronously and then synchronously. ARGS=--quick
@@ -67,6 +67,11 @@ soak: $(VENV)/.installed-dev
 bench:
 	$(MAKE) VENV=.venv-bench .venv-bench/.installed-bench
 	.venv-bench/bin/python benchmarks/bench.py $(ARGS)
+
+# Predictions of the simulation beside real runs on Ray. ARGS="--predict", "--run" or "--plot".
+bench-simulated:
+	$(MAKE) VENV=.venv-bench .venv-bench/.installed-bench
+	.venv-bench/bin/python benchmarks/simulated.py $(ARGS)
 
 # Ten million tasks: whether a runner is after a day what it was in the morning.
 bench-long: $(VENV)/.installed-dev

@@ -34,6 +34,8 @@ TOKENS = 64
 _ITEM = {"input_ids": [1, 2, 3]}
 _PATIENCE_S = 60.0
 _LOOK_S = 0.02
+_MANY = 256
+"""Episodes at once, for what an episode takes where exchanges are large."""
 
 
 class Versions:
@@ -214,37 +216,78 @@ class OfRay:
 def measure_ray(costs: Costs, seconds: float) -> OfRay:
     """Return *costs* with what Ray takes, measured for so long, and how workers come and go."""
     with _cluster():
-        costs = _exchanges(costs, seconds)
+        few = _of_episodes(1, seconds)
     with _cluster():
-        return OfRay(costs, *_deaths())
+        many = _of_episodes(_MANY, seconds)
+    with _cluster():
+        return OfRay(_with_ray(costs, few, many), *_deaths())
 
 
-def _exchanges(costs: Costs, seconds: float) -> Costs:
-    """Play one episode at a time, and take from what that costs all that is known."""
-    config = InferenceEngineConfig(
-        consumer_batch_size=16, max_head_offpolicyness=3, max_concurrent_rollouts=1, progress=False
+@dataclass(frozen=True)
+class _Taken:
+    """What an instant episode takes, in seconds."""
+
+    driver_s: float
+    worker_s: float
+    passed_s: float
+    """Of time rather than of processors."""
+    in_exchange: float
+    """How many episodes an exchange had."""
+
+
+def _with_ray(costs: Costs, few: _Taken, many: _Taken) -> Costs:
+    """Return *costs* with what was measured beyond them.
+
+    Of one episode in an exchange the rest is that exchange's, of many it is theirs.
+    """
+    mine = costs.driver_exchange_s + costs.driver_episode_s + costs.driver_rollout_s
+    its = costs.worker_exchange_s + costs.worker_episode_s
+    ray_driver_s, ray_worker_s = max(0.0, few.driver_s - mine), max(0.0, few.worker_s - its)
+    exchanges_s = (costs.driver_exchange_s + ray_driver_s) / many.in_exchange
+    theirs_s = (costs.worker_exchange_s + ray_worker_s) / many.in_exchange
+    return replace(
+        costs,
+        ray_driver_s=ray_driver_s,
+        ray_worker_s=ray_worker_s,
+        driver_episode_s=max(0.0, many.driver_s - costs.driver_rollout_s - exchanges_s),
+        worker_episode_s=max(0.0, many.worker_s - theirs_s),
+        transport_s=max(0.0, (few.passed_s - few.driver_s - few.worker_s) / 2),
     )
-    scenario = Scenario(config=config, workers=1, slots_per_worker=1, tokens=0.0)
-    engine, workflow, loader = Versions(), Takes(0.0, 0.0), [[_ITEM] * 16]
+
+
+def _of_episodes(at_once: int, seconds: float) -> _Taken:
+    """Play instant episodes, so many at once, and return what each takes."""
+    batch = max(16, at_once)
+    config = InferenceEngineConfig(
+        consumer_batch_size=batch, max_head_offpolicyness=3, max_concurrent_rollouts=at_once, progress=False
+    )
+    scenario = Scenario(config=config, workers=1, slots_per_worker=at_once, tokens=0.0)
+    engine, workflow, loader = Versions(), Takes(0.0, 0.0), [[_ITEM] * batch]
     with _executor(scenario, engine, Versions) as executor:
+        reports = _counted(executor)
         for _ in range(20):
             _step(executor, engine, loader, workflow)
         [there], here = executor.run_everywhere(_cpu_here), _cpu()
-        began, batches = time.perf_counter(), 0
+        began, batches, before = time.perf_counter(), 0, reports[0]
         while time.perf_counter() - began < seconds:
             _step(executor, engine, loader, workflow)
             batches += 1
-        taken_s = (time.perf_counter() - began) / (16 * batches)
-        here = (_cpu() - here) / (16 * batches)
-        there = (executor.run_everywhere(_cpu_here)[0] - there) / (16 * batches)
-    mine = costs.driver_exchange_s + costs.driver_episode_s + costs.driver_rollout_s
-    its = costs.worker_exchange_s + costs.worker_episode_s
-    return replace(
-        costs,
-        ray_driver_s=max(0.0, here - mine),
-        ray_worker_s=max(0.0, there - its),
-        transport_s=max(0.0, (taken_s - here - there) / 2),
-    )
+        count, passed_s = batch * batches, time.perf_counter() - began
+        here, there = _cpu() - here, executor.run_everywhere(_cpu_here)[0] - there
+        return _Taken(here / count, there / count, passed_s / count, count / max(1, reports[0] - before))
+
+
+def _counted(executor: DistributedWorkflowExecutor) -> list[int]:
+    """Return a list of one number, which counts the reports of workers that bring something."""
+    desk = executor._desk()
+    count, reported = [0], desk.reported
+
+    def counted(worker: int, report: Any) -> None:
+        count[0] += bool(report.ended)
+        reported(worker, report)
+
+    desk.reported = counted  # type: ignore[method-assign]
+    return count
 
 
 def _step(executor: DistributedWorkflowExecutor, engine: Versions, loader: Any, workflow: Any) -> None:

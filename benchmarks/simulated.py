@@ -58,8 +58,8 @@ def setups(short: bool) -> Iterator[Setup]:
     )
     yield Setup(
         "loop",
-        "bound by the worker's loop: episodes that compute for 0.2 ms and end",
-        replace(instant, compute_s=0.2e-3, warm_up_s=5.0 * length, measured_s=20.0 * length),
+        "bound by the worker's loop: episodes that compute for 0.5 ms and take 50 ms",
+        replace(instant, compute_s=0.5e-3, tool_s=0.05, warm_up_s=5.0 * length, measured_s=20.0 * length),
     )
     yield Setup(
         "servers",
@@ -245,7 +245,7 @@ def _grown(
         scenario = replace(
             _here(one, measured).scaled(count),
             warm_up_s=8.0 + 0.6 * seconds + count / 500,
-            measured_s=6.0 + 0.2 * seconds + count / 1000,
+            measured_s=200.0 if count < 30 else 4.0 + 0.2 * seconds + count / 2000,
         )
         forecast = simulate(scenario)
         rate, busy = forecast.episodes_per_s, forecast.driver_busy

@@ -106,13 +106,13 @@ def test_a_server_that_is_paused_makes_nothing_and_goes_on_with_new_weights() ->
 
 
 def test_without_an_interruption_a_reply_keeps_the_version_at_which_it_was_asked_for() -> None:
-    desired = Desired(interrupts=False)
-    early = desired.ask("early", 10)
+    desired = Desired(interrupts=False, slots=1)
+    running, waiting = desired.ask("running", 10), desired.ask("waiting", 10)
     desired.clock.run_until(0.35)
     desired.server.go_on(1)
     late = desired.ask("late", 10)
     desired.clock.run_until(10.0)
-    assert (early.spans, late.spans) == ([(0, 10)], [(1, 10)])
+    assert (running.spans, waiting.spans, late.spans) == ([(0, 10)], [(0, 10)], [(1, 10)])
 
 
 def test_a_server_that_dies_says_what_had_come_and_what_is_left() -> None:

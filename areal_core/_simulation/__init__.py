@@ -24,6 +24,7 @@ scenario says. Nothing happens for each token.
 | `routing`, `server` | who is asked for tokens, and how fast they come |
 | `items` | what is drawn: how long episodes are, and how they end |
 | `world`, `meter` | all of it wired together: `simulate`; what is counted |
-| `calibration` | what the real code costs on this machine |
+| `growing` | a scenario again and again, with one thing changed |
+| `calibration`, `loopback` | what the real code costs on this machine |
 | `command`, `plot` | the command line, and the picture |
 """

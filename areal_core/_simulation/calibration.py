@@ -7,59 +7,65 @@ ones: what is the same of both is an exchange's, the rest an episode's. What Ray
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pickle
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from areal_core._distributed.dispatcher import Dispatcher
-from areal_core._distributed.far_desk import FarDesk, FarLink
-from areal_core._distributed.leases import Ended, LeaseRules, Order, Report
-from areal_core._distributed.wire import Orders, Shipment, encode, ship, unship
+from areal_core._distributed.leases import LeaseRules, Report
+from areal_core._distributed.wire import Orders, encode
 from areal_core._distributed.worker import Setup, Worker
-from areal_core._executor.desk import Desk
-from areal_core._executor.freshness import Ages
-from areal_core._executor.playing import Player
-from areal_core._executor.rollout import Episode, Lane, Rollout, State, Verdict, Work
+from areal_core._executor.rollout import Episode, Lane, Rollout, State, Work
 from areal_core._executor.work import Plan
+from areal_core._offload.stats import processors
 from areal_core._record import EpisodeRecord
-from areal_core._runner.life import Life
 from areal_core._simulation.clock import VirtualClock
+from areal_core._simulation.loopback import (
+    Instant,
+    LoopedExecutor,
+    Nowhere,
+    Versions,
+    pickled,
+    picklers,
+)
 from areal_core._simulation.scenario import Costs
 from areal_core.config import InferenceEngineConfig
-from areal_core.types import GenerationHyperparameters, ModelRequest, RolloutWorkflow
-from areal_core.workflow_executor import WorkflowExecutor
+from areal_core.types import GenerationHyperparameters, ModelRequest
 
-_TOKENS = 64
 _ITEM = {"input_ids": [1, 2, 3]}
 _BATCH = 256
-_FIGURES = (1, 0, 0.1, 0.0, 0.0)
 _SMALL, _LARGE = 1, 128
 """Episodes of an exchange."""
 _FEW, _MANY = 2_000, 10_000
 """Episodes in exchanges of either size."""
 _WORKERS = 2_000
+_BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sorted(range(1000), key=str)"
 _REQUESTS, _SHORT, _LONG, _MS_PER_TOKEN = 48, 8, 128, 8.0
 
 
 def calibrate(costs: Costs | None = None) -> Costs:
     """Return what the code costs here. What Ray takes is that of *costs*; None: of the defaults.
 
-    Nothing else should run meanwhile. It starts an embedded server.
+    Nothing else should run meanwhile. It starts an embedded server, and keeps all other processors busy, as
+    they are in a run: what two threads of one core do takes each of them longer.
     """
-    rollout_s, driver_exchange_s, driver_episode_s = _driver()
-    worker_exchange_s, worker_episode_s = _worker()
+    with _busy_processors():
+        rollout_s, driver_exchange_s, driver_episode_s = _driver()
+        worker_exchange_s, worker_episode_s = _worker()
+        stage_s, looking_s = _stage(), _looking_at_workers()
     request_s, token_s = _engine()
     return replace(
         Costs() if costs is None else costs,
         driver_rollout_s=rollout_s,
         driver_exchange_s=driver_exchange_s,
         driver_episode_s=driver_episode_s,
-        driver_stage_s=_stage(),
-        driver_worker_s=_looking_at_workers(),
+        driver_stage_s=stage_s,
+        driver_worker_s=looking_s,
         worker_exchange_s=worker_exchange_s,
         worker_episode_s=worker_episode_s,
         worker_request_s=request_s,
@@ -67,42 +73,16 @@ def calibrate(costs: Costs | None = None) -> Costs:
     )
 
 
-class _Versions:
-    """An engine that only knows the version."""
-
-    def __init__(self) -> None:
-        self.version = 0
-
-    def get_version(self) -> int:
-        return self.version
-
-    def set_version(self, version: int) -> None:
-        self.version = version
-
-    async def agenerate(self, request: Any) -> Any:
-        raise NotImplementedError
-
-
-class _Instant(RolloutWorkflow):
-    """Yields a trajectory at once."""
-
-    async def arun_episode(self, engine: Any, data: Any) -> dict[str, Any]:
-        return _trajectory(engine.get_version())
-
-
-def _trajectory(version: int) -> dict[str, Any]:
-    return {
-        "input_ids": np.arange(_TOKENS).reshape(1, _TOKENS),
-        "attention_mask": np.ones((1, _TOKENS), np.int64),
-        "loss_mask": np.ones((1, _TOKENS), np.int64),
-        "logprobs": np.full((1, _TOKENS), -0.5, np.float32),
-        "versions": np.full((1, _TOKENS), version),
-        "rewards": np.array([1.0], np.float32),
-    }
-
-
-def _dumps(thing: Any) -> bytes:
-    return pickle.dumps(thing, protocol=5)
+@contextlib.contextmanager
+def _busy_processors() -> Iterator[None]:
+    """Keep all processors but one busy with Python code."""
+    others = [subprocess.Popen([sys.executable, "-S", "-c", _BUSY]) for _ in range(processors() - 1)]
+    try:
+        yield
+    finally:
+        for other in others:
+            other.kill()
+            other.wait()
 
 
 def _split(small: float, large: float) -> tuple[float, float]:
@@ -112,106 +92,6 @@ def _split(small: float, large: float) -> tuple[float, float]:
 
 
 # -- the driver ------------------------------------------------------------------------------------
-
-
-class _Nowhere(FarLink):
-    """Sends nothing."""
-
-    def give(self, worker: int, orders: Sequence[Order]) -> None:
-        pass
-
-    def cancel(self, worker: int, episodes: Sequence[tuple[int, int]]) -> None:
-        pass
-
-    def forget(self, worker: int, parcels: Sequence[int]) -> None:
-        pass
-
-    def take_back(self, worker: int) -> None:
-        pass
-
-    def retire(self, worker: int) -> None:
-        pass
-
-    def kill(self, worker: int, why: str) -> None:
-        pass
-
-
-class _Loopback(_Nowhere):
-    """Pretends to be a worker that brings everything at once, in exchanges of the size of its slots."""
-
-    def __init__(self, life: Life) -> None:
-        self._life = life
-        self.desk: FarDesk | None = None
-        self._orders: list[Order] = []
-        self._version = 0
-        self._dumps, self._loads = _picklers()
-        self.exchanges = 0
-        self.pretended_s = 0.0
-        """What pretending took."""
-
-    def tell(self, version: int, is_paused: bool) -> None:
-        self._version = version
-
-    def give(self, worker: int, orders: Sequence[Order]) -> None:
-        self._orders += orders
-
-    def flush(self) -> None:
-        given, self._orders = self._orders, []
-        if not given:
-            return
-        orders = Orders(self.exchanges, self._version, False, False)
-        orders.give = [(one.parcel.number, self._head(one), [0]) for one in given]
-        encode(orders)
-        self._life.thread.call_soon(self._pretend, given)
-
-    def _head(self, order: Order) -> bytes:
-        rollout = order.parcel.rollout
-        work = rollout.work
-        return self._dumps((1, rollout.task_id, work.data_id, rollout.start_version, work.data))
-
-    def _pretend(self, given: Sequence[Order]) -> None:
-        began = time.thread_time()
-        ages = Ages(self._version, self._version, _TOKENS)
-        ended = [
-            Ended(
-                one.parcel.number,
-                0,
-                Verdict(_trajectory(self._version), ages=ages),
-                None,
-                False,
-                0.1,
-                _FIGURES,
-            )
-            for one in given
-        ]
-        data = _dumps(ship(ended, [], [], 0.0, self._dumps))
-        self._life.thread.call_soon(self._come, data)
-        self.exchanges += 1
-        self.pretended_s += time.thread_time() - began
-
-    def _come(self, data: bytes) -> None:
-        assert self.desk is not None
-        shipment: Shipment = pickle.loads(data)
-        self.desk.reported(1, unship(shipment, self._loads))
-
-
-class _LoopedExecutor(WorkflowExecutor):
-    """An executor whose episodes come back at once, as if from a worker with so many slots."""
-
-    def __init__(self, config: InferenceEngineConfig, engine: _Versions, slots: int) -> None:
-        super().__init__(config, engine)
-        self._slots = slots
-        self.link: _Loopback | None = None
-
-    def _make_desk(self, life: Life, player: Player, episode_timeout_s: float | None) -> Desk:
-        self.link = link = _Loopback(life)
-        link.desk = desk = FarDesk(life, LeaseRules(slots=self._slots, most_ahead=0), link)
-        return desk
-
-    def join(self) -> None:
-        """Have that worker join."""
-        assert self.link is not None and self.link.desk is not None
-        self.link.desk.joined(1)
 
 
 def _driver() -> tuple[float, float, float]:
@@ -224,8 +104,8 @@ def _driver() -> tuple[float, float, float]:
 def _looped(slots: int, count: int) -> tuple[float, float]:
     """Return what a rollout takes of the trainer's thread, and an exchange of the loop's."""
     config = InferenceEngineConfig(consumer_batch_size=_BATCH, max_head_offpolicyness=3, progress=False)
-    engine, workflow, loader = _Versions(), _Instant(), [[_ITEM] * _BATCH]
-    with _LoopedExecutor(config, engine, slots) as executor:
+    engine, workflow, loader = Versions(), Instant(), [[_ITEM] * _BATCH]
+    with LoopedExecutor(config, engine, slots) as executor:
         executor.join()
         link = executor.link
         assert link is not None
@@ -256,14 +136,14 @@ def _new_dispatcher(workers: int, slots: int) -> Dispatcher:
         pass
 
     rules = LeaseRules(slots=slots, most_ahead=0)
-    made = Dispatcher(rules, _Nowhere(), VirtualClock(), ignore, ignore, ignore)
+    made = Dispatcher(rules, Nowhere(), VirtualClock(), ignore, ignore, ignore)
     for number in range(workers):
         made.joined(number)
     return made
 
 
 def _episodes(count: int) -> list[Episode]:
-    plan = Plan(_Instant(), None, 1, False, False)
+    plan = Plan(Instant(), None, 1, False, False)
     made = []
     for number in range(count):
         work: Work = plan.work_on(_ITEM)
@@ -280,7 +160,7 @@ def _stage() -> float:
     dispatcher.start(_episodes(count))
     dispatcher.go_on()
     stages = [(1 + number, 0, ("generating", "a server", 0.1, 1, 0)) for number in range(count)]
-    data = _dumps(Report((), (), stages))
+    data = pickled(Report((), (), stages))
     return _least(lambda: dispatcher.reported(0, pickle.loads(data))) / count
 
 
@@ -307,13 +187,13 @@ def _least(work: Callable[[], object]) -> float:
 
 def _worker() -> tuple[float, float]:
     """Return what an exchange and an episode take of a worker."""
-    dumps, loads = _picklers()
-    setup = Setup(_Versions, _LARGE, False, True, None, 1.0, None)
+    dumps, loads = picklers()
+    setup = Setup(Versions, _LARGE, False, True, None, 1.0, None)
     before = Worker.engine
     worker = Worker(dumps(setup), loads, dumps)
     worker.begin()
     try:
-        plan = dumps(Plan(_Instant(), None, 1, False, False))
+        plan = dumps(Plan(Instant(), None, 1, False, False))
         _exchanged(worker, plan, _LARGE, _LARGE, dumps)
         small = _exchanged(worker, plan, _SMALL, _FEW, dumps) / (_FEW // _SMALL)
         large = _exchanged(worker, plan, _LARGE, _MANY, dumps) / (_MANY // _LARGE)
@@ -340,7 +220,7 @@ def _exchanged(worker: Worker, plan: bytes, size: int, count: int, dumps: Callab
         while left:
             shipment = worker.take(1.0)
             left -= len(shipment[0])
-            _dumps(shipment)
+            pickled(shipment)
         taken_s += time.process_time() - began
     return taken_s
 
@@ -371,12 +251,3 @@ def _engine() -> tuple[float, float]:
         short, long = runner.run(ask, _SHORT), runner.run(ask, _LONG)
     token_s = max(0.0, (long - short) / (_LONG - _SHORT))
     return max(0.0, short - _SHORT * token_s), token_s
-
-
-def _picklers() -> tuple[Callable[[Any], bytes], Callable[[bytes], Any]]:
-    """Return what workflows and items are pickled with: Ray's, where it is installed."""
-    try:
-        from ray import cloudpickle
-    except ImportError:
-        return _dumps, pickle.loads
-    return cloudpickle.dumps, cloudpickle.loads

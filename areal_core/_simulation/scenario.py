@@ -14,17 +14,17 @@ from areal_core.config import InferenceEngineConfig
 class Costs:
     """What the code costs, in seconds of processor time unless another unit is said.
 
-    The defaults were measured once, on two shared cores with CPython 3.11 and uvloop; `calibrate` measures
-    all but what Ray takes.
+    The defaults were measured once, on two shared cores that were both busy, with CPython 3.11 and uvloop;
+    `calibrate` measures all but what Ray takes.
     """
 
-    driver_rollout_s: float = 4e-6
+    driver_rollout_s: float = 8e-6
     """The trainer's thread, for a rollout: to make it of an item, and to hand over what came of it."""
 
-    driver_episode_s: float = 40e-6
+    driver_episode_s: float = 50e-6
     """The driver's loop, for an episode: half when it is sent to a worker, half when it has come back."""
 
-    driver_exchange_s: float = 100e-6
+    driver_exchange_s: float = 120e-6
     """The driver's loop, for an exchange with a worker: half for what is sent, half for what comes."""
 
     driver_stage_s: float = 1e-6
@@ -33,25 +33,25 @@ class Costs:
     driver_worker_s: float = 0.3e-6
     """The driver's loop, for each worker, whenever something waits for room at one of them."""
 
-    worker_episode_s: float = 65e-6
+    worker_episode_s: float = 70e-6
     """A worker's loop, for an episode beside its tokens."""
 
-    worker_exchange_s: float = 120e-6
+    worker_exchange_s: float = 130e-6
     """A worker, for an exchange with the driver."""
 
-    worker_request_s: float = 280e-6
+    worker_request_s: float = 260e-6
     """A worker's loop, for a request for tokens."""
 
-    worker_token_s: float = 33e-6
+    worker_token_s: float = 40e-6
     """A worker's loop, for a token that comes by itself, as they do where replies are streamed."""
 
-    ray_driver_s: float = 900e-6
+    ray_driver_s: float = 1.2e-3
     """What Ray takes of the driver for an exchange."""
 
-    ray_worker_s: float = 900e-6
+    ray_worker_s: float = 1.2e-3
     """What Ray takes of a worker for an exchange."""
 
-    transport_s: float = 1e-3
+    transport_s: float = 0.2e-3
     """From driver to worker or back, as time that passes."""
 
     def __post_init__(self) -> None:

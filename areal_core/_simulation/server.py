@@ -22,7 +22,7 @@ Spans = list[tuple[int, int]]
 class Request:
     """So many tokens that are asked for; *on_end* is called when all have come."""
 
-    __slots__ = ("_token_s", "began", "is_gone", "on_end", "spans", "tokens", "until")
+    __slots__ = ("_token_s", "began", "is_gone", "on_end", "spans", "tokens", "until", "version")
 
     def __init__(self, tokens: int, token_s: float, on_end: Callable[[], None]) -> None:
         self.tokens = tokens
@@ -34,6 +34,8 @@ class Request:
         """The progress of its server when its first token was begun."""
         self.until = 0.0
         """That at which it ends."""
+        self.version = 0
+        """That of its server when it came there."""
         self.spans: Spans = []
 
     def begin(self, progress: float, before_s: float) -> None:
@@ -53,7 +55,8 @@ class InferenceServer:
 
     A token takes *token_s* seconds times the pace of its request; each further request makes all slower, so
     that no more than *tokens_per_s* come in all. *slots* are worked on at once. None is no limit.
-    *interrupts* is whether a new version makes the next token of what is under way, or only what comes later.
+    *interrupts* is whether a new version makes the next token of what is under way, or only of what comes
+    later.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class InferenceServer:
 
     def begin(self, request: Request) -> None:
         """Take *request* on."""
+        request.version = self._versions[-1]
         if len(self._running) >= self._slots:
             self._waiting.append(request)
             return
@@ -196,10 +200,10 @@ class InferenceServer:
         self.tokens += made
         if not made:
             return
-        mark = bisect_right(self._marks, request.began) - 1
         if not self._interrupts:
-            _add(request.spans, self._versions[mark], made)
+            _add(request.spans, request.version, made)
             return
+        mark = bisect_right(self._marks, request.began) - 1
         before = 0
         for place in range(mark, len(self._marks)):
             is_last = place + 1 == len(self._marks) or self._marks[place + 1] >= progress

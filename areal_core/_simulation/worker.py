@@ -182,11 +182,16 @@ class VirtualWorker:
         if self._is_held or room <= 0 or not self._pending:
             return
         plays = [self._pending.popleft() for _ in range(min(room, len(self._pending)))]
-        now = self._clock.time()
+        now, instant = self._clock.time(), []
         for play in plays:
             play.began = now
             self._running[play.parcel, play.place] = play
-        self.loop.put(len(plays) * self._episode_s, self._began, plays)
+            if play.part.tokens or play.part.tool_s:
+                self.loop.put(self._episode_s, self._began, [play])
+            else:
+                instant.append(play)
+        if instant:  # they end in one turn of the loop, and are told of together
+            self.loop.put(len(instant) * self._episode_s, self._began, instant)
 
     def _began(self, plays: Iterable[Play]) -> None:
         if not self.is_alive:
