@@ -182,9 +182,10 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             raise
 
     def destroy(self, timeout: float | None = 30.0) -> None:
-        """Stop everything within *timeout* seconds, the workers too (None: however long it takes).
+        """Stop everything, like `WorkflowExecutor.destroy`; what workers have not brought is cancelled.
 
-        What they have not brought by now ends as cancelled. Else like `WorkflowExecutor.destroy`.
+        They get what is left of *timeout*, a second at least, then they are killed; with None 10 s. Does
+        nothing to them in a forked child.
         """
         began = time.monotonic()
         super().destroy(timeout)

@@ -16,27 +16,13 @@ import ray
 
 from _contenders import PATIENCE_S
 from _executor_contenders import ITEM, trajectory
+from _simulated_runs import Versions
 from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor
 from areal_core.types import RolloutWorkflow
 
 WARM = 500
 MOST_CALLS = 20_000
-
-
-class _Versions:
-    """An engine that only knows the version."""
-
-    version = 0
-
-    def get_version(self) -> int:
-        return self.version
-
-    def set_version(self, version: int) -> None:
-        self.version = version
-
-    async def agenerate(self, request: Any) -> Any:
-        raise NotImplementedError
 
 
 class Sleeps(RolloutWorkflow):
@@ -56,7 +42,7 @@ class _Playing:
     """The same, behind an async actor that is called once per episode."""
 
     def __init__(self) -> None:
-        self._engine = _Versions()
+        self._engine = Versions()
         self._workflow = Sleeps(0.0)
 
     async def play(self, data: Any) -> dict[str, Any]:
@@ -126,8 +112,8 @@ def _executor(workers: int, slots: int) -> Iterator[DistributedWorkflowExecutor]
         _ray(),
         DistributedWorkflowExecutor(
             config,
-            _Versions(),
-            _Versions,
+            Versions(),
+            Versions,
             workers=workers,
             slots_per_worker=slots,
             ray_options={"num_cpus": 0},

@@ -45,9 +45,7 @@ class Parcel(Struct, eq=False):
     contexts: dict[int, Context] = {}
     """Of those that are traced, by their place: what is current for each."""
 
-    def __repr__(
-        self,
-    ) -> str:  # not of all that it leads to: of its worker, and so of all other parcels there
+    def __repr__(self) -> str:  # not of all that it leads to: its worker, and so all other parcels there
         return f"<parcel {self.number}, of rollout {self.rollout.task_id}>"
 
     @property

@@ -89,10 +89,6 @@ class RayLink(FarLink):
         """Have *count* workers more."""
         self._life.thread.post(self._want_more, count)
 
-    def running(self) -> list[int]:
-        """Return the numbers of those that play."""
-        return [actor.number for actor in list(self._actors.values()) if actor.has_joined]
-
     def want_less(self, count: int) -> None:
         """Replace *count* fewer of those that go; on the loop thread."""
         self._wanted = max(0, self._wanted - count)
@@ -302,7 +298,7 @@ class RayLink(FarLink):
         key = (id(work.workflow), id(work.accept), work.group_size, work.keep_rest, work.is_eval)
         known = self._plans.get(key)
         if known is not None:
-            return known  # in the order in which they came, as workers forget them
+            return known
         self._plans_so_far += 1
         plan = Plan(work.workflow, work.accept, work.group_size, work.keep_rest, work.is_eval)
         self._plans[key] = made = (self._plans_so_far, plan)
