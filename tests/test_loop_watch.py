@@ -143,16 +143,20 @@ def match() -> None:
     re.match(r"(a+)+$", "a" * 23 + "b")
 
 
-async def is_busy(seconds: float) -> None:
+async def is_busy(seconds: float) -> float:
+    """Return how long the longest of many short steps took: on a machine that stalls they are not short."""
+    longest_s = 0.0
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        await asyncio.gather(*(short_step() for _ in range(300)))
+        longest_s = max(longest_s, *await asyncio.gather(*(short_step() for _ in range(300))))
+    return longest_s
 
 
-async def short_step() -> None:
-    end = time.monotonic() + 0.001
-    while time.monotonic() < end:
-        pass
+async def short_step() -> float:
+    begun = now = time.monotonic()
+    while now < begun + 0.001:
+        now = time.monotonic()
+    return now - begun
 
 
 def line_of(function: Callable[..., Any], further: int = 1) -> str:
@@ -248,9 +252,12 @@ def test_who_waits_for_the_gil_of_another_thread_is_not_accused(watched: Watched
 
 
 def test_a_loop_that_is_busy_with_many_short_steps_accuses_nobody(watched: Watched) -> None:
-    watched.threaded.run(is_busy(4 * BLOCK_S))
+    longest_s = watched.threaded.run(is_busy(4 * BLOCK_S))
     watched.block(compute)
-    assert watched.next_report().function == "test_loop_watch.compute"
+    accused = [watched.next_report().function]
+    while accused[-1] != "test_loop_watch.compute":
+        accused.append(watched.next_report().function)
+    assert accused == ["test_loop_watch.compute"] or longest_s >= THRESHOLD_S / 2
     assert watched.reports.empty()
 
 
