@@ -481,20 +481,20 @@ def test_all_async_callbacks_together_have_ten_seconds(
     loop: Loop, recorder: Recorder, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nobody has none: a part is kept for each that is still to come."""
-    monkeypatch.setattr(loop_cleanup, "_BUDGET_S", 0.6)  # instead of ten
-    monkeypatch.setattr(loop_cleanup, "_KEPT_S", 0.05)
+    monkeypatch.setattr(loop_cleanup, "_BUDGET_S", 1.5)  # instead of ten
+    monkeypatch.setattr(loop_cleanup, "_KEPT_S", 0.25)
     stubborn = Stubborn()
     register_loop_cleanup(recorder.turns, loop=loop)
     for _ in range(4):
         register_loop_cleanup(stubborn.refuse, loop=loop)
     started = time.monotonic()
     loop.close()
-    assert 0.5 <= time.monotonic() - started < 1.5
+    assert 1.2 <= time.monotonic() - started < 3.0
     assert recorder.ran == ["async"]
     seconds = _seconds(log_lines)
     assert len(seconds) == 4
-    assert seconds[0] == pytest.approx(0.6 - 4 * 0.05, abs=0.03)
-    assert max(seconds[1:]) < 0.08
+    assert seconds[0] == pytest.approx(1.5 - 4 * 0.25, abs=0.15)
+    assert max(seconds[1:]) < 0.4
 
 
 @pytest.mark.usefixtures("short_grace")
