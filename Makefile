@@ -5,7 +5,7 @@ VENV ?= .venv
 ARGS ?=
 
 PY := $(VENV)/bin/python
-PYTEST := $(PY) -m pytest -n auto --maxprocesses 8 --dist worksteal
+PYTEST := $(PY) -m pytest -n auto --dist worksteal
 EXAMPLES := $(wildcard examples/*.py)
 
 .PHONY: demo demo-ray test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents bench-observing bench-simulated docs clean
