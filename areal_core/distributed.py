@@ -23,17 +23,19 @@ variables do not go along. Arrays that come back are read-only, since they are n
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from areal_core import _process
-from areal_core._checks import check_integer, check_number
+from areal_core._checks import check_integer, check_number, check_seconds
 from areal_core._distributed.far_desk import FarDesk
 from areal_core._distributed.leases import LeaseRules
 from areal_core._executor.desk import Desk
 from areal_core._executor.playing import Player
+from areal_core._runner import arguments
 from areal_core._runner.life import Life
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core.config import InferenceEngineConfig
@@ -70,7 +72,7 @@ class WorkerStats:
     silent_s: float
     """Seconds since its last sign of life."""
     stalled_s: float
-    """For how many seconds its loop did not turn, as of that."""
+    """For how many seconds its loop did not turn, or its engine did not take the version, as of that."""
     is_draining: bool
     """Whether it gets nothing more, and goes when it has nothing left."""
 
@@ -81,6 +83,8 @@ class DispatchStats:
 
     waiting: int
     """How many rollouts wait for room at a worker."""
+    starting: int
+    """How many workers are wanted and not there so far."""
     died: int
     """How many workers died, or were killed as they hung or gave no sign of life."""
     lost: int
@@ -99,9 +103,10 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
     *slots_per_worker* episodes run at once at a worker; None: so many that all of the configured concurrency
     have room. *lease_s* is for how many seconds a worker may give no sign of life before it is taken for
     dead; a thread of its own gives it, so that it may compute for hours. One whose loop does not turn for
-    *hang_s* seconds gets nothing more, and is killed *drain_s* seconds later unless it turns again. One that
-    dies is replaced. A rollout that was lost with its worker four times fails with WorkerLostError.
-    *ray_options* are for `ray.remote`, such as ``num_cpus`` or ``runtime_env``.
+    *hang_s* seconds, or whose engine is as long in ``set_version`` or ``hold_generation``, gets nothing more,
+    and is killed *drain_s* seconds later unless it goes on. One that dies is replaced. A rollout that is lost
+    with its worker more than *max_losses* times fails with WorkerLostError, if something of it may have begun
+    each time. *ray_options* are for `ray.remote`, such as ``num_cpus`` or ``runtime_env``.
 
     Ray is started on this machine if it does not run. Raises like `WorkflowExecutor`, and ImportError without
     the extra ``ray``.
@@ -119,6 +124,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         lease_s: float = 30.0,
         hang_s: float = 300.0,
         drain_s: float = 30.0,
+        max_losses: int = 3,
         ray_options: Mapping[str, Any] | None = None,
         resume_from: int | None = None,
         loop_factory: LoopFactory | None = None,
@@ -144,9 +150,10 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             slots=self._slots,
             most_ahead=_AHEAD_PER_SLOT * self._slots,
             lease_s=check_number("lease_s", lease_s, least=_LEAST_LEASE_S),
-            hang_s=check_number("hang_s", hang_s, least=0.0),
+            hang_s=check_seconds("hang_s", hang_s),
             drain_s=check_number("drain_s", drain_s, least=0.0),
         )
+        self._own_rules["max_losses"] = check_integer("max_losses", max_losses, least=0)
         self._ray_options = dict(ray_options or {})
         if ours := sorted(_OURS & self._ray_options.keys()):
             raise ValueError(
@@ -156,6 +163,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         self._link: RayLink | None = None
         self._home = _process.home()
         self._started_ray = False
+        self._closing = threading.RLock()
 
     # -- life --------------------------------------------------------------------------------------
 
@@ -163,14 +171,20 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         """Start the executor, and its workers; return when all of them are there.
 
         Raises like `WorkflowExecutor.initialize`, and what kept a worker from starting: the error of
-        *make_engine*, or Ray's.
+        *make_engine*, TimeoutError after five minutes, or RuntimeError for what Ray says.
         """
         import ray
 
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False, logging_level=logging.WARNING)
-            self._started_ray = True
-        super().initialize(logger, train_data_parallel_size)
+        starts_ray = not ray.is_initialized()
+        try:
+            if starts_ray:
+                ray.init(include_dashboard=False, logging_level=logging.WARNING)
+            super().initialize(logger, train_data_parallel_size)
+        except BaseException:
+            if starts_ray:
+                ray.shutdown()
+            raise
+        self._started_ray = self._started_ray or starts_ray  # or an earlier life did, and died
         try:
             assert self._link is not None
             subscribe = getattr(self._engine, "subscribe_generation", None)
@@ -191,15 +205,16 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         super().destroy(timeout)
         if self._home is not _process.home():
             return  # Ray, and its workers, are the parent's
-        link, self._link = self._link, None
-        if link is not None:
-            passed_s = time.monotonic() - began
-            link.close(_CLOSE_S if timeout is None else max(1.0, timeout - passed_s))
-        if self._started_ray:
-            import ray
+        with self._closing:  # another thread's destroy has to have done all of this, too, when it returns
+            link, self._link = self._link, None
+            if link is not None:
+                passed_s = time.monotonic() - began
+                link.close(_CLOSE_S if timeout is None else max(1.0, timeout - passed_s))
+            if self._started_ray:
+                import ray
 
-            self._started_ray = False
-            ray.shutdown()
+                self._started_ray = False
+                ray.shutdown()
 
     # -- workers -----------------------------------------------------------------------------------
 
@@ -225,10 +240,14 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
     def dispatch_stats(self) -> DispatchStats:
         """Return what became of leases. Raises RunnerStoppedError before ``initialize``."""
         desk = self._desk()
-        known = desk.dispatcher
+        known, link = desk.dispatcher, self._link
         return desk.read(
             lambda _: DispatchStats(
-                waiting=known.waiting, died=known.dead, lost=known.lost, refused=known.refused
+                waiting=known.waiting,
+                starting=0 if link is None else link.starting,
+                died=known.dead,
+                lost=known.lost,
+                refused=known.refused,
             )
         )
 
@@ -238,34 +257,41 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         self._on_link().add(count)
 
     def remove_workers(self, count: int = 1) -> list[int]:
-        """Have *count* workers fewer; return the numbers of those that go, the least busy ones.
+        """Have *count* workers fewer; return the numbers of those that go.
 
-        Each finishes what it has begun, gives back the rest, and ends. Raises RunnerStoppedError, ValueError
-        for more than there are.
+        That is first who has not started so far, then the least busy ones: each finishes what it has begun,
+        gives back the rest, and ends. Raises RunnerStoppedError; ValueError where none would be left.
         """
         count = check_integer("count", count, least=1)
         link, desk = self._on_link(), self._desk()
 
-        def drain(_: object = None) -> list[int]:
+        def leave(_: object = None) -> list[int]:
+            if count >= link.wanted:
+                raise ValueError(
+                    f"remove_workers({count}) would leave none of the {link.wanted} there are, and nobody to "
+                    "play; add_workers() first, or destroy()"
+                )
+            numbers = link.drop(count)
             here = [worker for worker in desk.dispatcher.workers.values() if not worker.is_draining]
-            if count > len(here):
-                raise ValueError(f"remove_workers({count}): only {len(here)} play; remove no more")
-            link.want_less(count)
-            chosen = sorted(here, key=lambda worker: worker.load)[:count]
-            for worker in chosen:
+            for worker in sorted(here, key=lambda worker: worker.load)[: count - len(numbers)]:
+                link.let_go(worker.number)
                 desk.dispatcher.drain(worker.number)
-            return [worker.number for worker in chosen]
+                numbers.append(worker.number)
+            return numbers
 
-        return desk.call(drain)
+        return desk.call(leave)
 
-    def run_everywhere(self, async_fn: Callable[..., Awaitable[R]], /, *args: Any) -> list[R]:
+    def run_everywhere(
+        self, async_fn: Callable[..., Awaitable[R]], /, *args: Any, timeout: float | None = None
+    ) -> list[R]:
         """Run ``async_fn(*args)`` on each worker's loop and return the values, one a worker.
 
         It is pickled; the engine of the worker it runs in is `worker_engine()`. Raises what one of them
-        raises, with its traceback there as a note.
+        raises, with its traceback there as a note; TimeoutError where a worker has not answered in *timeout*
+        seconds (None: however long it takes), and it is cancelled there; WorkerLostError where one dies.
         """
         self._on_shift().raise_on_loop_thread("run_everywhere")
-        return self._on_link().call_all(async_fn, args)
+        return self._on_link().call_all(async_fn, args, arguments.check_seconds("timeout", timeout))
 
     # -- inside ------------------------------------------------------------------------------------
 

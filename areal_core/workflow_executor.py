@@ -21,6 +21,7 @@ import functools
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 from areal_core._checks import check_flag, check_integer
@@ -95,6 +96,7 @@ class WorkflowExecutor(Committing):
         self._prompts = Prompts(self._own_ids)
         self._turn: dict[str, object] = {}  # whose it is to prepare a batch
         self._shift: Shift | None = None
+        self._own_rules: dict[str, Any] = {}  # of a subclass: what no config says
         self._observers: list[Callable[[Desk], object]] = []  # shown each life, for figures and traces
 
     # -- life --------------------------------------------------------------------------------------
@@ -115,6 +117,7 @@ class WorkflowExecutor(Committing):
         parts = 1 if train_data_parallel_size is None else train_data_parallel_size
         parts = check_integer("train_data_parallel_size", parts, least=1)
         manager, rules = settings.of(self._config, self._provider, self._given_manager, parts)
+        rules = replace(rules, **self._own_rules)
         self._runner.initialize(logger)
         try:
             journaling = self._open_journal(logger)

@@ -69,6 +69,32 @@ class Acting(RolloutWorkflow):
         return trajectory_of(9)
 
 
+class DeafEngine(FarEngine):
+    """Does not return from the first ``set_version`` of all."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def set_version(self, version: int) -> None:
+        if first_time(self.path):
+            time.sleep(3600)
+        super().set_version(version)
+
+
+class StayingEngine(FarEngine):
+    """Ends when it may: when there is a file *go*, after it has made a file *asked*."""
+
+    def __init__(self, directory: str) -> None:
+        super().__init__()
+        self.directory = Path(directory)
+
+    def destroy(self) -> None:
+        (self.directory / "asked").touch()
+        while not (self.directory / "go").exists():
+            time.sleep(0.02)
+
+
 def first_time(path: str) -> bool:
     """Return whether nobody was here before, in any process."""
     try:
@@ -99,6 +125,17 @@ def no_engine() -> Any:
     raise LookupError("there are no servers today")
 
 
+def dies() -> Any:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def noted_engine(path: str) -> Any:
+    """Return an engine, and note when."""
+    with Path(path).open("a") as file:
+        print(time.monotonic(), file=file)
+    return FarEngine()
+
+
 async def pid() -> int:
     return os.getpid()
 
@@ -106,6 +143,20 @@ async def pid() -> int:
 async def state() -> tuple[int, bool]:
     engine = worker_engine()
     return engine.version, engine.held
+
+
+async def stays_unless_first(path: str) -> int:
+    if not first_time(path):
+        await asyncio.sleep(3600)
+    return os.getpid()
+
+
+async def dies_at_work() -> None:
+    dies()
+
+
+async def unsendable() -> Any:
+    raise OddError(1, 2)
 
 
 async def fails(text: str) -> None:

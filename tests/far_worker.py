@@ -97,6 +97,10 @@ class FarWorker:
         stalled_s = 0.0 if self.hangs_since is None else self._world.time() - self.hangs_since
         self.reports.append(ship(ended, returned, self.floor.stages(), stalled_s, pickle.dumps))
 
+    def has_unsaid_ends(self) -> bool:
+        """Return whether something has ended that the dispatcher does not know of."""
+        return bool(self.reports or self._out._things)
+
     # -- what happens there ------------------------------------------------------------------------
 
     def hang(self) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -53,22 +54,33 @@ class FarStage(Stage):
                 _check_joined(episode.verdict.trajectory, episode.rollout)
         self._far.post(self._far.core.episodes_ended, episodes)
 
-    def _lose(self, rollouts: Sequence[Rollout], why: str) -> None:
+    def _lose(self, rollouts: Sequence[Rollout], unbegun: AbstractSet[Rollout], why: str) -> None:
         self.lost += rollouts
-        self._far.post(self._tell_lost, rollouts, WorkerLostError(why))
+        self._check_unbegun(self._far.workers[self.gone[-1][0]], rollouts, unbegun)
+        self._far.post(self._tell_lost, rollouts, unbegun, WorkerLostError(why))
 
-    def _tell_lost(self, rollouts: Sequence[Rollout], why: WorkerLostError) -> None:
+    def _check_unbegun(
+        self, worker: FarWorker, rollouts: Sequence[Rollout], unbegun: AbstractSet[Rollout]
+    ) -> None:
+        assert unbegun <= set(rollouts)
+        if not worker.has_unsaid_ends():
+            begun = {job.task_id for job in worker.plays}
+            assert not begun & {rollout.task_id for rollout in unbegun}
+
+    def _tell_lost(
+        self, rollouts: Sequence[Rollout], unbegun: AbstractSet[Rollout], why: WorkerLostError
+    ) -> None:
         """Tell the core, and check what it makes of it."""
         core = self._far.core
         before = [
             (one, one.task_id in core.scheduler.running, one.is_ending, one.losses, one.requeues)
             for one in rollouts
         ]
-        core.rollouts_lost(rollouts, why)
+        core.rollouts_lost(rollouts, why, unbegun)
         for episode in [one for one in self.plays if one.rollout in rollouts]:
             del self.plays[episode]  # a judge may have begun since
         for rollout, ran, was_ending, losses, requeues in before:
-            assert rollout.losses == losses + ran
+            assert rollout.losses == losses + (ran and rollout not in unbegun)
             if not ran:  # it had ended, and nobody knew
                 continue
             assert rollout.task_id not in core.scheduler.running

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextvars
 import itertools
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from areal_core._distributed.dispatcher import Dispatcher
@@ -62,13 +63,15 @@ class Office:
         self.link = Notes()
         self.ended: list[Episode] = []
         self.lost: list[Rollout] = []
+        self.unbegun: list[Rollout] = []
+        """Those of the lost of which nothing can have begun."""
         self.gone: list[tuple[int, str | None]] = []
         self.dispatcher = Dispatcher(
             self.rules,
             self.link,
             self,
             self.ended.extend,
-            lambda rollouts, why: self.lost.extend(rollouts),
+            self._lose,
             lambda number, why: self.gone.append((number, why)),
         )
         self.tracer: Tracer | None = None
@@ -176,6 +179,10 @@ class Office:
             self.clock.pass_over(1.0)
             for worker in workers:
                 self.report(worker, **report)
+
+    def _lose(self, rollouts: Sequence[Rollout], unbegun: AbstractSet[Rollout], why: str) -> None:
+        self.lost += rollouts
+        self.unbegun += [one for one in rollouts if one in unbegun]
 
     # -- what is to be seen ------------------------------------------------------------------------
 

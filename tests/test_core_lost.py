@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -21,14 +22,16 @@ pytestmark = pytest.mark.any_loop
 STUBBORN = Script((Act(swallows_s=math.inf),))
 
 
-def lose(world: World, *rollouts: Rollout, why: str = "its process ended") -> WorkerLostError:
+def lose(
+    world: World, *rollouts: Rollout, why: str = "its process ended", unbegun: Collection[Rollout] = ()
+) -> WorkerLostError:
     """Let what runs of *rollouts* be lost; return the error of what is lost too often."""
     error = WorkerLostError(why)
     for play in [one for one in world.stage.plays.values() if one.episode.rollout in rollouts]:
         for timer in play.timers:
             timer.cancel()
         del world.stage.plays[play.episode]
-    world.post(world.core.rollouts_lost, rollouts, error)
+    world.post(world.core.rollouts_lost, rollouts, error, unbegun)
     return error
 
 
@@ -203,6 +206,18 @@ def test_with_no_loss_allowed_the_first_one_fails_it() -> None:
     (lost,) = world.submit_all([Script()])
     lose(world, lost)
     assert status_of(lost) == "failed" and begun(world, lost) == 1
+
+
+def test_what_had_not_begun_there_may_be_lost_as_often_as_it_likes_and_keeps_its_turn() -> None:
+    world = a_world(batch=2, max_staleness=1, most_samples=2, max_losses=1)
+    first, second, third = world.submit_all([Script()] * 3)
+    for _ in range(3):
+        lose(world, first, second, unbegun=[first])
+        assert runs(first)
+    assert (first.losses, status_of(second), second.losses) == (0, "failed", 2)
+    assert runs(third) and world.ledger.lost == 4
+    world.end(first)
+    assert status_of(first) == "accepted"
 
 
 def test_being_too_old_and_being_lost_are_counted_apart() -> None:

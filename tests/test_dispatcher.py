@@ -6,7 +6,8 @@ import asyncio
 
 import pytest
 
-from areal_core._record import ENDED, FAR, REWARDED, WAITING_FOR_ROOM
+from areal_core._executor.rollout import Rollout
+from areal_core._record import ENDED, FAR, PLAYING, REWARDED, WAITING_FOR_ROOM
 from lending import BROUGHT, Office, an_end
 
 pytestmark = pytest.mark.any_loop
@@ -302,6 +303,40 @@ def test_a_group_between_its_members_is_lost_with_what_they_brought() -> None:
     office.end(group)
     office.dispatcher.died(1, "it was killed")
     assert office.lost == [group] and office.has_nothing()
+    assert not office.unbegun, "one of it had begun"
+
+
+def test_of_what_is_lost_that_had_not_begun_which_was_held_beyond_the_slots() -> None:
+    office = Office(workers=1, slots=2, most_ahead=3, exchange_s=10.0)
+    begun, ahead = lend_ahead(office)
+    office.dispatcher.died(1, "it was killed")
+    assert office.lost == [*begun, *ahead] and office.unbegun == ahead
+
+
+def test_what_a_worker_said_has_begun_had_begun_with_all_before_it() -> None:
+    office = Office(workers=1, slots=2, most_ahead=3, exchange_s=10.0)
+    _, (third, fourth, fifth) = lend_ahead(office)
+    office.report(1, stages=[(office.parcel(fourth).number, 0, (PLAYING, None, 0.0, 0, None))])
+    office.dispatcher.died(1, "it was killed")
+    assert len(office.lost) == 5 and office.unbegun == [fifth] and third in office.lost
+
+
+def test_what_comes_after_an_end_has_begun_in_its_place() -> None:
+    office = Office(workers=1, slots=2, most_ahead=3, exchange_s=10.0)
+    (first, _), (third, *others) = lend_ahead(office)
+    office.end(first)
+    office.dispatcher.died(1, "it was killed")
+    assert office.unbegun == others and third in office.lost
+
+
+def lend_ahead(office: Office) -> tuple[list[Rollout], list[Rollout]]:
+    """Have a worker with two slots hold three more; return what has begun, and what has not."""
+    earlier = office.start(2)
+    office.clock.pass_over(1.0)
+    office.end(*earlier)
+    rollouts = office.start(5)
+    assert office.loads() == {1: 5}
+    return rollouts[:2], rollouts[2:]
 
 
 def test_a_group_that_has_ended_is_not_lost() -> None:

@@ -144,6 +144,29 @@ def test_a_sign_of_life_renews_the_lease() -> None:
     assert [worker for worker, _ in office.link.killed] == [1]
 
 
+def test_what_could_not_be_sent_to_it_ends_and_is_no_sign_of_life_nor_does_it_end_a_hang() -> None:
+    office = Office(workers=1, slots=3, lease_s=8.0, hang_s=10.0)
+    rollouts = office.start(3)
+    office.report(1, stalled_s=11.0)
+    for rollout in rollouts[:2]:
+        office.clock.pass_over(3.5)
+        office.dispatcher.not_sent(1, [an_end(office.parcel(rollout).number, verdict=None)])
+    assert office.ended == [one.episodes[0] for one in rollouts[:2]] and office.loads() == {1: 1}
+    assert office.dispatcher.workers[1].is_hung and office.dispatcher.workers[1].ended == 0
+    office.clock.pass_over(3.5)
+    assert office.link.killed == [(1, "it gave no sign of life for 10 s")]
+    office.dispatcher.not_sent(1, [an_end(99)])
+    assert office.dispatcher.refused == 0, "it was no end of a worker's"
+
+
+def test_one_that_is_to_go_goes_when_the_last_of_it_could_not_be_sent() -> None:
+    office = Office(workers=1)
+    (plain,) = office.start()
+    office.dispatcher.drain(1)
+    office.dispatcher.not_sent(1, [an_end(office.parcel(plain).number, verdict=None)])
+    assert office.link.retired == [1] and office.has_nothing()
+
+
 def test_workers_are_not_taken_for_dead_because_this_process_stood_still() -> None:
     office = Office(workers=2, lease_s=8.0)
     office.start()
@@ -194,7 +217,11 @@ def test_one_that_hangs_on_is_killed_and_what_it_had_begun_is_lost() -> None:
     office.report(1, stalled_s=15.0)
     assert not office.link.killed
     office.report(1, stalled_s=15.5)
-    assert office.link.killed == [(1, "its loop did not turn for 16 s")] == office.gone
+    assert (
+        office.link.killed
+        == [(1, "its loop, or a call of its engine, did not go on for 16 s")]
+        == office.gone
+    )
     assert office.lost == [plain] and not office.dispatcher.workers
 
 

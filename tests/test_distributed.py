@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
+import math
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,9 +24,27 @@ from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor, worker_engine
 from areal_core.errors import RemoteError, WorkerLostError
 from executor_tools import WAIT_S, TellingEngine, statuses_of, value_of
-from far_rollouts import Acting, FarEngine, OddError, Unsendable, fails, no_engine, pid, state
+from far_rollouts import (
+    Acting,
+    DeafEngine,
+    FarEngine,
+    OddError,
+    StayingEngine,
+    Unsendable,
+    dies,
+    dies_at_work,
+    fails,
+    no_engine,
+    noted_engine,
+    pid,
+    state,
+    stays_unless_first,
+    unsendable,
+)
+from logged import LogLines
 
 ray = pytest.importorskip("ray")
+crew = pytest.importorskip("areal_core._distributed.crew")
 
 pytestmark = [pytest.mark.any_loop, pytest.mark.timeout(120)]
 
@@ -75,8 +97,7 @@ def make_far(_ray: None, engine: TellingEngine, loop_factory: Callable[[], Any])
                 workers=workers,
                 slots_per_worker=slots,
                 loop_factory=loop_factory,
-                ray_options={"num_cpus": 0},
-                **options,
+                **{"ray_options": {"num_cpus": 0}, **options},
             )
             made.callback(executor.destroy, timeout=10.0)
             executor.initialize()
@@ -174,6 +195,16 @@ def test_a_rollout_that_kills_each_of_its_workers_fails_in_the_end(make_far: Mak
     assert executor.ledger.lost == 3
 
 
+def test_how_often_a_rollout_may_be_lost_is_for_the_caller_to_say(make_far: MakeFar) -> None:
+    executor = make_far(max_losses=0)
+    executor.submit(("die", None), Acting())
+
+    (outcome,) = executor.wait_outcomes(1, timeout=LONG_S)
+
+    assert isinstance(outcome.error, WorkerLostError)
+    assert executor.dispatch_stats().died == 1
+
+
 def test_a_worker_whose_loop_hangs_is_killed_and_what_it_had_runs_elsewhere(
     make_far: MakeFar, tmp_path: Path
 ) -> None:
@@ -182,6 +213,21 @@ def test_a_worker_whose_loop_hangs_is_killed_and_what_it_had_runs_elsewhere(
 
     assert value_of(executor.wait(1, timeout=LONG_S)[0]) == 8
     assert executor.ledger.lost == 1
+
+
+def test_a_worker_whose_engine_does_not_take_the_version_is_killed_as_if_it_hung(
+    make_far: MakeFar, engine: TellingEngine, tmp_path: Path, log_lines: LogLines
+) -> None:
+    deaf = functools.partial(DeafEngine, str(tmp_path / "was here"))
+    executor = make_far(make_engine=deaf, hang_s=2.0, drain_s=1.0, lease_s=60.0)
+    engine.set_version(1)
+    executor.submit(("answer", 4), Acting())
+
+    (trajectory,) = executor.wait(1, timeout=LONG_S)
+
+    assert trajectory is not None and value_of(trajectory) == 4
+    assert trajectory["versions"].tolist() == [[1]]
+    assert "a call of its engine, did not go on for" in log_lines.wait_for("worker_died worker=1").message
 
 
 def test_workers_know_the_version_and_begin_nothing_in_a_pause(
@@ -228,22 +274,40 @@ def test_workers_come_and_go_while_rollouts_run(make_far: MakeFar) -> None:
     _wait_until(lambda: len(executor.workers()) == 1)
     assert executor.workers()[0].number not in first
     assert len({value_of(outcome.trajectory) for outcome in outcomes}) == 3
-    with pytest.raises(ValueError, match=r"^remove_workers\(2\): only 1 play; remove no more$"):
-        executor.remove_workers(2)
+
+
+def test_the_last_worker_is_not_removed(make_far: MakeFar) -> None:
+    executor = make_far(2)
+    for count in (2, 3):
+        with pytest.raises(
+            ValueError, match=rf"^remove_workers\({count}\) would leave none of the 2 there are"
+        ):
+            executor.remove_workers(count)
+
+    executor.remove_workers(1)
+
+    with pytest.raises(ValueError, match=r"of the 1 there .* add_workers\(\) first, or destroy\(\)$"):
+        executor.remove_workers(1)
+    executor.submit(("answer", 1), Acting())
+    assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 1
 
 
 def test_a_removed_worker_finishes_what_it_has_begun(make_far: MakeFar, tmp_path: Path) -> None:
-    executor = make_far(1, slots=1)
+    executor = make_far(2, slots=1)
     go = tmp_path / "go"
-    executor.submit(("wait_for", str(go)), Acting())
-    _wait_until(lambda: executor.workers()[0].running == 1)
+    for _ in range(2):
+        executor.submit(("wait_for", str(go)), Acting())
+    _wait_until(lambda: [worker.running for worker in executor.workers()] == [1, 1])
 
-    executor.remove_workers()
+    (number,) = executor.remove_workers()
 
-    assert executor.workers()[0].is_draining
+    assert [worker.number for worker in executor.workers() if worker.is_draining] == [number]
+    executor.add_workers()
+    _wait_until(lambda: len(executor.workers()) == 3)  # nobody waits until it has gone
     go.touch()
-    assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 9
-    _wait_until(lambda: executor.workers() == [])
+    assert [value_of(one) for one in executor.wait(2, timeout=WAIT_S)] == [9, 9]
+    _wait_until(lambda: number not in [worker.number for worker in executor.workers()])
+    assert len(executor.workers()) == 2 and executor.dispatch_stats().starting == 0
 
 
 def test_a_cancelled_rollout_ends_where_it_is_played(make_far: MakeFar) -> None:
@@ -319,6 +383,114 @@ def test_batches_come_from_workers_in_one_order_within_one_bound(
     assert executor.report().staleness_max <= 1
 
 
+@pytest.mark.parametrize("call", [dies_at_work, unsendable])
+def test_a_call_that_brings_no_answer_is_told_in_our_words(make_far: MakeFar, call: Any) -> None:
+    executor = make_far()
+    expected = WorkerLostError if call is dies_at_work else RemoteError
+
+    with pytest.raises(expected) as raised:
+        executor.run_everywhere(call, timeout=LONG_S)
+
+    said = "worker 1 was lost while it ran" if call is dies_at_work else "odd 1 2"
+    assert said in str(raised.value)
+
+
+def test_a_call_has_a_limit_of_time_that_names_who_did_not_answer_and_it_ends_there(
+    make_far: MakeFar, tmp_path: Path
+) -> None:
+    executor = make_far(2)
+    for number in range(9):  # a worker has room for eight calls at once
+        first = str(tmp_path / str(number))
+        with pytest.raises(
+            TimeoutError, match=r"^worker [12] did not answer .* within 0\.5 s; give it longer"
+        ):
+            executor.run_everywhere(stays_unless_first, first, timeout=0.5)
+
+    assert len(executor.run_everywhere(pid, timeout=LONG_S)) == 2
+    with pytest.raises(ValueError, match="timeout=-1"):
+        executor.run_everywhere(pid, timeout=-1)
+
+
+def test_workers_that_do_not_start_are_counted_told_of_and_given_up_first(
+    make_far: MakeFar, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "_LOOK_S", 0.05)
+    executor = make_far(ray_options={"num_cpus": 8})
+    monkeypatch.setattr(crew, "_PATIENCE_S", 0.1)
+    assert executor.dispatch_stats().starting == 0
+
+    executor.add_workers(2)
+
+    _wait_until(lambda: executor.dispatch_stats().starting == 2)
+    line = log_lines.wait_for("workers_not_started")
+    assert line.level == "warning"
+    assert re.search(r"workers=\[2(, 3)?\] waited_s=\S+ needs=num_cpus=8$", line.message)
+    executor.submit(("sleep", 0.5), Acting())
+    executor.wait(1, timeout=WAIT_S)
+    assert sum("workers_not_started" in message for message in log_lines.of("warning")) == 1
+    assert executor.remove_workers(1) == [3] and executor.dispatch_stats().starting == 1
+    assert executor.remove_workers(1) == [2] and executor.dispatch_stats().starting == 0
+    assert [worker.number for worker in executor.workers()] == [1]
+    executor.submit(("answer", 1), Acting())
+    assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 1
+
+
+def test_first_workers_that_do_not_start_in_time_are_told_by_initialize(
+    make_far: MakeFar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("areal_core.distributed._START_S", 6.0)
+    monkeypatch.setattr("areal_core.distributed._CLOSE_S", LONG_S)
+    began = time.monotonic()
+
+    with pytest.raises(
+        TimeoutError, match=r"worker [12] did not start within 6 s: .* room for num_cpus=8"
+    ) as raised:
+        make_far(2, ray_options={"num_cpus": 8})
+
+    assert isinstance(raised.value.__cause__, ray.exceptions.GetTimeoutError)
+    assert time.monotonic() - began < LONG_S, "nobody waits for what has not started to stop"
+
+
+def test_a_first_worker_that_dies_as_it_starts_is_told_by_initialize(make_far: MakeFar) -> None:
+    with pytest.raises(
+        RuntimeError, match=r"^worker 1 did not start: after .* s its process ended"
+    ) as raised:
+        make_far(make_engine=dies)
+
+    assert isinstance(raised.value.__cause__, ray.exceptions.RayActorError)
+
+
+def test_one_that_dies_soon_after_its_start_is_replaced_after_a_pause_that_grows(
+    make_far: MakeFar, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew, "_RETRY_S", (2.0, 60.0))
+    starts = tmp_path / "starts"
+    executor = make_far(make_engine=functools.partial(noted_engine, str(starts)))
+    died_at = []
+
+    for number in (1, 2):
+        (process,) = _pids(executor)
+        died_at.append(time.monotonic())
+        os.kill(process, signal.SIGKILL)
+        _wait_until(lambda number=number: [one.number for one in executor.workers()] == [number + 1])  # type: ignore[misc]
+
+    _, second, third = map(float, starts.read_text().split())
+    assert second - died_at[0] >= 2.0 and third - died_at[1] >= 4.0
+
+
+def test_one_that_has_brought_something_is_replaced_at_once(
+    make_far: MakeFar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_far()
+    executor.submit(("answer", 1), Acting())
+    executor.wait(1, timeout=WAIT_S)
+    monkeypatch.setattr(crew, "_RETRY_S", (3600.0, 3600.0))
+
+    os.kill(_pids(executor)[0], signal.SIGKILL)
+
+    _wait_until(lambda: [worker.number for worker in executor.workers()] == [2])
+
+
 def test_an_engine_that_cannot_be_made_is_told_by_initialize(make_far: MakeFar) -> None:
     with pytest.raises(LookupError, match="there are no servers today"):
         make_far(make_engine=no_engine)
@@ -333,6 +505,41 @@ def test_what_workers_had_ends_as_cancelled_and_their_processes_end(make_far: Ma
 
     assert statuses_of(executor.wait_outcomes(10, timeout=0)) == dict.fromkeys(ids, "cancelled")
     _wait_until(lambda: not any(map(_is_there, pids)))
+
+
+def test_whoever_calls_destroy_second_returns_when_all_is_over_too(make_far: MakeFar, tmp_path: Path) -> None:
+    executor = make_far(make_engine=functools.partial(StayingEngine, str(tmp_path)))
+    (process,) = _pids(executor)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(executor.destroy)
+        _wait_until((tmp_path / "asked").exists)
+        second = pool.submit(executor.destroy)
+        with pytest.raises(TimeoutError):
+            second.result(timeout=0.3)
+
+        (tmp_path / "go").touch()
+
+        assert first.result(timeout=WAIT_S) is second.result(timeout=WAIT_S) is None
+    _wait_until(lambda: not _is_there(process))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "said"),
+    [
+        ("hang_s", 0, "hang_s=0 leaves no time; give seconds"),
+        ("hang_s", -1.5, "hang_s=-1.5 is out of range; give a finite number in 0..inf"),
+        ("hang_s", math.nan, "hang_s=nan is out of range"),
+        ("drain_s", -1, "drain_s=-1.0 is out of range; give a finite number in 0..inf"),
+        ("drain_s", math.nan, "drain_s=nan is out of range"),
+        ("lease_s", 4, "lease_s=4.0 is out of range; give a finite number in 5..inf"),
+        ("max_losses", -1, "max_losses=-1 is below 0; give an integer of at least 0"),
+    ],
+)
+def test_a_limit_that_makes_no_sense_is_refused(
+    engine: TellingEngine, setting: str, value: float, said: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+        DistributedWorkflowExecutor(InferenceEngineConfig(), engine, FarEngine, **{setting: value})  # type: ignore[arg-type]
 
 
 def test_it_starts_again_after_destroy(make_far: MakeFar) -> None:
@@ -428,6 +635,29 @@ def test_a_program_that_ends_without_destroy_ends(run_script: Any, tmp_path: Pat
 
     assert ended.returncode == 7
     assert "Traceback" not in ended.stderr
+
+
+FAILING = """
+    import ray
+    from areal_core.config import InferenceEngineConfig
+    from areal_core.distributed import DistributedWorkflowExecutor
+    from executor_tools import TellingEngine
+
+    if __name__ == "__main__":
+        engine = TellingEngine("no version")
+        executor = DistributedWorkflowExecutor(InferenceEngineConfig(), engine, TellingEngine, workers=1)
+        try:
+            executor.initialize()
+        except TypeError as error:
+            print(error, ray.is_initialized())
+"""
+
+
+def test_a_ray_that_was_started_here_ends_with_a_failed_start(run_script: Any) -> None:
+    ended = run_script(FAILING, flags=(), env=_environment(), timeout=60.0)
+
+    assert "the version of the provider" in ended.stdout
+    assert ended.stdout.split()[-1] == "False"
 
 
 def _environment() -> dict[str, str]:

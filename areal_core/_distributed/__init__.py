@@ -14,9 +14,10 @@
 | File | What it knows |
 |---|---|
 | `leases` | the words: parcel, lease, worker; what comes back of one |
-| `dispatcher` | which worker plays what; who is alive, full, hung, draining. No I/O, no Ray: also simulated |
+| `dispatcher`, `noting` | which worker plays what; who is alive, full, hung, draining. Also simulated |
 | `far_desk` | the core's port: a dispatcher beside the core, on the loop of the driver |
 | `wire`, `packing` | what goes to and fro, in batches; arrays without a copy |
-| `ray_link` | the actors: the one module here that imports Ray |
+| `letters` | what is to be sent to a worker, until it goes |
+| `ray_link`, `crew` | what goes through Ray; its actors, how they start and end. These two import it |
 | `worker`, `floor`, `outbox` | the process of a worker: its calls, its loop, what waits to be fetched |
 """

@@ -7,17 +7,18 @@ start -> backlog -> a worker with room -> out -> ended
 
 from __future__ import annotations
 
-import asyncio
 import heapq
 import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 from areal_core._distributed.leases import Ended, LeaseRules, Link, Order, Parcel, Report, WorkerState
+from areal_core._distributed.noting import enter, fill_in, never_begun, take_stage
 from areal_core._executor.port import Clock
 from areal_core._executor.rollout import Episode, Rollout, State
-from areal_core._record import ENDED, FAR, WAITING_FOR_ROOM, EpisodeRecord
+from areal_core._record import FAR, WAITING_FOR_ROOM
 
 _LOOKS_PER_LEASE = 4
 _RATE_OVER_S = 1.0  # the rate of ends is an average over about so long
@@ -27,8 +28,9 @@ class Dispatcher:
     """Lends episodes to workers.
 
     *on_ended* is given episodes whose fields say how they ended; *on_lost* the rollouts whose worker is gone,
-    and why; *on_gone* the number of a worker that is no more, and why, None where it was to go. None of them
-    may call back before the method that calls it has returned.
+    those of them of which nothing can have begun there, and why; *on_gone* the number of a worker that is no
+    more, and why, None where it was to go. None of them may call back before the method that calls it has
+    returned.
     """
 
     def __init__(
@@ -37,7 +39,7 @@ class Dispatcher:
         link: Link,
         clock: Clock,
         on_ended: Callable[[Sequence[Episode]], None],
-        on_lost: Callable[[Sequence[Rollout], str], None],
+        on_lost: Callable[[Sequence[Rollout], AbstractSet[Rollout], str], None],
         on_gone: Callable[[int, str | None], None],
     ) -> None:
         self._rules = rules
@@ -75,7 +77,7 @@ class Dispatcher:
                 parcel = Parcel(next(self._numbers), episode.rollout)
                 self._backlog[parcel.number] = parcel
             if parcel.worker is None:
-                _enter(parcel, episode, WAITING_FOR_ROOM)
+                enter(parcel, episode, WAITING_FOR_ROOM)
             else:
                 self._to_send[parcel.number] = parcel
             episode.job = parcel
@@ -89,7 +91,7 @@ class Dispatcher:
         if episode in parcel.unsent:
             parcel.unsent.remove(episode)
             self._see_rest(parcel)
-            self._on_ended([_never_begun(episode)])
+            self._on_ended([never_begun(episode)])
         elif parcel.worker is not None:
             cancels = self._to_cancel.setdefault(parcel.worker.number, [])
             cancels.append((parcel.number, episode.sample_idx))
@@ -128,7 +130,7 @@ class Dispatcher:
         now = self._clock.time()
         worker.seen_at, worker.looks, worker.stalled_s = now, 0, report.stalled_s
         for parcel, place, stage in report.stages:
-            _note_stage(worker, parcel, place, stage, now)
+            self._note_stage(worker, parcel, place, stage, now)
         _count(worker, len(report.ended), now)
         if report.ended:
             self._on_ended(self._settled(worker, report.ended))
@@ -137,12 +139,19 @@ class Dispatcher:
         self._see_hang(worker)
         self._see_drained(worker)
 
+    def not_sent(self, number: int, ended: Sequence[Ended]) -> None:
+        """Take the ends of what could not be sent to a worker: no sign of life, for it did not bring them."""
+        worker = self.workers.get(number)
+        if worker is not None:
+            self._on_ended(self._settled(worker, ended))
+            self._see_drained(worker)
+
     def died(self, number: int, why: str) -> None:
         """Have what a worker had run elsewhere: it is gone."""
         worker = self.workers.pop(number, None)
         if worker is None:
             return
-        lost = []
+        begun, lost = _begun_at(worker, self._rules.slots), []
         for parcel in worker.parcels.values():
             self._resting.pop(parcel.number, None)
             parcel.worker = None
@@ -152,7 +161,7 @@ class Dispatcher:
         self.lost += len(lost)
         self._on_gone(number, why)
         if lost:
-            self._on_lost(lost, why)
+            self._on_lost(lost, set(lost) - begun, why)
 
     def drain(self, number: int) -> bool:
         """Have a worker finish what it has begun, give back the rest, and go; return whether it is there."""
@@ -205,9 +214,9 @@ class Dispatcher:
         episodes, parcel.unsent = parcel.unsent, []
         for episode in episodes:
             parcel.out[episode.sample_idx] = episode
+            worker.out[episode] = False
             episode.record.worker = worker.number
-            _enter(parcel, episode, FAR)
-        worker.load += len(episodes)
+            enter(parcel, episode, FAR)
         self._resting.pop(parcel.number, None)
         orders.setdefault(worker.number, []).append(Order(parcel, is_first, episodes))
 
@@ -221,8 +230,8 @@ class Dispatcher:
             if parcel is None or episode is None:
                 self.refused += 1
                 continue
-            worker.load -= 1
-            _fill_in(episode, one)
+            del worker.out[episode]
+            fill_in(episode, one)
             episodes.append(episode)
             if parcel.rollout.work.group_size == 1:
                 _forget(parcel)
@@ -230,6 +239,15 @@ class Dispatcher:
             else:
                 self._see_rest(parcel)
         return episodes
+
+    def _note_stage(
+        self, worker: WorkerState, number: int, place: int, stage: tuple[object, ...], now: float
+    ) -> None:
+        parcel = worker.parcels.get(number)
+        episode = None if parcel is None else parcel.out.get(place)
+        if episode is not None:
+            worker.out[episode] = True
+            take_stage(episode.record, stage, now)
 
     def _take_back(self, worker: WorkerState, returned: Sequence[tuple[int, int]]) -> None:
         back: dict[int, Parcel] = {}
@@ -239,10 +257,10 @@ class Dispatcher:
             episode = None if parcel is None else parcel.out.pop(place, None)
             if parcel is None or episode is None:
                 continue
-            worker.load -= 1
+            del worker.out[episode]
             back[number] = parcel
             if episode.told_to_end:  # while it was on its way back, so that nobody there can obey
-                never.append(_never_begun(episode))
+                never.append(never_begun(episode))
             else:
                 parcel.unsent.append(episode)
         for parcel in sorted(back.values(), key=_age, reverse=True):
@@ -265,7 +283,7 @@ class Dispatcher:
         self._backlog.move_to_end(parcel.number, last=False)
         for episode in parcel.unsent:
             episode.record.worker = None
-            _enter(parcel, episode, WAITING_FOR_ROOM)
+            enter(parcel, episode, WAITING_FOR_ROOM)
 
     def _see_rest(self, parcel: Parcel) -> None:
         """Note a parcel of which nothing is lent, or to be lent. Whether it goes on, the core knows."""
@@ -295,14 +313,14 @@ class Dispatcher:
     # -- how workers are ---------------------------------------------------------------------------
 
     def _see_hang(self, worker: WorkerState) -> None:
-        """Lend nothing to one whose loop does not turn, and take back what it has not begun.
+        """Lend nothing to one whose loop, or engine, does not go on; take back what it has not begun.
 
         So no more is lost if it has to be killed; it still brings what has ended. The seconds are its own:
         how busy this process is does not matter.
         """
         stalled_s, hang_s = worker.stalled_s, self._rules.hang_s
         if worker.is_hung and stalled_s > hang_s + self._rules.drain_s:
-            self._kill(worker, f"its loop did not turn for {stalled_s:.0f} s")
+            self._kill(worker, f"its loop, or a call of its engine, did not go on for {stalled_s:.0f} s")
         elif worker.is_hung != (stalled_s > hang_s):
             worker.is_hung = not worker.is_hung
             if worker.is_hung:
@@ -338,46 +356,19 @@ def _forget(parcel: Parcel) -> None:
         parcel.worker.parcels.pop(parcel.number, None)
 
 
-def _enter(parcel: Parcel, episode: Episode, stage: str) -> None:
-    if episode.record.trace is None:
-        episode.record.enter(stage)
-        return
-    # Where its span is current, it is so for this episode alone; and above it is what was so at the submit.
-    place = episode.sample_idx
-    if place not in parcel.contexts:
-        parcel.contexts[place] = episode.rollout.work.context.copy()
-    parcel.contexts[place].run(episode.record.enter, stage)
+def _begun_at(worker: WorkerState, slots: int) -> set[Rollout]:
+    """Return the rollouts of which something may have begun there: one of them may be why it is gone.
 
-
-def _never_begun(episode: Episode) -> Episode:
-    episode.error = asyncio.CancelledError(
-        f"rollout {episode.rollout.task_id} was cancelled before it started"
-    )
-    episode.record.enter(ENDED)
-    if episode.rollout.work.group_size == 1:
-        episode.job = None
-    return episode
-
-
-def _fill_in(episode: Episode, one: Ended) -> None:
-    episode.verdict, episode.error, episode.timed_out = one.verdict, one.error, one.timed_out
-    episode.seconds = one.seconds
-    record = episode.record
-    record.enter(ENDED)  # first: it adds what this side knows of the last stage, which the figures have
-    record.segments, record.newest_version, record.generate_s, record.reward_s, record.accept_s = one.figures
-
-
-def _note_stage(worker: WorkerState, number: int, place: int, stage: tuple[object, ...], now: float) -> None:
-    parcel = worker.parcels.get(number)
-    episode = None if parcel is None else parcel.out.get(place)
-    if episode is not None:
-        _take_stage(episode.record, stage, now)
-
-
-def _take_stage(record: EpisodeRecord, stage: tuple[object, ...], now: float) -> None:
-    name, server, age_s, segments, newest = stage
-    record.stage, record.server, record.segments, record.newest_version = name, server, segments, newest  # type: ignore[assignment]
-    record.since = now - age_s  # type: ignore[operator]
+    It begins them in the order in which it has them: as many as it has slots, and all before one of which it
+    said so. What it held beyond that had not begun, unless the end of another was still on its way.
+    """
+    told = [place for place, has_begun in enumerate(worker.out.values(), 1) if has_begun]
+    most = max(slots, *told, 0)
+    begun = {episode.rollout for episode in itertools.islice(worker.out, most)}
+    for parcel in worker.parcels.values():  # groups of which somebody has ended
+        if len(parcel.rollout.members()) > len(parcel.out) + len(parcel.unsent):
+            begun.add(parcel.rollout)
+    return begun
 
 
 def _count(worker: WorkerState, ended: int, now: float) -> None:

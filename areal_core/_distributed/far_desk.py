@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 
 from areal_core._distributed.dispatcher import Dispatcher
-from areal_core._distributed.leases import LeaseRules, Link, Report
+from areal_core._distributed.leases import Ended, LeaseRules, Link, Report
 from areal_core._executor.desk import Desk
 from areal_core._executor.rollout import Episode, Rollout
 from areal_core._log import get_logger, log
@@ -72,18 +73,23 @@ class FarDesk(Desk):
 
     def joined(self, worker: int) -> None:
         """Take note that a worker has started."""
-        self.post(self._let_in, worker)
+        self.post(self.let_in, worker)
 
     def reported(self, worker: int, report: Report) -> None:
         """Take a sign of life of a worker; on the loop thread."""
         self._ops.append((self.dispatcher.reported, (worker, report)))
         self._work()
 
+    def not_sent(self, worker: int, ended: Sequence[Ended]) -> None:
+        """Take the ends of what could not be sent to a worker."""
+        self.post(self.dispatcher.not_sent, worker, ended)
+
     def died(self, worker: int, why: str) -> None:
         """Take note that a worker is gone."""
         self.post(self.dispatcher.died, worker, why)
 
-    def _let_in(self, worker: int) -> None:
+    def let_in(self, worker: int) -> None:
+        """Lend to a worker from now on; only as what was posted."""
         if not self._is_closed:
             self.dispatcher.joined(worker)
 
@@ -92,9 +98,9 @@ class FarDesk(Desk):
     def _take(self, episodes: Sequence[Episode]) -> None:
         self._ops.append((self.core.episodes_ended, (episodes,)))
 
-    def _lose(self, rollouts: Sequence[Rollout], why: str) -> None:
+    def _lose(self, rollouts: Sequence[Rollout], unbegun: AbstractSet[Rollout], why: str) -> None:
         error = WorkerLostError(f"the worker that played it died, again and again; the last time, {why}")
-        self._ops.append((self.core.rollouts_lost, (rollouts, error)))
+        self._ops.append((self.core.rollouts_lost, (rollouts, error, unbegun)))
 
     # -- what the runner tells ---------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import threading
 import time
 from collections import OrderedDict, deque
@@ -75,14 +76,15 @@ class Floor(Guest):
     # -- from any thread ---------------------------------------------------------------------------
 
     def give(self, orders: Orders) -> None:
-        """Have *orders* followed. What of them cannot be read ends as failed."""
+        """Have *orders* followed, as long as there is a loop. What of them cannot be read ends as failed."""
         plans = {number: self._read(data) for number, data in orders.plans.items()}
         entries = [
             (number, None if head is None else self._read(head), places)
             for number, head, places in orders.give
         ]
         self._inbox.append((orders, plans, entries))
-        self._life.thread.post(self._work)
+        with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago
+            self._life.thread.post(self._work)
 
     def stalled_s(self) -> float:
         """Return for how long the loop has not turned; ask for a turn, for the next time."""

@@ -23,7 +23,8 @@ class LeaseRules(Struct, frozen=True, kw_only=True):
     lease_s: float = 30.0
     """How long a worker may give no sign of life before it is taken for dead."""
     hang_s: float = 300.0
-    """How long its loop may not turn before it is lent nothing, and what it has not begun is taken back."""
+    """How long its loop, or a call of its engine, may not go on before it is lent nothing, and what it has
+    not begun is taken back."""
     drain_s: float = 30.0
     """How much longer it keeps the rest, for what it still brings, before it is killed."""
 
@@ -62,8 +63,8 @@ class WorkerState(Struct, eq=False):
     seen_at: float
     """When it gave its last sign of life."""
     parcels: dict[int, Parcel] = {}
-    load: int = 0
-    """How many episodes are lent to it."""
+    out: dict[Episode, bool] = {}
+    """The episodes that are lent to it, in the order in which they were; whether it said that it began."""
     ended: int = 0
     """How many it has brought to an end."""
     rate: float = 0.0
@@ -74,11 +75,16 @@ class WorkerState(Struct, eq=False):
     looks: int = 0
     """How often it was looked at since its last sign of life."""
     stalled_s: float = 0.0
-    """For how long its loop has not turned."""
+    """For how long its loop, or a call of its engine, has not gone on."""
     is_draining: bool = False
     """Whether it is to finish what it has, and go."""
     is_hung: bool = False
-    """Whether its loop has not turned for so long that it is lent nothing before it does."""
+    """Whether that is so long that it is lent nothing before it does."""
+
+    @property
+    def load(self) -> int:
+        """How many episodes are lent to it."""
+        return len(self.out)
 
     def __repr__(self) -> str:
         return f"<worker {self.number}, with {self.load} episodes of {len(self.parcels)} rollouts>"
@@ -107,6 +113,7 @@ class Report(Struct):
     """Parcel and place of those whose stage is another than before; the stage, server, its age in seconds,
     segments and newest version."""
     stalled_s: float = 0.0
+    """For how long its loop, or a call of its engine, has not gone on."""
 
 
 class Order(Struct):

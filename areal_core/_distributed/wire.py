@@ -91,7 +91,7 @@ def unship(shipment: Shipment, loads: Callable[[bytes], Any]) -> Report:
         elif what == _REJECTED:
             verdict = Verdict(None, with_it)
         else:
-            error = _loaded(with_it, loads)
+            error = load_error(with_it, loads)
         ended.append(Ended(parcel, place, verdict, error, timed_out, seconds, figures))
     return Report(ended, returned, stages, stalled_s)
 
@@ -102,7 +102,7 @@ def _told(
     """Return what *one* is, and what goes with that; add what it brings to *trajectories*."""
     verdict = one.verdict
     if verdict is None:
-        return _ERROR, _dumped(one.error, dumps)
+        return _ERROR, dump_error(one.error, dumps)
     if verdict.trajectory is None:
         return _REJECTED, verdict.reason
     rest = {name: value for name, value in verdict.trajectory.items() if not is_packed(value)}
@@ -114,7 +114,7 @@ def _told(
             f"beside arrays of numbers the workflow returned {names}, which cannot be sent to the trainer "
             f"({_text(error)}); return what can be pickled"
         )
-        return _ERROR, _dumped(refused, dumps)
+        return _ERROR, dump_error(refused, dumps)
     trajectories.append(verdict.trajectory)
     return _TRAJECTORY, (tuple(verdict.ages), data)
 
@@ -131,7 +131,7 @@ def _verdict(
     return Verdict(trajectory, ages=Ages(*ages)), None
 
 
-def _dumped(error: BaseException | None, dumps: Callable[[Any], bytes]) -> tuple[bytes | None, str, str]:
+def dump_error(error: BaseException | None, dumps: Callable[[Any], bytes]) -> tuple[bytes | None, str, str]:
     """Return an error pickled, if it can be; its text; and where it was raised."""
     assert error is not None
     try:
@@ -152,7 +152,8 @@ def _where(error: BaseException) -> str:
     return "".join(traceback.format_exception(error))
 
 
-def _loaded(dumped: tuple[bytes | None, str, str], loads: Callable[[bytes], Any]) -> BaseException:
+def load_error(dumped: tuple[bytes | None, str, str], loads: Callable[[bytes], Any]) -> BaseException:
+    """Return the error that was dumped, or one that has its text; with where it was raised as a note."""
     data, text, where = dumped
     loaded: Any = None
     if data is not None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
-import traceback
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from msgspec import Struct
 
 from areal_core._distributed.floor import Floor
 from areal_core._distributed.outbox import Outbox
-from areal_core._distributed.wire import Orders, Shipment, decode, ship
+from areal_core._distributed.wire import Orders, Shipment, decode, dump_error, ship
 from areal_core._executor.playing import Player
 from areal_core._log import get_logger
 from areal_core._runner.lifecycle import life_of
@@ -26,6 +27,9 @@ ENOUGH = 256
 """How many ends go at once."""
 
 _OWN_TASKS = 1 << 20
+_LATE_S = (
+    1.0  # how much later than its caller's patience a call is cancelled: the caller is the first to know
+)
 
 
 class Setup(Struct):
@@ -51,6 +55,7 @@ class Worker:
         self._out = Outbox(LINGER_S, ENOUGH)
         self._order = -1
         self._telling = threading.Lock()
+        self._told_since: float | None = None  # when the call of the engine began that runs now
         self._returns = threading.Event()
 
     def begin(self) -> None:
@@ -68,12 +73,12 @@ class Worker:
         )
 
     def give(self, data: bytes) -> None:
-        """Follow orders; *data* is `Orders`."""
+        """Follow orders; *data* is `Orders`. Does nothing once the loop ends.
+
+        An engine that does not return from what it is told holds up what is to be played, and no other call.
+        """
         orders = decode(data)
-        try:
-            self._take_news(orders)
-        except Exception as error:  # of the user's engine: what is to be played is played all the same
-            get_logger().error("engine_took_no_news", exc_info=error)
+        self._take_news(orders)
         self._floor.give(orders)
         if orders.takes_back:
             self._returns.set()
@@ -88,16 +93,20 @@ class Worker:
         if self._returns.is_set():
             self._returns.clear()
             returned = self._floor.returned()
-        return ship(ended, returned, self._floor.stages(), self._floor.stalled_s(), self._dumps)
+        stalled_s = max(self._floor.stalled_s(), self._telling_s())
+        return ship(ended, returned, self._floor.stages(), stalled_s, self._dumps)
 
-    def run(self, call: bytes) -> tuple[bool, Any]:
-        """Run a coroutine function on the loop; return whether it went well, and its value or its error."""
-        async_fn, args = self._loads(call)
+    def run(self, call: bytes, timeout_s: float | None = None) -> tuple[bool, Any]:
+        """Run a coroutine function on the loop; return whether it went well, and its value or error, dumped.
+
+        A caller who waits *timeout_s* seconds has it cancelled soon after.
+        """
         try:
-            return True, self._runner.run(async_fn, *args)
+            async_fn, args = self._loads(call)
+            limit_s = None if timeout_s is None else timeout_s + _LATE_S
+            return True, self._dumps(self._runner.run(_limited, async_fn, args, limit_s))
         except BaseException as error:
-            error.add_note(f"At its worker:\n{''.join(traceback.format_tb(error.__traceback__)).rstrip()}")
-            return False, self._dumps(error)
+            return False, dump_error(error, self._dumps)
 
     def stop(self, timeout_s: float) -> None:
         """End what runs, close what the loop has, and let the engine go."""
@@ -112,9 +121,35 @@ class Worker:
             if orders.number <= self._order:
                 return
             self._order = orders.number
-            set_version = getattr(self._engine, "set_version", None)
-            if callable(set_version) and self._engine.get_version() != orders.version:
-                set_version(orders.version)
-            hold = getattr(self._engine, "hold_generation", None)
-            if callable(hold):
-                hold(orders.holds_generation)
+            self._told_since = time.monotonic()
+            self._tell("set_version", self._set_version, orders.version)
+            self._tell("hold_generation", self._hold_generation, orders.holds_generation)
+            self._told_since = None
+
+    def _tell(self, what: str, tell: Callable[[Any], None], news: Any) -> None:
+        """Let the engine know. If it raises, what is to be played is played all the same."""
+        try:
+            tell(news)
+        except BaseException as error:  # of the user's code, which may do anything
+            get_logger().error("engine_took_no_news", method=what, exc_info=error)
+
+    def _set_version(self, version: int) -> None:
+        set_version = getattr(self._engine, "set_version", None)
+        if callable(set_version) and self._engine.get_version() != version:
+            set_version(version)
+
+    def _hold_generation(self, holds: bool) -> None:
+        hold = getattr(self._engine, "hold_generation", None)
+        if callable(hold):
+            hold(holds)
+
+    def _telling_s(self) -> float:
+        since = self._told_since
+        return 0.0 if since is None else time.monotonic() - since
+
+
+async def _limited(
+    async_fn: Callable[..., Awaitable[Any]], args: tuple[Any, ...], limit_s: float | None
+) -> Any:
+    async with asyncio.timeout(limit_s):
+        return await async_fn(*args)

@@ -9,7 +9,7 @@ one or more of them `go_on` does all that they made possible::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -93,17 +93,19 @@ class Core:
         for episode in episodes:
             self.scheduler.episode_ended(episode)
 
-    def rollouts_lost(self, rollouts: Iterable[Rollout], why: BaseException) -> None:
+    def rollouts_lost(
+        self, rollouts: Iterable[Rollout], why: BaseException, unbegun: Collection[Rollout] = ()
+    ) -> None:
         """Take note that all that ran of *rollouts* was lost with whoever ran it.
 
         Each runs again from its beginning, ahead of those that wait; *why* is the error of one that was lost
-        too often.
+        too often. For those that had not begun there, *unbegun*, it does not count.
         """
         # Each goes ahead of the one before it, so that the oldest is the first of all.
         for rollout in sorted(rollouts, key=lambda one: one.start_order, reverse=True):
             if not self.scheduler.lose(rollout):
                 continue
-            rollout.losses += 1
+            rollout.losses += rollout not in unbegun
             if rollout.losses > self._rules.max_losses and not rollout.is_ending:
                 rollout.failure = rollout.episodes[-1]
                 rollout.failure.error, rollout.failure.timed_out = why, False
