@@ -121,9 +121,10 @@ async def get_openai_client(
     elif api_key is not None:
         raise ValueError("api_key is for another server; give its base_url, or no api_key")
     try:
-        await import_off_loop("openai")
+        await import_off_loop("areal_core._agents.sdk")
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(f"{error}; install the extra: pip install 'areal-core[openai]'") from None
+    await import_off_loop("areal_core._http.pool")
     await import_off_loop("areal_core._agents.clients")
     await import_off_loop("areal_core._agents.completer")
     here = scope.current.get()

@@ -67,7 +67,7 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("areal_core/_log.py", (*_CLEANUP, *_LOG)),
     (
         "areal_core/workflow_context.py",
-        (*_CLIENTS, "tests/test_agent_client.py", "tests/test_agent_recording.py"),
+        (*_CLIENTS, "tests/test_agent_client.py", "tests/test_agent_listening.py"),
     ),
     ("areal_core/_http/*.py", _CLIENTS),
     ("areal_core/async_task_runner.py", _RUNNER),

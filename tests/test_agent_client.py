@@ -36,6 +36,7 @@ from areal_core.agents import ChatFormat
 from areal_core.embedded import ChatTokenizer, logprob_of, token_of
 from areal_core.remote_inf_engine import RemoteInfEngine
 from areal_core.types import GenerationHyperparameters, InferenceEngine, RolloutWorkflow
+from children import RunScript
 from conftest import MakeExecutor, MakeRunner
 from engine_tools import an_engine
 from executor_tools import Engine
@@ -425,6 +426,60 @@ def test_outside_of_an_episode_a_call_says_what_it_lacks(make_runner: MakeRunner
             workflow_context.recorded()
 
     make_runner().run(main)
+
+
+def test_a_block_ends_with_its_calls_and_gives_the_one_around_it_back(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def main() -> None:
+        begun, ended = asyncio.Event(), asyncio.Event()
+
+        class Hanging:
+            chat = engine.chat
+
+            def get_version(self) -> int:
+                return 0
+
+            async def agenerate(self, request: Any) -> Any:
+                begun.set()
+                try:
+                    await asyncio.Event().wait()
+                finally:
+                    ended.set()
+
+        async with workflow_context.record(engine) as around:
+            async with workflow_context.record(Hanging()) as inside:
+                assert workflow_context.recorded() is inside
+                client = await workflow_context.get_openai_client()
+                call = asyncio.create_task(ask(client, [user("hello")]))
+                await begun.wait()
+            assert ended.is_set()
+            assert workflow_context.recorded() is around
+            with pytest.raises(openai.APIStatusError, match="its episode is over"):
+                await call
+        with pytest.raises(RuntimeError, match="no episode runs here"):
+            workflow_context.recorded()
+
+    make_runner().run(main)
+
+
+@pytest.mark.any_loop
+def test_without_the_sdk_its_client_says_which_extra_to_install(run_script: RunScript) -> None:
+    child = run_script(
+        """
+        import asyncio, sys
+        from areal_core import workflow_context
+
+        sys.modules["openai"] = None
+        try:
+            asyncio.run(workflow_context.get_openai_client())
+        except ModuleNotFoundError as error:
+            print(error)
+        """
+    )
+    assert child.stderr == ""
+    assert child.stdout.endswith("; install the extra: pip install 'areal-core[openai]'\n")
+    assert "openai" in child.stdout.partition(";")[0]
 
 
 def test_an_engine_without_a_chat_format_is_named_at_once(

@@ -84,7 +84,9 @@ def test_importing_the_module_imports_neither_aiohttp_nor_httpx(run_script: RunS
     assert (child.stdout, child.stderr) == ("\n", "")
 
 
-@pytest.mark.parametrize("first", ["get_aiohttp_session", "get_httpx_client", "get_control_session"])
+@pytest.mark.parametrize(
+    "first", ["get_aiohttp_session", "get_httpx_client", "get_control_session", "get_openai_client"]
+)
 def test_the_first_client_imports_off_the_loop_and_a_hundred_callers_share_it(
     run_script: RunScript, first: str
 ) -> None:
@@ -92,15 +94,22 @@ def test_the_first_client_imports_off_the_loop_and_a_hundred_callers_share_it(
         """
         import asyncio, importlib, os, sys, threading
         from areal_core import workflow_context
+        from areal_core._agents import recording
 
         class Watch:
             def find_spec(self, name, path=None, target=None):
-                if name.partition(".")[0] in ("aiohttp", "httpx", "areal_core"):
+                if name.partition(".")[0] in ("aiohttp", "httpx", "openai", "areal_core"):
                     imported_here.append(threading.current_thread() is threading.main_thread())
 
+        class Engine:
+            chat = object()
+
         async def main():
-            calls = (getattr(workflow_context, sys.argv[1])() for _ in range(100))
-            print(len(set(await asyncio.gather(*calls))))
+            async with workflow_context.record(Engine()):
+                calls = (getattr(workflow_context, sys.argv[1])() for _ in range(100))
+                client, *others = set(await asyncio.gather(*calls))
+                print(1 + len(others))
+                getattr(client, "chat", None)  # OpenAI's has more to import at its first call
 
         imported_here = []
         sys.meta_path.insert(0, Watch())

@@ -98,7 +98,7 @@ class AgentClients:
             await client.close_for_good()
 
     def _sdk(self, base_url: str | None, api_key: str, record: bool) -> AsyncOpenAI:
-        from openai import AsyncOpenAI
+        from areal_core._agents.sdk import AsyncOpenAI
 
         client = self._listening if record else self._plain
         return AsyncOpenAI(
