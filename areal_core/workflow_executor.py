@@ -39,6 +39,7 @@ from areal_core._executor.requests import Request, Want
 from areal_core._executor.resumed import Resumed
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
+from areal_core._executor.within import within
 from areal_core._executor.work import Workflow, make_plan
 from areal_core._observe.showing import show
 from areal_core._runner import arguments
@@ -371,13 +372,17 @@ class WorkflowExecutor(Committing):
         """Go on after a FailureBudgetError, and count failures anew. Raises RunnerStoppedError."""
         self._steer("reset_failures")
 
-    def run_everywhere(self, async_fn: Callable[..., Awaitable[R]], /, *args: Any) -> list[R]:
+    def run_everywhere(
+        self, async_fn: Callable[..., Awaitable[R]], /, *args: Any, timeout: float | None = None
+    ) -> list[R]:
         """Run ``async_fn(*args)`` on each loop that runs rollouts, here one, and return the values.
 
-        It counts against nothing, has no deadline, and works while paused. Raises what it raises, and like
-        `AsyncTaskRunner.run`.
+        It counts against nothing, and works while paused. Raises what it raises, like `AsyncTaskRunner.run`,
+        and TimeoutError after *timeout* seconds, when it is cancelled (None: no limit).
         """
-        return [self._runner.run(async_fn, *args)]
+        if not callable(async_fn):
+            arguments.refuse_fn(async_fn)
+        return [self._runner.run(within, arguments.check_seconds("timeout", timeout), async_fn, args)]
 
     def _make_desk(self, life: Life, player: Player, episode_timeout_s: float | None) -> Desk:
         """Return who runs the episodes of one life."""

@@ -83,6 +83,30 @@ def test_calls_on_the_loop_work_while_paused(make_executor: MakeExecutor) -> Non
     assert executor.runner.stats().submitted == 0
 
 
+def test_a_call_on_the_loop_is_cancelled_when_its_time_is_up(make_executor: MakeExecutor) -> None:
+    ended = threading.Event()
+
+    async def stays() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def has_its_own() -> None:
+        raise TimeoutError("its own")
+
+    executor = make_executor()
+    with pytest.raises(TimeoutError, match=r"stays.* did not end within 0\.05 s"):
+        executor.run_everywhere(stays, timeout=0.05)
+    assert ended.is_set()
+    with pytest.raises(TimeoutError, match="its own"):
+        executor.run_everywhere(has_its_own, timeout=WAIT_S)
+    with pytest.raises(ValueError, match="timeout=-1"):
+        executor.run_everywhere(stays, timeout=-1)
+    with pytest.raises(TypeError, match="None"):
+        executor.run_everywhere(None)  # type: ignore[arg-type]
+
+
 def test_a_batch_that_is_there_is_delivered_while_paused_and_the_next_after_resume(
     make_executor: MakeExecutor,
 ) -> None:

@@ -28,4 +28,5 @@
 | `stuck` | when it says so unasked |
 | `committing` | what the trainer says of its checkpoints |
 | `aside` | looking, and opening files, in a thread where no Ctrl-C comes |
+| `within` | a caller's coroutine with a limit of time |
 """
