@@ -799,7 +799,12 @@ def test_the_reply_is_not_http(use: RunWithClient) -> None:
             writer.write(b"220 smtp.example ESMTP\r\n\r\n")
 
         async with talking(babble) as peer:
-            await fails(httpx.RemoteProtocolError, client.post(peer.url), aiohttp.ClientResponseError)
+            asking = client.post(peer.url, headers={"authorization": "Bearer secret"})
+            error = await fails(httpx.RemoteProtocolError, asking, aiohttp.ClientResponseError)
+            cause = error.__cause__
+            assert isinstance(cause, aiohttp.ClientResponseError)
+            assert dict(cause.request_info.headers) == {}
+            assert "secret" not in repr(cause) + repr(cause.args)
 
     use(work)
 
