@@ -8,7 +8,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n auto --dist worksteal
 EXAMPLES := $(wildcard examples/*.py)
 
-.PHONY: demo demo-ray test test-all check lint examples mutate audit leaks soak bench bench-long bench-agents bench-observing bench-simulated docs clean
+.PHONY: demo demo-ray test test-all check lint examples mutate audit leaks soak soak-workers bench bench-long bench-agents bench-observing bench-simulated docs clean
 .DELETE_ON_ERROR:
 
 # The main job, end to end: a policy is trained, asynchronously and then synchronously. ARGS=--quick
@@ -61,6 +61,10 @@ leaks: $(VENV)/.installed-dev
 # Everything goes wrong for ten minutes, and the books have to balance. ARGS="--seed 7 --minutes 0.3"
 soak: $(VENV)/.installed-dev
 	$(PY) benchmarks/soak.py $(ARGS)
+
+# Twenty workers of ten thousand rollouts are killed, and nothing may be lost. ARGS="--kills 5 --episodes 3000"
+soak-workers: $(VENV)/.installed-demo-ray
+	$(PY) benchmarks/killed_workers.py $(ARGS)
 
 # Everything beside the raw loop, the published areal wheel and other peers: nine minutes. ARGS="--rows burst,cpu".
 # In an environment of its own, for the peers: Ray alone is larger than all else together.
