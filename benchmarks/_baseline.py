@@ -6,8 +6,10 @@ import ast
 import hashlib
 import json
 import shutil
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from cosmic_ray.work_item import MutationSpec
@@ -128,11 +130,9 @@ def tree_hash() -> str:
 def _lines(source: str, mutation: MutationSpec) -> set[int]:
     """Return the lines of the mutation and of the statement it is in, of a compound one its head."""
     first, last = mutation.start_pos[0], mutation.end_pos[0]
-    around = [
-        node
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.stmt) and node.lineno <= first <= (node.end_lineno or node.lineno)
-    ]
+    with _parsing:
+        statements = _statements(source)
+    around = [one for one in statements if one.lineno <= first <= (one.end_lineno or one.lineno)]
     innermost = max(around, key=lambda node: node.lineno, default=None)
     lines = set(range(first, last + 1))
     if innermost is not None:
@@ -140,3 +140,11 @@ def _lines(source: str, mutation: MutationSpec) -> set[int]:
         end = body[0].lineno - 1 if body else innermost.end_lineno or innermost.lineno
         lines.update(range(innermost.lineno, max(end, innermost.lineno) + 1))
     return lines
+
+
+_parsing = threading.Lock()  # Python 3.11 cannot parse in two threads at once: SystemError
+
+
+@lru_cache(maxsize=1)
+def _statements(source: str) -> list[ast.stmt]:
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
