@@ -22,7 +22,6 @@ variables do not go along. Arrays that come back are read-only, since they are n
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -31,6 +30,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from areal_core import _process
 from areal_core._checks import check_integer, check_number, check_seconds
+from areal_core._distributed import ray_life
 from areal_core._distributed.far_desk import FarDesk
 from areal_core._distributed.leases import LeaseRules
 from areal_core._executor.desk import Desk
@@ -51,7 +51,15 @@ __all__ = ["DispatchStats", "DistributedWorkflowExecutor", "WorkerStats", "worke
 R = TypeVar("R")
 
 _START_S = 300.0
-_OURS = {"concurrency_groups", "lifetime", "max_concurrency", "max_restarts", "max_task_retries", "name"}
+_OURS = {
+    "allow_out_of_order_execution",
+    "concurrency_groups",
+    "lifetime",
+    "max_concurrency",
+    "max_restarts",
+    "max_task_retries",
+    "name",
+}
 _LEAST_LEASE_S = 5.0  # a sign of life comes every second, if the machine is not busy
 _AHEAD_PER_SLOT = 4  # of a worker's slots, how many more episodes it may hold at most
 _CLOSE_S = 10.0
@@ -106,9 +114,11 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
     *hang_s* seconds, or whose engine is as long in ``set_version`` or ``hold_generation``, gets nothing more,
     and is killed *drain_s* seconds later unless it goes on. One that dies is replaced. A rollout that is lost
     with its worker more than *max_losses* times fails with WorkerLostError, if something of it may have begun
-    each time. *ray_options* are for `ray.remote`, such as ``num_cpus`` or ``runtime_env``.
+    each time; before the last time it is played at a worker that plays nothing else, so that nobody fails for
+    what another did. *ray_options* are for `ray.remote`, such as ``num_cpus`` or ``runtime_env``.
 
-    Ray is started on this machine if it does not run. Raises like `WorkflowExecutor`, and ImportError without
+    Ray is started on this machine if it does not run, and shut down by the last executor that uses it, if one
+    of them started it. Raises like `WorkflowExecutor`, and ImportError without
     the extra ``ray``.
     """
 
@@ -152,8 +162,9 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             lease_s=check_number("lease_s", lease_s, least=_LEAST_LEASE_S),
             hang_s=check_seconds("hang_s", hang_s),
             drain_s=check_number("drain_s", drain_s, least=0.0),
+            max_losses=check_integer("max_losses", max_losses, least=0),
         )
-        self._own_rules["max_losses"] = check_integer("max_losses", max_losses, least=0)
+        self._own_rules["max_losses"] = max_losses
         self._ray_options = dict(ray_options or {})
         if ours := sorted(_OURS & self._ray_options.keys()):
             raise ValueError(
@@ -162,7 +173,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         self._worker_loop_factory = loop_factory
         self._link: RayLink | None = None
         self._home = _process.home()
-        self._started_ray = False
+        self._ray_use = object()  # what it is known by to those that use the same Ray
         self._closing = threading.RLock()
 
     # -- life --------------------------------------------------------------------------------------
@@ -173,18 +184,18 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         Raises like `WorkflowExecutor.initialize`, and what kept a worker from starting: the error of
         *make_engine*, TimeoutError after five minutes, or RuntimeError for what Ray says.
         """
-        import ray
-
-        starts_ray = not ray.is_initialized()
+        with self._closing:
+            if self._link is not None and self._link.is_over:
+                self._close_link(_CLOSE_S)  # its loop died, and its workers hold what the new ones need
+            runs = self._link is not None
+        ray_life.join(self._ray_use)
         try:
-            if starts_ray:
-                ray.init(include_dashboard=False, logging_level=logging.WARNING)
             super().initialize(logger, train_data_parallel_size)
         except BaseException:
-            if starts_ray:
-                ray.shutdown()
+            if not runs:
+                self._link = None
+                ray_life.leave(self._ray_use)
             raise
-        self._started_ray = self._started_ray or starts_ray  # or an earlier life did, and died
         try:
             assert self._link is not None
             subscribe = getattr(self._engine, "subscribe_generation", None)
@@ -206,20 +217,22 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         if self._home is not _process.home():
             return  # Ray, and its workers, are the parent's
         with self._closing:  # another thread's destroy has to have done all of this, too, when it returns
-            link, self._link = self._link, None
-            if link is not None:
+            try:
                 passed_s = time.monotonic() - began
-                link.close(_CLOSE_S if timeout is None else max(1.0, timeout - passed_s))
-            if self._started_ray:
-                import ray
+                self._close_link(_CLOSE_S if timeout is None else max(1.0, timeout - passed_s))
+            finally:
+                ray_life.leave(self._ray_use)
 
-                self._started_ray = False
-                ray.shutdown()
+    def _close_link(self, timeout_s: float) -> None:
+        link, self._link = self._link, None
+        if link is not None:
+            link.close(timeout_s)
 
     # -- workers -----------------------------------------------------------------------------------
 
     def workers(self) -> list[WorkerStats]:
-        """Return how the workers are that play. Raises RunnerStoppedError before ``initialize``."""
+        """Return how the workers are that play. Raises RunnerStoppedError, RunnerDiedError."""
+        self._on_link()
         desk = self._desk()
         now = desk.time()
         return desk.read(
@@ -288,8 +301,11 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
 
         It is pickled; the engine of the worker it runs in is `worker_engine()`. Raises what one of them
         raises, with its traceback there as a note; TimeoutError where a worker has not answered in *timeout*
-        seconds (None: however long it takes), and it is cancelled there; WorkerLostError where one dies.
+        seconds (None: however long it takes); WorkerLostError where one dies or is removed meanwhile, or none
+        is there. Then, and when it is interrupted, it is cancelled where it still runs.
         """
+        if not callable(async_fn):
+            arguments.refuse_fn(async_fn)
         self._on_shift().raise_on_loop_thread("run_everywhere")
         return self._on_link().call_all(async_fn, args, arguments.check_seconds("timeout", timeout))
 

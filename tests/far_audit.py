@@ -30,7 +30,7 @@ class FarAudit(Audit):
             assert all(number == parcel.number for number, parcel in worker.parcels.items())
             assert not any(parcel.unsent for parcel in worker.parcels.values())
             lent += out
-        for parcel in dispatcher._backlog.values():
+        for parcel in dispatcher._backlog:
             assert parcel.worker is None and parcel.unsent and not parcel.out
             assert not any(one.told_to_end for one in parcel.unsent), "what ends is not to be lent"
             assert [one.sample_idx for one in parcel.unsent] == list(range(len(parcel.unsent)))

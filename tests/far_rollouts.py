@@ -53,6 +53,10 @@ class Acting(RolloutWorkflow):
     async def _die(self, engine: InferenceEngine, _: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    async def _die_after(self, engine: InferenceEngine, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        os.kill(os.getpid(), signal.SIGKILL)
+
     async def _die_once(self, engine: InferenceEngine, path: str) -> Any:
         if first_time(path):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -121,6 +125,48 @@ class OddError(Exception):
         super().__init__(f"odd {one} {two}")
 
 
+class MuteError(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+class Mute:
+    """Cannot be pickled, and does not say why."""
+
+    def __reduce__(self) -> Any:
+        raise MuteError
+
+
+class Leaving:
+    """Ends the program that pickles it, if that lets it."""
+
+    def __reduce__(self) -> Any:
+        raise SystemExit(3)
+
+
+class MuteThere:
+    """Cannot be made again from what was pickled, and does not say why."""
+
+    def __reduce__(self) -> Any:
+        return raise_mute, ()
+
+
+def raise_mute() -> None:
+    raise MuteError
+
+
+def odd_engine() -> Any:
+    raise OddError(1, 2)
+
+
+def blocking_engine() -> Any:
+    """Return an engine, unless a loop runs in this thread."""
+    asyncio.run(asyncio.sleep(0))
+    return FarEngine()
+
+
 def no_engine() -> Any:
     raise LookupError("there are no servers today")
 
@@ -149,6 +195,18 @@ async def stays_unless_first(path: str) -> int:
     if not first_time(path):
         await asyncio.sleep(3600)
     return os.getpid()
+
+
+async def fails_if_first(path: str) -> None:
+    """Fail at one worker, and stay at the others."""
+    if first_time(path):
+        raise ValueError("the first")
+    await asyncio.sleep(3600)
+
+
+async def says_so_and_stays(path: str) -> None:
+    Path(path).touch()
+    await asyncio.sleep(3600)
 
 
 async def dies_at_work() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from msgspec import structs
+
 from areal_core._distributed.dispatcher import Dispatcher
 from areal_core._distributed.leases import LeaseRules, Link, Order
 from areal_core._distributed.wire import Orders, encode, unship
@@ -200,7 +202,7 @@ class FarWorld(World):
 
     def __init__(self, rules: Rules, lease_rules: LeaseRules, *, version: int = 0) -> None:
         super().__init__(rules, version=version)
-        self.lease_rules = lease_rules
+        self.lease_rules = lease_rules = structs.replace(lease_rules, max_losses=rules.max_losses)
         self.workers: dict[int, FarWorker] = {}
         """All that there ever were, by number."""
         self.link = Post(self)

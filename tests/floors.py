@@ -51,6 +51,8 @@ class Playground:
         self._orders = itertools.count(1)
         self._sent: dict[bytes, Any] = {}
         self._is_paused = False
+        self.news = 0
+        """The number of what the engine has to know before what is given begins."""
 
     # -- what the driver says ----------------------------------------------------------------------
 
@@ -85,7 +87,7 @@ class Playground:
 
     def order(self, **orders: Any) -> None:
         """Have orders followed."""
-        self.floor.give(Orders(next(self._orders), 0, self._is_paused, False, **orders))
+        self.floor.give(Orders(next(self._orders), 0, self._is_paused, False, **orders), self.news)
 
     def _send(self, what: Any) -> bytes:
         data = str(len(self._sent)).encode()

@@ -193,12 +193,12 @@ class Office:
     def has_nothing(self) -> bool:
         """Return whether the dispatcher remembers nothing of any rollout."""
         dispatcher = self.dispatcher
-        tables = (dispatcher._backlog, dispatcher._resting, dispatcher._to_send, dispatcher._to_cancel)
+        tables = [dispatcher._resting, dispatcher._to_send, dispatcher._to_cancel, dispatcher._backlog]
         return not any(tables) and not self._parcels() and not any(self.loads().values())
 
     def _parcels(self) -> list[Parcel]:
         lent = [one for worker in self.dispatcher.workers.values() for one in worker.parcels.values()]
-        return [*lent, *self.dispatcher._backlog.values()]
+        return [*lent, *self.dispatcher._backlog]
 
 
 def an_end(parcel: int, place: int = 0, **fields: Any) -> Ended:

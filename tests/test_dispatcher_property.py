@@ -154,7 +154,7 @@ class FarMachine(CoreMachine):
             if turns == when:
                 worker.turn()
             if cancels and when == "before it hands back":
-                for episode in list(worker.floor._pending.values()):
+                for episode, _ in list(worker.floor._pending.values()):
                     world.post(world.core.cancel, episode.rollout.task_id)
             while worker.letters and not worker.is_dead:
                 worker.read_letter()

@@ -22,21 +22,28 @@ import pytest
 
 from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor, worker_engine
-from areal_core.errors import RemoteError, WorkerLostError
+from areal_core.errors import RemoteError, RunnerDiedError, RunnerStoppedError, WorkerLostError
 from executor_tools import WAIT_S, TellingEngine, statuses_of, value_of
 from far_rollouts import (
     Acting,
     DeafEngine,
     FarEngine,
+    Leaving,
+    Mute,
+    MuteThere,
     OddError,
     StayingEngine,
     Unsendable,
+    blocking_engine,
     dies,
     dies_at_work,
     fails,
+    fails_if_first,
     no_engine,
     noted_engine,
+    odd_engine,
     pid,
+    says_so_and_stays,
     state,
     stays_unless_first,
     unsendable,
@@ -195,6 +202,19 @@ def test_a_rollout_that_kills_each_of_its_workers_fails_in_the_end(make_far: Mak
     assert executor.ledger.lost == 3
 
 
+def test_one_that_kills_its_worker_takes_no_other_along_in_the_end(make_far: MakeFar) -> None:
+    executor = make_far(2, slots=8)
+    executor.pause()
+    innocents = [executor.submit(("sleep", 1.0), Acting()) for _ in range(15)]
+    killer = executor.submit(("die_after", 0.3), Acting())
+    executor.resume()
+
+    outcomes = executor.wait_outcomes(16, timeout=LONG_S)
+
+    assert statuses_of(outcomes) == {**dict.fromkeys(innocents, "accepted"), killer: "failed"}
+    assert executor.dispatch_stats().died == 4
+
+
 def test_how_often_a_rollout_may_be_lost_is_for_the_caller_to_say(make_far: MakeFar) -> None:
     executor = make_far(max_losses=0)
     executor.submit(("die", None), Acting())
@@ -230,22 +250,64 @@ def test_a_worker_whose_engine_does_not_take_the_version_is_killed_as_if_it_hung
     assert "a call of its engine, did not go on for" in log_lines.wait_for("worker_died worker=1").message
 
 
-def test_workers_know_the_version_and_begin_nothing_in_a_pause(
-    make_far: MakeFar, engine: TellingEngine
+def test_what_waits_for_an_engine_that_does_not_take_the_version_goes_to_others_and_is_not_lost(
+    make_far: MakeFar, engine: TellingEngine, tmp_path: Path
 ) -> None:
+    deaf = functools.partial(DeafEngine, str(tmp_path / "was here"))
+    executor = make_far(2, slots=4, make_engine=deaf, hang_s=2.0, drain_s=3600.0, lease_s=60.0)
+    engine.set_version(1)
+    for value in range(8):
+        executor.submit(("answer", value), Acting())
+
+    trajectories = executor.wait(8, timeout=LONG_S)
+
+    assert {value_of(one) for one in trajectories} == set(range(8))
+    assert executor.ledger.lost == 0 and executor.dispatch_stats().died == 0
+
+
+def test_what_waits_for_an_engine_that_does_not_take_the_version_is_cancelled_at_once(
+    make_far: MakeFar, engine: TellingEngine, tmp_path: Path
+) -> None:
+    executor = make_far(make_engine=functools.partial(DeafEngine, str(tmp_path / "was here")))
+    engine.set_version(1)
+    rollout = executor.submit(("answer", 1), Acting())
+    _wait_until(lambda: executor.workers()[0].running == 1 and executor.workers()[0].stalled_s > 0)
+
+    assert executor.cancel(rollout)
+
+    assert statuses_of(executor.wait_outcomes(1, timeout=WAIT_S)) == {rollout: "cancelled"}
+
+
+def test_workers_know_the_version(make_far: MakeFar, engine: TellingEngine) -> None:
     executor = make_far(2)
     engine.set_version(3)
     _wait_until(lambda: executor.run_everywhere(state) == [(3, False)] * 2)
-    executor.pause()
     executor.submit(("answer", 1), Acting())
-    with pytest.raises(TimeoutError):
-        executor.wait(1, timeout=0.2)
-
-    executor.resume()
 
     (trajectory,) = executor.wait(1, timeout=WAIT_S)
+
     assert trajectory is not None
     assert trajectory["versions"].tolist() == [[3]]
+
+
+def test_in_a_pause_a_worker_begins_nothing_of_what_it_has(
+    make_far: MakeFar, engine: TellingEngine, tmp_path: Path
+) -> None:
+    executor, go = make_far(slots=1), tmp_path / "go"
+    executor.submit(("wait_for", str(go)), Acting(), group_size=4)
+    _wait_until(lambda: executor.workers()[0].running == 4)
+    executor.pause()
+    engine.set_version(1)  # is sent later, so what it knows then it has been told
+    _wait_until(lambda: executor.run_everywhere(state) == [(1, False)])
+
+    go.touch()
+
+    _wait_until(lambda: executor.workers()[0].ended == 1)
+    _wait_until(lambda: executor.workers()[0].silent_s > 0.5)
+    _wait_until(lambda: executor.workers()[0].silent_s < 0.5)
+    assert executor.workers()[0].ended == 1, "also after a further sign of life"
+    executor.resume()
+    assert len(executor.wait(1, timeout=WAIT_S)) == 1
 
 
 def test_a_worker_that_joins_later_knows_the_version_too(make_far: MakeFar, engine: TellingEngine) -> None:
@@ -342,14 +404,20 @@ def test_what_cannot_be_sent_or_read_fails_alone_and_says_so(make_far: MakeFar) 
     bad = executor.submit(1, Unsendable())
     worse = executor.submit(("answer", threading.Lock()), Acting())
     unreadable = executor.submit(("fail", OddError(1, 2)), Acting())
+    hostile = [executor.submit(("answer", thing()), Acting()) for thing in (Mute, Leaving, MuteThere)]
     good = executor.submit(("answer", 1), Acting())
 
-    outcomes = {outcome.task_id: outcome for outcome in executor.wait_outcomes(4, timeout=WAIT_S)}
+    outcomes = {outcome.task_id: outcome for outcome in executor.wait_outcomes(7, timeout=WAIT_S)}
 
-    failed = dict.fromkeys((bad, worse, unreadable), "failed")
+    failed = dict.fromkeys((bad, worse, unreadable, *hostile), "failed")
     assert statuses_of(outcomes.values()) == {**failed, good: "accepted"}
     assert "cannot be pickled" in str(outcomes[bad].error)
     assert "a worker cannot read what it was to play: TypeError" in str(outcomes[unreadable].error)
+    said = [str(outcomes[one].error) for one in hostile]
+    assert "(far_rollouts.MuteError: <exception str() failed>)" in said[0] and "(SystemExit: 3)" in said[1]
+    assert "cannot read what it was to play: far_rollouts.MuteError: <exc" in said[2]
+    executor.submit(("answer", 2), Acting())
+    assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 2
 
 
 def test_a_call_runs_on_every_worker_and_its_error_is_raised_here(make_far: MakeFar) -> None:
@@ -409,6 +477,39 @@ def test_a_call_has_a_limit_of_time_that_names_who_did_not_answer_and_it_ends_th
     assert len(executor.run_everywhere(pid, timeout=LONG_S)) == 2
     with pytest.raises(ValueError, match="timeout=-1"):
         executor.run_everywhere(pid, timeout=-1)
+
+
+def test_a_call_that_fails_at_one_worker_ends_at_the_others(make_far: MakeFar, tmp_path: Path) -> None:
+    executor = make_far(2)
+    for number in range(20):  # a worker has room for eight calls at once
+        with pytest.raises(ValueError, match="the first"):
+            executor.run_everywhere(fails_if_first, str(tmp_path / str(number)))
+
+    assert len(executor.run_everywhere(pid, timeout=LONG_S)) == 2
+
+
+def test_a_call_at_a_worker_that_is_removed_says_so(make_far: MakeFar, tmp_path: Path) -> None:
+    executor = make_far(2)
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(executor.run_everywhere, says_so_and_stays, str(tmp_path / "runs"))
+        _wait_until((tmp_path / "runs").exists)
+
+        (number,) = executor.remove_workers()
+
+        with pytest.raises(WorkerLostError, match=rf"^worker {number} was lost .*: it was removed$"):
+            calling.result(timeout=WAIT_S)
+
+
+def test_a_call_where_no_worker_is_there_says_so(make_far: MakeFar, monkeypatch: pytest.MonkeyPatch) -> None:
+    executor = make_far()
+    monkeypatch.setattr(crew, "_RETRY_S", (3600.0, 3600.0))
+    os.kill(_pids(executor)[0], signal.SIGKILL)
+    _wait_until(lambda: not executor.workers())
+
+    with pytest.raises(WorkerLostError, match=r"^no worker is there to run .*, 1 are starting; wait until"):
+        executor.run_everywhere(pid)
+    with pytest.raises(TypeError, match=r"^expected an async function"):
+        executor.run_everywhere(None)  # type: ignore[arg-type]
 
 
 def test_workers_that_do_not_start_are_counted_told_of_and_given_up_first(
@@ -496,6 +597,55 @@ def test_an_engine_that_cannot_be_made_is_told_by_initialize(make_far: MakeFar) 
         make_far(make_engine=no_engine)
 
 
+def test_an_engine_is_made_where_no_loop_runs(make_far: MakeFar) -> None:
+    assert len(_pids(make_far(make_engine=blocking_engine))) == 1
+
+
+def test_an_engines_error_that_cannot_be_sent_is_told_by_its_text(make_far: MakeFar) -> None:
+    with pytest.raises(RemoteError, match=r"^far_rollouts\.OddError: odd 1 2\n") as raised:
+        make_far(make_engine=odd_engine)
+    assert "in odd_engine" in raised.value.__notes__[0]
+
+
+def test_what_ray_says_of_a_worker_is_one_line_in_words() -> None:
+    cause = RuntimeError("the loop has ended\nand more")
+    error = ray.exceptions.RayTaskError("take", "\x1b[36mray::Worker.take()\x1b[39m", cause)
+    assert crew.in_words(error) == "RuntimeError: the loop has ended"
+    assert crew.in_words(ray.exceptions.RaySystemError("\x1b[36mno\x1b[39m way")).endswith(": no way")
+
+
+def test_a_start_after_the_runner_died_ends_the_workers_of_before(make_far: MakeFar) -> None:
+    executor = make_far(ray_options={"num_cpus": 8})  # there is no room for those of before
+    (before,) = _pids(executor)
+    executor.runner._life.thread.post(_divide_by_zero)  # type: ignore[union-attr]
+    with pytest.raises(RunnerDiedError):
+        executor.wait(1, timeout=WAIT_S)
+
+    executor.initialize()
+
+    _wait_until(lambda: not _is_there(before))
+    executor.submit(("answer", 1), Acting())
+    assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 1
+
+
+def test_a_second_start_is_refused_and_costs_no_worker(make_far: MakeFar) -> None:
+    executor = make_far()
+    before = _pids(executor)
+
+    with pytest.raises(RuntimeError):
+        executor.initialize()
+
+    assert _pids(executor) == before
+
+
+def test_after_destroy_no_worker_is_told_of(make_far: MakeFar) -> None:
+    executor = make_far()
+    executor.destroy(timeout=10.0)
+
+    with pytest.raises(RunnerStoppedError):
+        executor.workers()
+
+
 def test_what_workers_had_ends_as_cancelled_and_their_processes_end(make_far: MakeFar) -> None:
     executor = make_far(2)
     pids = _pids(executor)
@@ -550,6 +700,10 @@ def test_it_starts_again_after_destroy(make_far: MakeFar) -> None:
         executor.destroy()
         if not value:
             executor.initialize()
+
+
+def _divide_by_zero() -> None:
+    _ = 1 / 0
 
 
 def _pids(executor: DistributedWorkflowExecutor) -> list[int]:
@@ -658,6 +812,48 @@ def test_a_ray_that_was_started_here_ends_with_a_failed_start(run_script: Any) -
 
     assert "the version of the provider" in ended.stdout
     assert ended.stdout.split()[-1] == "False"
+
+
+SHARED = """
+    import ray
+    from areal_core.config import InferenceEngineConfig
+    from areal_core.distributed import DistributedWorkflowExecutor
+    from executor_tools import TellingEngine, value_of
+    from far_rollouts import Acting, FarEngine
+
+    def start():
+        executor = DistributedWorkflowExecutor(
+            InferenceEngineConfig(), TellingEngine(), FarEngine, workers=1, ray_options={"num_cpus": 0}
+        )
+        executor.initialize()
+        return executor
+
+    if __name__ == "__main__":
+        first, second = start(), start()
+        first.destroy()
+        second.submit(("answer", 7), Acting())
+        print(value_of(second.wait(1, timeout=30)[0]), second.dispatch_stats().died)
+        second.destroy()
+        print(ray.is_initialized())
+        third = start()
+        ray.shutdown()  # under its feet
+        while third.workers():
+            pass
+        try:
+            third.run_everywhere(print)
+        except RuntimeError as error:
+            print(type(error).__name__)
+        third.destroy()
+        print(ray.is_initialized())
+"""
+
+
+def test_a_ray_of_several_executors_ends_with_the_last_and_none_is_started_in_its_place(
+    run_script: Any,
+) -> None:
+    ended = run_script(SHARED, flags=(), env=_environment(), timeout=90.0)
+
+    assert ended.stdout.splitlines() == ["7 0", "False", "WorkerLostError", "False"], ended.stderr
 
 
 def _environment() -> dict[str, str]:

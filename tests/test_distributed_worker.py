@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from areal_core._distributed import worker as module
+from areal_core._distributed.leases import Report
 from areal_core._distributed.wire import Orders, encode, load_error, unship
 from areal_core._distributed.worker import Setup, Worker
 from areal_core._executor.work import Plan
+from areal_core._runner.lifecycle import life_of
 from executor_tools import WAIT_S, Engine, trajectory_of
 from far_rollouts import FarEngine
 from floors import CALLING, trajectory_in
@@ -28,16 +30,25 @@ class Driver:
         self._sent: list[Any] = [Setup(lambda: engine, 2, False, False, None, 0.1, loop_factory)]
         self._numbers = itertools.count(1)
         self.worker = Worker(b"0", self._loads, self._dumps)
-        self.worker.begin()
+        assert self.worker.begin() is None
 
-    def give(self, *, version: int = 0, holds: bool = False) -> None:
-        """Have an episode played whose trajectory is the version of the engine."""
+    def give(self, *, version: int = 0, holds: bool = False) -> int:
+        """Have an episode played whose trajectory is the version of the engine; return its parcel."""
         number = next(self._numbers)
         orders = Orders(number, version, False, holds)
         orders.plans = {number: self._dumps(Plan(CALLING, None, 1, False, False))}
         head = self._dumps((number, number, None, version, self._play))
         orders.give = [(number, head, [0])]
         self.worker.give(encode(orders))
+        return number
+
+    def order(self, version: int, **orders: Any) -> None:
+        """Have something else done."""
+        self.worker.give(encode(Orders(next(self._numbers), version, False, False, **orders)))
+
+    def report(self) -> Report:
+        """Return what the worker has to tell."""
+        return unship(self.worker.take(WAIT_S), self._loads)
 
     def take(self) -> list[int]:
         """Return the next values."""
@@ -49,7 +60,7 @@ class Driver:
 
     def call(self, async_fn: Any, *args: Any, timeout: float | None = None) -> Any:
         """Return, or raise, what comes of a call on the worker's loop."""
-        went_well, value = self.worker.run(self._dumps((async_fn, args)), timeout)
+        went_well, value = self.worker.run(self._dumps((async_fn, args)), next(self._numbers), timeout)
         if went_well:
             return self._loads(value)
         raise load_error(value, self._loads)
@@ -68,8 +79,10 @@ class Odd(FarEngine):
     def __init__(self, error: BaseException) -> None:
         super().__init__()
         self.error = error
+        self.tries = 0
 
     def set_version(self, version: int) -> None:
+        self.tries += 1
         raise self.error
 
 
@@ -111,7 +124,7 @@ def test_what_comes_after_the_stop_of_a_worker_does_nothing(drive: Callable[[Eng
     driver.worker.stop(5.0)
     driver.give(version=1)
 
-    with pytest.raises(RuntimeError, match=r"^the loop of this worker has ended$"):
+    with pytest.raises(RuntimeError, match=r"^the loop of this worker has ended: .*RunnerStoppedError: "):
         driver.take()
 
 
@@ -134,23 +147,66 @@ def test_an_engine_that_does_not_return_holds_up_neither_the_sign_of_life_nor_th
 ) -> None:
     engine = Blocked()
     driver = drive(engine)
-    with ThreadPoolExecutor(1) as pool:
-        giving = pool.submit(driver.give, version=1)
-        try:
-            assert engine.begins.wait(WAIT_S)
-            first, second = (unship(driver.worker.take(0.0), driver._loads).stalled_s for _ in range(2))
-            assert 0.0 < first < second, "it is told of as what does not go on"
-            driver.worker.stop(5.0)
-        finally:
-            engine.may_go.set()
-        giving.result(WAIT_S)
+    try:
+        driver.give(version=1)
+        assert engine.begins.wait(WAIT_S)
+        first, second = (unship(driver.worker.take(0.0), driver._loads).stalled_s for _ in range(2))
+        assert 0.0 < first < second, "it is told of as what does not go on"
+        driver.worker.stop(5.0)
+    finally:
+        engine.may_go.set()
+
+
+def test_what_waits_for_an_engine_that_does_not_return_can_be_cancelled_handed_back_and_played_then(
+    drive: Callable[[Engine], Driver],
+) -> None:
+    engine = Blocked()
+    driver = drive(engine)
+    driver.give()
+    assert driver.take() == [0]
+    try:
+        cancelled, returned = driver.give(version=1), driver.give(version=1)
+        assert engine.begins.wait(WAIT_S)
+        driver.order(1, cancel=[(cancelled, 0)])
+        (ended,) = driver.report().ended
+        assert ended.parcel == cancelled and isinstance(ended.error, asyncio.CancelledError)
+        driver.order(1, takes_back=True)
+        assert driver.report().returned == [(returned, 0)]
+        driver.give(version=1)
+        driver.give(version=2)
+        assert not unship(driver.worker.take(0.0), driver._loads).ended
+    finally:
+        engine.may_go.set()
+    values: list[int] = []
+    while len(values) < 2:
+        values += driver.take()
+    assert values == [2, 2], "or an earlier version than the one it was to be played with"
+
+
+def test_an_engine_is_told_again_what_it_did_not_take_and_nothing_twice_that_it_took(
+    drive: Callable[[Engine], Driver],
+) -> None:
+    engine = Odd(ValueError("no"))
+    driver = drive(engine)
+    for _ in range(3):
+        driver.give(version=1)
+        driver.take()
+    assert engine.tries == 3
+    told: list[bool] = []
+    plain = FarEngine()
+    plain.hold_generation = told.append  # type: ignore[method-assign,assignment]
+    driver = drive(plain)
+    for _ in range(3):
+        driver.give(version=1)
+        driver.take()
+    assert told == [False]
 
 
 def test_an_engine_that_returned_is_told_of_no_more(drive: Callable[[Engine], Driver]) -> None:
     driver = drive(FarEngine())
     driver.give(version=1)
     assert driver.take() == [1]
-    assert driver.worker._telling_s() == 0.0
+    assert driver.worker._news.telling_s() == 0.0
 
 
 def test_a_call_that_outlives_the_patience_of_its_caller_is_cancelled(
@@ -171,10 +227,65 @@ def test_a_call_that_outlives_the_patience_of_its_caller_is_cancelled(
     assert ended == ["cancelled"]
 
 
+def test_a_call_that_nobody_waits_for_is_cancelled_even_before_it_began(
+    drive: Callable[[Engine], Driver],
+) -> None:
+    driver, ended, runs = drive(FarEngine()), [], threading.Event()
+
+    async def stay(number: int) -> None:
+        try:
+            runs.set()
+            await asyncio.sleep(3600)
+        finally:
+            ended.append(number)
+
+    with ThreadPoolExecutor(1) as pool:
+        calling = pool.submit(driver.worker.run, driver._dumps((stay, (1,))), 1)
+        assert runs.wait(WAIT_S)
+        driver.worker.end_call(2)
+        driver.worker.end_call(1)
+        went_well, dumped = calling.result(WAIT_S)
+    assert not went_well and isinstance(load_error(dumped, driver._loads), asyncio.CancelledError)
+    went_well, dumped = driver.worker.run(driver._dumps((stay, (2,))), 2)
+    assert not went_well and isinstance(load_error(dumped, driver._loads), asyncio.CancelledError)
+    assert ended == [1] and not driver.worker._calls and not driver.worker._ended_calls
+
+
+def test_a_worker_whose_loop_died_says_why(drive: Callable[[Engine], Driver]) -> None:
+    driver = drive(FarEngine())
+    life_of(driver.worker._runner).thread.post(_divide_by_zero)
+    with pytest.raises(RuntimeError, match=r"^the loop of this worker has ended: .*ZeroDivisionError"):
+        _take_for_ever(driver)
+
+
+def test_an_engine_that_cannot_be_made_is_told_of(loop_factory: Callable[[], Any]) -> None:
+    def exits() -> Any:
+        raise SystemExit(3)
+
+    sent: list[Any] = [Setup(exits, 2, False, False, None, 0.1, loop_factory)]
+
+    def dumps(thing: Any) -> bytes:
+        sent.append(thing)
+        return b"1"
+
+    worker = Worker(b"0", lambda data: sent[int(data)], dumps)
+    dumped = worker.begin()
+    assert dumped is not None and isinstance(load_error(dumped, lambda data: sent[int(data)]), SystemExit)
+
+
 def test_a_call_that_cannot_be_read_fails_with_the_reason(drive: Callable[[Engine], Driver]) -> None:
     driver = drive(FarEngine())
 
-    went_well, dumped = driver.worker.run(b"99")
+    went_well, dumped = driver.worker.run(b"99", 1)
 
     assert not went_well
     assert isinstance(load_error(dumped, driver._loads), IndexError)
+
+
+def _divide_by_zero() -> None:
+    _ = 1 / 0
+
+
+def _take_for_ever(driver: Driver) -> None:
+    while True:
+        driver.worker.take(0.1)

@@ -16,6 +16,7 @@ from areal_core import workflow_context
 from areal_core._distributed.leases import Ended
 from areal_core._distributed.wire import HELD, MOST_PLANS
 from areal_core._record import PLAYING, current
+from areal_core._runner.ending import Ending
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.errors import RemoteError
 from conftest import MakeRunner
@@ -172,6 +173,34 @@ def test_a_pause_holds_what_has_not_begun_and_nothing_else(floor: Playground) ->
     assert played.begun == [0, 1]
     played.open(1)
     floor.take()
+
+
+def test_what_was_sent_with_news_waits_until_they_are_known_and_what_was_sent_before_does_not(
+    floor: Playground,
+) -> None:
+    played = Played(3)
+    before, *_ = floor.give(played.calls[0])
+    floor.news = 5
+    first, second = floor.give(*played.calls[1:])
+    played.doors[0].wait_for()
+    turn_loop(floor.runner)
+    assert played.begun == [0]
+    floor.cancel(second)
+    assert where_of(floor.take()) == [(second, 0)]
+    floor.floor.knows(4)
+    turn_loop(floor.runner)
+    assert played.begun == [0]
+    floor.floor.knows(5)
+    played.doors[1].wait_for()
+    for number in (0, 1):
+        played.open(number)
+    assert sorted(where_of(floor.take(2))) == [(before, 0), (first, 0)]
+
+
+def test_what_waits_for_news_can_be_given_back(floor: Playground) -> None:
+    floor.news = 1
+    (parcel,) = floor.give(seven)
+    assert floor.floor.returned() == [(parcel, 0)]
 
 
 def test_what_is_paused_can_be_cancelled_and_given_back(floor: Playground) -> None:
@@ -443,11 +472,34 @@ def test_a_loop_that_turns_does_not_stall_and_one_that_is_blocked_does(
     assert floor.floor.stalled_s() == 0.0
 
 
+def test_a_loop_that_is_closed_is_asked_for_nothing(floor: Playground) -> None:
+    floor.runner.destroy()
+    assert floor.floor.stalled_s() == 0.0
+    floor.floor.knows(1)
+    floor.order()
+    assert isinstance(floor.floor.ending, Ending)
+
+
 # -- what cannot be read ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("error", [ImportError("no module"), SystemExit("leaving")], ids=repr)
-def test_what_cannot_be_read_fails_alone(floor: Playground, error: BaseException) -> None:
+class MuteError(Exception):
+    """Cannot say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ImportError("no module"), "ImportError: no module"),
+        (SystemExit("leaving"), "SystemExit: leaving"),
+        (MuteError(), "MuteError: <exception str() failed>"),
+    ],
+    ids=["module", "exit", "mute"],
+)
+def test_what_cannot_be_read_fails_alone(floor: Playground, error: BaseException, said: str) -> None:
     order = {"plans": {50: floor._send(error)}, "give": [(50, floor._send((50, 1, None, 0, None)), [0])]}
     floor.order(**order)
     (no_plan,) = floor.take()
@@ -458,7 +510,7 @@ def test_what_cannot_be_read_fails_alone(floor: Playground, error: BaseException
     assert where_of([no_plan, *no_head, later]) == [(50, 0), (51, 0), (51, 1), (51, 2)]
     for one in (no_plan, *no_head):
         assert type(one.error) is RemoteError
-        assert str(one.error).endswith(f"{type(error).__name__}: {error}")
+        assert str(one.error).endswith(said)
     assert type(later.error) is RemoteError and "cannot read" in str(later.error)
     floor.give(seven)
     assert value_of(trajectory_in(floor.take()[0])) == 7 and floor.has_nothing()

@@ -185,6 +185,14 @@ def test_a_bound_of_0_waits_for_the_slowest_of_each_batch() -> None:
     assert forecast.staleness.staleness_max == 0
 
 
+def test_the_rate_is_from_batch_to_batch_also_where_the_first_comes_after_the_warm_up() -> None:
+    late = pauses(25.0, workers=1, slots_per_worker=16, max_head_offpolicyness=0, train_s=10.0)
+    forecast = simulate(late)  # at 25 s, 60 s and 95 s
+    assert forecast.trajectories_per_s == pytest.approx(16 / 35, rel=0.02)
+    only_one = simulate(replace(late, measured_s=30.0))
+    assert only_one.trajectories_per_s == pytest.approx(16 / 25, rel=0.02)
+
+
 def test_a_trainer_that_is_slow_is_the_limit() -> None:
     forecast = simulate(pauses(1.0, workers=2, slots_per_worker=16, train_s=9.0, update_s=1.0))
     assert forecast.trajectories_per_s == pytest.approx(1.6, rel=0.02)

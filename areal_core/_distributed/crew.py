@@ -7,7 +7,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -16,12 +16,13 @@ import ray.cloudpickle
 from msgspec import Struct
 
 from areal_core._distributed.letters import Letter
+from areal_core._distributed.ray_calls import ask, in_turn, in_words, kill, result_of
 from areal_core._distributed.wire import load_error
 from areal_core._distributed.worker import Setup, Worker
 from areal_core._runner.life import Life
-from areal_core.errors import WorkerLostError
+from areal_core.errors import RunnerStoppedError, WorkerLostError
 
-_GROUPS = {"give": 1, "take": 1, "run": 8, "stop": 1}
+_GROUPS = {"give": 1, "take": 1, "run": 8, "end": 1, "stop": 1}
 _NEEDS = ("num_cpus", "num_gpus", "memory", "resources", "accelerator_type")
 _MOST_DOUBLINGS = 10
 _RETRY_S = (1.0, 30.0)  # from the first to the longest wait before a worker that failed is started again
@@ -85,6 +86,7 @@ class Crew:
         self._log = log
         self._remote = ray.remote(max_restarts=0, concurrency_groups=_GROUPS, **options)(Worker)
         self._numbers = itertools.count(1)
+        self._calls = itertools.count(1)
         self.actors: dict[int, Actor] = {}
         """Those that are wanted, and those that leave and are not gone yet."""
         self._said_at = -math.inf
@@ -112,7 +114,7 @@ class Crew:
         actors = [self._new() for _ in range(count)]
         self.post(self._look_at_starts)
         asked = {self._start(actor): actor for actor in actors}
-        for ref in _in_turn(asked, timeout_s):
+        for ref in in_turn(asked, timeout_s):
             _raise_what_failed(asked[ref], ref, time.monotonic() - began)
             asked[ref].joined_at = time.monotonic()
         late = [ref for ref, actor in asked.items() if actor.joined_at is None]
@@ -129,18 +131,28 @@ class Crew:
     ) -> list[Any]:
         """Run a coroutine function on each worker's loop, and return the values. Raises what one raises.
 
-        TimeoutError where some gave no answer in *timeout_s* seconds, WorkerLostError where one died.
+        TimeoutError where some gave no answer in *timeout_s* seconds, WorkerLostError where one died or was
+        removed, or none is there. Whatever it raises, or is interrupted by, it ends the calls that are left.
         """
-        call = dumps((async_fn, args))
+        call, number = dumps((async_fn, args)), next(self._calls)
+        there = [actor for actor in list(self.actors.values()) if actor.joined_at is not None]
+        if not there:
+            raise WorkerLostError(
+                f"no worker is there to run {async_fn!r}, {len(self.starting)} are starting; wait until "
+                "workers() has some"
+            )
         asked: dict[Any, Actor] = {}
-        for actor in list(self.actors.values()):
-            if actor.joined_at is not None:
-                run = actor.handle.run.options(concurrency_group="run")
-                asked[run.remote(call, timeout_s)] = actor
         values: dict[Any, Any] = {}
-        for ref in _in_turn(asked, timeout_s):
-            values[ref] = _answer(asked[ref], ref, async_fn)
-        late = [actor for ref, actor in asked.items() if ref not in values]
+        try:
+            for actor in there:
+                asked[ask(actor.handle.run, "run", call, number, timeout_s)] = actor
+            for ref in in_turn(asked, timeout_s):
+                values[ref] = self._answer(asked[ref], ref, async_fn)
+        finally:
+            late = [actor for ref, actor in asked.items() if ref not in values]
+            for actor in late:
+                with contextlib.suppress(Exception):  # it may be gone
+                    ask(actor.handle.end_call, "end", number)
         if late:
             raise TimeoutError(
                 f"{_names(late)} did not answer {async_fn!r} within {timeout_s:g} s; give it longer, or see "
@@ -148,22 +160,37 @@ class Crew:
             )
         return [values[ref] for ref in asked]
 
+    def _answer(self, actor: Actor, ref: Any, async_fn: Callable[..., Any]) -> Any:
+        try:
+            went_well, value = result_of(ref)
+        except ray.exceptions.RayError as error:
+            why = "it was removed" if actor.is_ending else in_words(error)
+        else:
+            if went_well:
+                return loads(value)
+            raised = load_error(value, loads)
+            if not (actor.is_ending and isinstance(raised, RunnerStoppedError)):
+                raise raised
+            why = "it was removed"
+        raise WorkerLostError(f"worker {actor.number} was lost while it ran {async_fn!r}: {why}")
+
     def close(self, timeout_s: float) -> None:
         """End all workers, in *timeout_s* seconds, or kill them."""
         self.is_closed = True
         actors = list(self.actors.values())
         self.actors.clear()
+        stops = []
         try:
-            stops = [
-                actor.handle.stop.options(concurrency_group="stop").remote(timeout_s)
-                for actor in actors
-                if actor.joined_at is not None
-            ]
-            if stops:
-                ray.wait(stops, num_returns=len(stops), timeout=timeout_s)
+            for actor in actors:
+                if actor.joined_at is not None:
+                    with contextlib.suppress(Exception):  # of one that is gone
+                        stops.append(ask(actor.handle.stop, "stop", timeout_s))
+            with contextlib.suppress(Exception):  # of Ray, which may be gone, or going
+                for _ in in_turn(stops, timeout_s):
+                    pass
         finally:
             for actor in actors:
-                kill(actor)
+                kill(actor.handle)
 
     # -- on the loop thread ------------------------------------------------------------------------
 
@@ -177,7 +204,7 @@ class Crew:
         actors = self.starting[::-1][:count]
         for actor in actors:
             del self.actors[actor.number]
-            self.post(kill, actor)
+            self.post(kill, actor.handle)
         return [actor.number for actor in actors]
 
     def gone(self, number: int, *, has_died: bool) -> None:
@@ -195,8 +222,8 @@ class Crew:
     def retire(self, actor: Actor) -> None:
         """Let one end that has nothing any more."""
         with contextlib.suppress(Exception):
-            actor.handle.stop.options(concurrency_group="stop").remote(_STOP_S)
-        self._life.thread.call_later(2 * _STOP_S, kill, actor)
+            ask(actor.handle.stop, "stop", _STOP_S)
+        self._life.thread.call_later(2 * _STOP_S, kill, actor.handle)
 
     def post(self, callback: Callable[..., Any], *args: Any) -> None:
         """Call *callback* on the loop thread, if there is one; from any thread."""
@@ -214,27 +241,29 @@ class Crew:
 
     def _start(self, actor: Actor) -> Any:
         """Begin to start *actor*; return what is there when it has started."""
-        actor.handle = self._remote.remote(self._setup, loads, dumps)
-        return actor.handle.begin.remote()
+        actor.handle = ask(self._remote, None, self._setup, loads, dumps)
+        return ask(actor.handle.begin, None)
 
     def _try(self, actor: Actor) -> None:
         if self._is_given_up(actor):
             return
         try:
-            future: Future[None] = self._start(actor).future()
+            future: Future[Any] = self._start(actor).future()
         except Exception as error:  # of Ray, which goes down
             self._try_again(actor, error)
             return
         future.add_done_callback(functools.partial(self.post, self._started, actor))
 
-    def _started(self, actor: Actor, future: Future[None]) -> None:
+    def _started(self, actor: Actor, future: Future[Any]) -> None:
         if self._is_given_up(actor):
             return
         error = future.exception()
+        if error is None and future.result() is not None:
+            error = load_error(future.result(), loads)
         if error is None:
             self._on_start(actor)
         else:
-            kill(actor)
+            kill(actor.handle)
             self._try_again(actor, error)
 
     def _try_again(self, actor: Actor, error: BaseException) -> None:
@@ -264,65 +293,25 @@ class Crew:
         self._life.thread.call_later(_LOOK_S, self._look_at_starts)
 
 
-def kill(actor: Actor) -> None:
-    """End *actor* at once, if it was started."""
-    if actor.handle is not None:
-        with contextlib.suppress(Exception):  # Ray may be gone, or going
-            ray.kill(actor.handle)
-
-
-def in_words(error: BaseException) -> str:
-    """Return what Ray's *error* says of a worker."""
-    if isinstance(error, ray.exceptions.RayActorError):
-        return "its process ended"
-    return f"{type(error).__name__}: {error}"
-
-
-def _in_turn(asked: Mapping[Any, object], timeout_s: float | None) -> Iterator[Any]:
-    """Yield references as they become ready, for *timeout_s* seconds at most."""
-    left, deadline = list(asked), None if timeout_s is None else time.monotonic() + timeout_s
-    while left:
-        ready, left = ray.wait(left, timeout=_left_s(deadline))
-        if not ready:
-            return
-        yield from ready
-
-
-def _left_s(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
-
-
 def _raise_what_failed(actor: Actor, ref: Any, passed_s: float) -> None:
     try:
-        ray.get(ref)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error
+        dumped = result_of(ref)
     except ray.exceptions.RayError as error:
         raise RuntimeError(
             f"worker {actor.number} did not start: after {passed_s:.1f} s {in_words(error)}; see Ray's log "
             "of it, whether what it imports is there (runtime_env in ray_options), and whether it has memory"
         ) from error
+    if dumped is not None:
+        raise load_error(dumped, loads)
 
 
 def _timeout_of(ref: Any) -> BaseException | None:
     said: BaseException | None = None
     try:
-        ray.get(ref, timeout=0)
-    except ray.exceptions.RayError as error:
+        result_of(ref, timeout_s=0)
+    except (ray.exceptions.RayError, RuntimeError) as error:
         said = error
     return said
-
-
-def _answer(actor: Actor, ref: Any, async_fn: Callable[..., Any]) -> Any:
-    try:
-        went_well, value = ray.get(ref)
-    except ray.exceptions.RayError as error:
-        raise WorkerLostError(
-            f"worker {actor.number} was lost while it ran {async_fn!r}: {in_words(error)}"
-        ) from None
-    if went_well:
-        return loads(value)
-    raise load_error(value, loads)
 
 
 def _names(actors: Sequence[Actor]) -> str:

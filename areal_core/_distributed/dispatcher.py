@@ -7,28 +7,26 @@ start -> backlog -> a worker with room -> out -> ended
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 
+from areal_core._distributed.backlog import Backlog
 from areal_core._distributed.leases import Ended, LeaseRules, Link, Order, Parcel, Report, WorkerState
-from areal_core._distributed.noting import enter, fill_in, never_begun, take_stage
+from areal_core._distributed.noting import count_ends, enter, fill_in, never_begun, take_stage
+from areal_core._distributed.quarantine import begun_at, excused
 from areal_core._executor.port import Clock
 from areal_core._executor.rollout import Episode, Rollout, State
 from areal_core._record import FAR, WAITING_FOR_ROOM
 
 _LOOKS_PER_LEASE = 4
-_RATE_OVER_S = 1.0  # the rate of ends is an average over about so long
 
 
 class Dispatcher:
     """Lends episodes to workers.
 
     *on_ended* is given episodes whose fields say how they ended; *on_lost* the rollouts whose worker is gone,
-    those of them of which nothing can have begun there, and why; *on_gone* the number of a worker that is no
+    those of them for which that does not count, and why; *on_gone* the number of a worker that is no
     more, and why, None where it was to go. None of them may call back before the method that calls it has
     returned.
     """
@@ -49,7 +47,7 @@ class Dispatcher:
         self._on_lost = on_lost
         self._on_gone = on_gone
         self.workers: dict[int, WorkerState] = {}
-        self._backlog: OrderedDict[int, Parcel] = OrderedDict()  # those that nobody has
+        self._backlog = Backlog(rules, self.workers)
         self._resting: dict[int, Parcel] = {}  # of groups, of which nothing runs at the moment
         self._to_send: dict[int, Parcel] = {}  # that have a worker, and more for it
         self._to_cancel: dict[int, list[tuple[int, int]]] = {}
@@ -75,7 +73,7 @@ class Dispatcher:
             parcel: Parcel | None = episode.rollout.episodes[0].job
             if parcel is None:
                 parcel = Parcel(next(self._numbers), episode.rollout)
-                self._backlog[parcel.number] = parcel
+                self._backlog.add(parcel)
             if parcel.worker is None:
                 enter(parcel, episode, WAITING_FOR_ROOM)
             else:
@@ -104,7 +102,8 @@ class Dispatcher:
             if parcel.worker is not None and parcel.unsent:
                 self._lend(parcel, parcel.worker, orders)
         self._to_send.clear()
-        self._share_backlog(orders)
+        for parcel, worker in self._backlog.shares():
+            self._hand(parcel, worker, orders)
         for number, theirs in orders.items():
             self._link.give(number, theirs)
         cancels, self._to_cancel = self._to_cancel, {}
@@ -131,7 +130,7 @@ class Dispatcher:
         worker.seen_at, worker.looks, worker.stalled_s = now, 0, report.stalled_s
         for parcel, place, stage in report.stages:
             self._note_stage(worker, parcel, place, stage, now)
-        _count(worker, len(report.ended), now)
+        count_ends(worker, len(report.ended), now)
         if report.ended:
             self._on_ended(self._settled(worker, report.ended))
         if report.returned:
@@ -151,7 +150,7 @@ class Dispatcher:
         worker = self.workers.pop(number, None)
         if worker is None:
             return
-        begun, lost = _begun_at(worker, self._rules.slots), []
+        begun, lost = begun_at(worker, self._rules.slots), []
         for parcel in worker.parcels.values():
             self._resting.pop(parcel.number, None)
             parcel.worker = None
@@ -161,7 +160,7 @@ class Dispatcher:
         self.lost += len(lost)
         self._on_gone(number, why)
         if lost:
-            self._on_lost(lost, set(lost) - begun, why)
+            self._on_lost(lost, set(lost) - begun | excused(begun, self._rules), why)
 
     def drain(self, number: int) -> bool:
         """Have a worker finish what it has begun, give back the rest, and go; return whether it is there."""
@@ -176,32 +175,14 @@ class Dispatcher:
 
     # -- lending -----------------------------------------------------------------------------------
 
-    def _share_backlog(self, orders: dict[int, list[Order]]) -> None:
-        """Lend to whoever has the least: so what can be played at once comes before what is only held."""
-        rooms = [
-            (worker.load, worker.turn, worker, most)
-            for worker in (self.workers.values() if self._backlog else ())
-            if worker.load < (most := self._most_for(worker))
-        ]
-        heapq.heapify(rooms)
-        while self._backlog and rooms:
-            _, _, worker, most = rooms[0]
-            _, parcel = self._backlog.popitem(last=False)
-            parcel.worker = worker
-            worker.parcels[parcel.number] = parcel
-            self._lend(parcel, worker, orders, is_first=True)
-            worker.turn = next(self._turns)
-            if worker.load < most:
-                heapq.heapreplace(rooms, (worker.load, worker.turn, worker, most))
-            else:
-                heapq.heappop(rooms)
-
-    def _most_for(self, worker: WorkerState) -> int:
-        if worker.is_draining or worker.is_hung:
-            return 0
-        # What ends there while an exchange is under way: it never runs dry, and hoards nothing.
-        ahead = math.ceil(worker.rate * self._rules.exchange_s)
-        return self._rules.slots + min(self._rules.most_ahead, ahead)
+    def _hand(self, parcel: Parcel, worker: WorkerState, orders: dict[int, list[Order]]) -> None:
+        self._backlog.remove(parcel)
+        parcel.worker = worker
+        worker.parcels[parcel.number] = parcel
+        if parcel.rollout.losses:
+            worker.suspects[parcel.number] = parcel.rollout.losses
+        self._lend(parcel, worker, orders, is_first=True)
+        worker.turn = next(self._turns)
 
     def _lend(
         self,
@@ -279,8 +260,7 @@ class Dispatcher:
         self._link.forget(worker.number, [parcel.number])
         _forget(parcel)
         parcel.worker, parcel.number = None, next(self._numbers)
-        self._backlog[parcel.number] = parcel
-        self._backlog.move_to_end(parcel.number, last=False)
+        self._backlog.add(parcel, is_back=True)
         for episode in parcel.unsent:
             episode.record.worker = None
             enter(parcel, episode, WAITING_FOR_ROOM)
@@ -290,7 +270,7 @@ class Dispatcher:
         if parcel.out or parcel.unsent:
             return
         if parcel.worker is None:
-            self._backlog.pop(parcel.number, None)
+            self._backlog.remove(parcel)
         else:
             self._resting[parcel.number] = parcel
 
@@ -354,30 +334,7 @@ class Dispatcher:
 def _forget(parcel: Parcel) -> None:
     if parcel.worker is not None:
         parcel.worker.parcels.pop(parcel.number, None)
-
-
-def _begun_at(worker: WorkerState, slots: int) -> set[Rollout]:
-    """Return the rollouts of which something may have begun there: one of them may be why it is gone.
-
-    It begins them in the order in which it has them: as many as it has slots, and all before one of which it
-    said so. What it held beyond that had not begun, unless the end of another was still on its way.
-    """
-    told = [place for place, has_begun in enumerate(worker.out.values(), 1) if has_begun]
-    most = max(slots, *told, 0)
-    begun = {episode.rollout for episode in itertools.islice(worker.out, most)}
-    for parcel in worker.parcels.values():  # groups of which somebody has ended
-        if len(parcel.rollout.members()) > len(parcel.out) + len(parcel.unsent):
-            begun.add(parcel.rollout)
-    return begun
-
-
-def _count(worker: WorkerState, ended: int, now: float) -> None:
-    worker.ended += ended
-    passed_s = now - worker.counted_at
-    if passed_s > 0:
-        weight = 1.0 - math.exp(-passed_s / _RATE_OVER_S)
-        worker.rate += weight * (ended / passed_s - worker.rate)
-        worker.counted_at = now
+        parcel.worker.suspects.pop(parcel.number, None)
 
 
 def _age(parcel: Parcel) -> int:

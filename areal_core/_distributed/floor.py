@@ -14,7 +14,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from areal_core._distributed.outbox import Outbox
-from areal_core._distributed.wire import HELD, MOST_PLANS, EndedHere, Head, Orders
+from areal_core._distributed.wire import HELD, MOST_PLANS, EndedHere, Head, Orders, text_of
 from areal_core._executor.local_desk import EpisodeJob
 from areal_core._executor.playing import Player
 from areal_core._executor.rollout import Episode, Lane, Rollout, Work
@@ -57,10 +57,12 @@ class Floor(Guest):
         self._out = out
         self._loads = loads
         self._lock = threading.Lock()
-        self._inbox: deque[tuple[Orders, _Plans, list[_Entry]]] = deque()
+        self._inbox: deque[tuple[Orders, _Plans, list[_Entry], int]] = deque()
         self._plans: _Plans = {}
         self._rollouts: dict[int, Rollout] = {}  # by parcel; of a group until it is told to forget it
-        self._pending: OrderedDict[tuple[int, int], Episode] = OrderedDict()  # by parcel and place
+        # By parcel and place, with the number of the news that the engine has to know before.
+        self._pending: OrderedDict[tuple[int, int], tuple[Episode, int]] = OrderedDict()
+        self._known = 0  # the newest news that it knows
         self._to_cancel: deque[tuple[int, int]] = deque()
         self._jobs: dict[EpisodeJob, int] = {}  # the parcels of those that run
         self._said: dict[EpisodeJob, tuple[Any, ...]] = {}
@@ -69,22 +71,33 @@ class Floor(Guest):
         """When the loop last turned, as far as anybody looked."""
         self._asked_to_turn = False
         self._is_held = False
-        self.is_over = False
-        """Whether nothing begins any more: the runner ends."""
+        self.ending: Ending | None = None
+        """Why nothing begins any more: the runner ends."""
         self._launcher = life.host(self)
 
     # -- from any thread ---------------------------------------------------------------------------
 
-    def give(self, orders: Orders) -> None:
-        """Have *orders* followed, as long as there is a loop. What of them cannot be read ends as failed."""
+    def give(self, orders: Orders, news: int = 0) -> None:
+        """Have *orders* followed, as long as there is a loop. What of them cannot be read ends as failed.
+
+        What is to be played begins when the engine knows the *news* of that number; see `knows`.
+        """
         plans = {number: self._read(data) for number, data in orders.plans.items()}
         entries = [
             (number, None if head is None else self._read(head), places)
             for number, head, places in orders.give
         ]
-        self._inbox.append((orders, plans, entries))
+        self._inbox.append((orders, plans, entries, news))
+        self._post(self._work)
+
+    def knows(self, news: int) -> None:
+        """Take note that the engine knows the news up to that number."""
+        self._known = news
+        self._post(self._work)
+
+    def _post(self, callback: Callable[[], None]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop was closed a moment ago
-            self._life.thread.post(self._work)
+            self._life.thread.post(callback)
 
     def stalled_s(self) -> float:
         """Return for how long the loop has not turned; ask for a turn, for the next time."""
@@ -92,7 +105,7 @@ class Floor(Guest):
             return time.monotonic() - self.turned_at
         self.turned_at = time.monotonic()
         self._asked_to_turn = True
-        self._life.thread.post(self._turned)
+        self._post(self._turned)
         return 0.0
 
     def returned(self) -> list[tuple[int, int]]:
@@ -129,10 +142,10 @@ class Floor(Guest):
     def _follow(self) -> None:
         """Do what has come; but what is to be cancelled is left for the loop."""
         while self._inbox:
-            orders, plans, entries = self._inbox.popleft()
+            orders, plans, entries, news = self._inbox.popleft()
             self._plans.update(plans)
             for number, head, places in entries:
-                self._take(number, head, places)
+                self._take(number, head, places, news)
             self._to_cancel += orders.cancel
             for number in orders.forget:
                 self._rollouts.pop(number, None)
@@ -143,7 +156,7 @@ class Floor(Guest):
                 for number in [one for one in self._plans if one <= newest - MOST_PLANS]:
                     del self._plans[number]
 
-    def _take(self, number: int, head: Head | BaseException | None, places: Sequence[int]) -> None:
+    def _take(self, number: int, head: Head | BaseException | None, places: Sequence[int], news: int) -> None:
         if isinstance(head, tuple):
             plan_number, task_id, data_id, version, data = head
             plan = self._plans[plan_number]
@@ -171,10 +184,10 @@ class Floor(Guest):
                 rollout.judge = episode
             else:
                 _add_member(rollout.episodes, episode)
-            self._pending[number, place] = episode
+            self._pending[number, place] = episode, news
 
     def _refuse(self, number: int, places: Sequence[int], why: BaseException | None) -> None:
-        reason = "nor could it before" if why is None else f"{type(why).__name__}: {why}"
+        reason = "nor could it before" if why is None else text_of(why)
         error = RemoteError(f"a worker cannot read what it was to play: {reason}")
         ended = [EndedHere(number, place, None, error, False, 0.0, _NO_FIGURES) for place in places]
         self._out.put(ended, is_last=self._is_idle())
@@ -198,9 +211,12 @@ class Floor(Guest):
         """Return those that may begin."""
         jobs = []
         with self._lock:
-            may_begin = not self._is_held and not self.is_over
+            may_begin = not self._is_held and self.ending is None
             while may_begin and self._pending and len(self._jobs) < self._slots:
-                (number, _), episode = self._pending.popitem(last=False)
+                (number, place), (episode, news) = next(iter(self._pending.items()))
+                if news > self._known:
+                    break
+                del self._pending[number, place]
                 episode.job = job = EpisodeJob(episode, self._player, self._timeout_s)
                 self._jobs[job] = number
                 jobs.append(job)
@@ -215,11 +231,12 @@ class Floor(Guest):
             waiting = self._pending.pop((number, place), None)
             rollout = self._rollouts.get(number)
         if waiting is not None:
-            never = EpisodeJob(waiting, self._player, None)
+            episode, _ = waiting
+            never = EpisodeJob(episode, self._player, None)
             never.decision = "cancelled"
             never.end(time.monotonic_ns())
             never.fill_in()
-            self._send([(number, waiting)])
+            self._send([(number, episode)])
             return
         for episode in () if rollout is None else rollout.members():
             job = episode.job
@@ -261,7 +278,7 @@ class Floor(Guest):
 
     def begin_end(self, ending: Ending) -> None:
         """Begin nothing more."""
-        self.is_over = True
+        self.ending = ending
         for job in self.jobs():
             if job.is_open:
                 job.decision = "cancelled"

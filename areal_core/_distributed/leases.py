@@ -27,6 +27,8 @@ class LeaseRules(Struct, frozen=True, kw_only=True):
     not begun is taken back."""
     drain_s: float = 30.0
     """How much longer it keeps the rest, for what it still brings, before it is killed."""
+    max_losses: int = 3
+    """How often a rollout may be lost with its worker; with one more it has failed."""
 
 
 class Parcel(Struct, eq=False):
@@ -63,6 +65,8 @@ class WorkerState(Struct, eq=False):
     seen_at: float
     """When it gave its last sign of life."""
     parcels: dict[int, Parcel] = {}
+    suspects: dict[int, int] = {}
+    """Of those that were lost before, how often, by parcel."""
     out: dict[Episode, bool] = {}
     """The episodes that are lent to it, in the order in which they were; whether it said that it began."""
     ended: int = 0

@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import Struct
 
 from areal_core._distributed.leases import Ended, Order, Parcel
-from areal_core._distributed.wire import MOST_PLANS, Orders
+from areal_core._distributed.wire import MOST_PLANS, Orders, text_of
 from areal_core._executor.rollout import Work
 from areal_core._executor.work import Plan
 
@@ -45,7 +45,7 @@ class Clerk:
             try:
                 head = self._head(order, letter, orders) if order.is_first else None
                 orders.give.append((order.parcel.number, head, places))
-            except Exception as error:
+            except BaseException as error:  # of the user's code, which may do anything
                 unsendable += [_unsendable(order.parcel, place, error) for place in places]
         return unsendable
 
@@ -71,11 +71,11 @@ class Clerk:
         return made
 
 
-def _unsendable(parcel: Parcel, place: int, error: Exception) -> Ended:
+def _unsendable(parcel: Parcel, place: int, error: BaseException) -> Ended:
     work = parcel.rollout.work
     told = TypeError(
         f"rollout {parcel.rollout.task_id} cannot be sent to a worker: its data, or "
-        f"{type(work.workflow).__qualname__} with its filter, cannot be pickled ({error}); keep what belongs "
-        "to this process out of them, and make it where the workflow runs"
+        f"{type(work.workflow).__qualname__} with its filter, cannot be pickled ({text_of(error)}); keep "
+        "what belongs to this process out of them, and make it where the workflow runs"
     )
     return Ended(parcel.number, place, None, told, False, 0.0, (0, None, 0.0, 0.0, 0.0))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
-from areal_core._distributed.leases import Ended, Parcel
+from areal_core._distributed.leases import Ended, Parcel, WorkerState
 from areal_core._executor.rollout import Episode
 from areal_core._record import ENDED, EpisodeRecord
+
+_RATE_OVER_S = 1.0  # the rate of ends is an average over about so long
 
 
 def enter(parcel: Parcel, episode: Episode, stage: str) -> None:
@@ -46,3 +49,13 @@ def take_stage(record: EpisodeRecord, stage: tuple[object, ...], now: float) -> 
     name, server, age_s, segments, newest = stage
     record.stage, record.server, record.segments, record.newest_version = name, server, segments, newest  # type: ignore[assignment]
     record.since = now - age_s  # type: ignore[operator]
+
+
+def count_ends(worker: WorkerState, ended: int, now: float) -> None:
+    """Count so many ends at *worker*, and how fast they come."""
+    worker.ended += ended
+    passed_s = now - worker.counted_at
+    if passed_s > 0:
+        weight = 1.0 - math.exp(-passed_s / _RATE_OVER_S)
+        worker.rate += weight * (ended / passed_s - worker.rate)
+        worker.counted_at = now

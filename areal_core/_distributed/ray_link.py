@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from areal_core._distributed.crew import Actor, Crew, dumps, in_words, kill, loads
+from areal_core._distributed.crew import Actor, Crew, dumps, loads
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import Order
 from areal_core._distributed.letters import Clerk
+from areal_core._distributed.ray_calls import ask, in_words, kill
 from areal_core._distributed.wire import Orders, Shipment, encode, unship
 from areal_core._distributed.worker import Setup
 from areal_core._runner.life import Life
@@ -61,7 +62,12 @@ class RayLink(FarLink):
             self._crew.close(timeout_s)
         finally:
             for actor in [*self._to_retire, *self._to_kill]:
-                kill(actor)
+                kill(actor.handle)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the loop that it worked on has ended."""
+        return self._life.ending is not None
 
     @property
     def starting(self) -> int:
@@ -175,15 +181,15 @@ class RayLink(FarLink):
         while self._to_retire:
             self._crew.retire(self._to_retire.pop())
         while self._to_kill:
-            kill(self._to_kill.pop())
+            kill(self._to_kill.pop().handle)
 
     def _send(self, actor: Actor) -> None:
         orders = Orders(self._order, self._version, self._is_paused, self._holds)
         unsendable = self._clerk.fill_in(orders, actor.letter)
         try:
-            ref = actor.handle.give.options(concurrency_group="give").remote(encode(orders))
+            ref = ask(actor.handle.give, "give", encode(orders))
         except Exception as error:  # of Ray: it goes down, or its store is full
-            self._lose(actor, f"nothing could be sent to it: {in_words(error)}")
+            self._lose(actor, in_words(error, "nothing could be sent to it"))
             return
         ref.future().add_done_callback(functools.partial(self._crew.post, self._given, actor))
         if unsendable and self._desk is not None:
@@ -192,8 +198,11 @@ class RayLink(FarLink):
     # -- what is fetched ---------------------------------------------------------------------------
 
     def _fetch(self, actor: Actor) -> None:
-        ref = actor.handle.take.options(concurrency_group="take").remote(_BEAT_S)
-        future: Future[Shipment] = ref.future()
+        try:
+            future: Future[Shipment] = ask(actor.handle.take, "take", _BEAT_S).future()
+        except Exception as error:  # of Ray, which goes down
+            self._lose(actor, in_words(error, "nothing could be fetched from it"))
+            return
         future.add_done_callback(functools.partial(self._crew.post, self._fetched, actor))
 
     def _fetched(self, actor: Actor, future: Future[Shipment]) -> None:
@@ -215,7 +224,7 @@ class RayLink(FarLink):
     def _given(self, actor: Actor, future: Future[None]) -> None:
         error = future.exception()
         if error is not None and not actor.is_ending and not self._crew.is_closed:
-            self._lose(actor, f"it could not take its orders: {in_words(error)}")
+            self._lose(actor, in_words(error, "it could not take its orders"))
 
     def _lose(self, actor: Actor, why: str) -> None:
         if self._desk is not None:

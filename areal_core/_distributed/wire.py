@@ -112,7 +112,7 @@ def _told(
         names = ", ".join(map(repr, rest))
         refused = TypeError(
             f"beside arrays of numbers the workflow returned {names}, which cannot be sent to the trainer "
-            f"({_text(error)}); return what can be pickled"
+            f"({text_of(error)}); return what can be pickled"
         )
         return _ERROR, dump_error(refused, dumps)
     trajectories.append(verdict.trajectory)
@@ -126,7 +126,7 @@ def _verdict(
     try:
         trajectory = arrays if rest is None else {**arrays, **loads(rest)}
     except BaseException as error:
-        told = f"what the workflow returned cannot be read in the trainer's process ({_text(error)})"
+        told = f"what the workflow returned cannot be read in the trainer's process ({text_of(error)})"
         return None, RemoteError(f"{told}; return what can be unpickled there")
     return Verdict(trajectory, ages=Ages(*ages)), None
 
@@ -135,12 +135,13 @@ def dump_error(error: BaseException | None, dumps: Callable[[Any], bytes]) -> tu
     """Return an error pickled, if it can be; its text; and where it was raised."""
     assert error is not None
     try:
-        return dumps(error), _text(error), _where(error)
+        return dumps(error), text_of(error), _where(error)
     except BaseException:
-        return None, _text(error), _where(error)
+        return None, text_of(error), _where(error)
 
 
-def _text(error: BaseException) -> str:
+def text_of(error: BaseException) -> str:
+    """Return what *error* is and says, also where it cannot say it."""
     return "".join(traceback.format_exception_only(error)).strip()
 
 

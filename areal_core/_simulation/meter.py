@@ -27,6 +27,8 @@ class Reading:
     ended: int = 0
     trajectories: int = 0
     taken_at_s: float = 0.0
+    first: tuple[float, int] | None = None
+    """When the first batch was taken, and of how many; None: none was so far."""
     batches: int = 0
     tokens: int = 0
     requests_s: float = 0.0
@@ -110,6 +112,7 @@ class Meter:
             ended=desk.ended,
             trajectories=trainer.trajectories,
             taken_at_s=trainer.taken_at,
+            first=trainer.first,
             batches=trainer.batches,
             tokens=sum(server.tokens for server in servers),
             requests_s=sum(server.request_seconds for server in servers),
@@ -140,9 +143,7 @@ class Meter:
         return Forecast(
             workers=scenario.workers,
             episodes_per_s=(end.ended - begin.ended) / seconds,
-            trajectories_per_s=_per_s(
-                end.trajectories - begin.trajectories, begin.taken_at_s, end.taken_at_s
-            ),
+            trajectories_per_s=_per_s(begin, end),
             tokens_per_s=tokens_per_s,
             batches=end.batches - begin.batches,
             in_flight=in_flight_s / seconds,
@@ -169,9 +170,16 @@ class Meter:
         return min(1.0, max(shares)) if shares else None
 
 
-def _per_s(count: int, since_s: float, until_s: float) -> float:
-    """Return the rate of what comes in batches, from one to another: a part of a batch is none."""
-    return count / (until_s - since_s) if until_s > since_s else 0.0
+def _per_s(begin: Reading, end: Reading) -> float:
+    """Return the rate of what comes in batches, from one to another: a part of a batch is none.
+
+    Where the first came after *begin* it counts from there, and if it was the only one, from the start.
+    """
+    since_s, before = begin.taken_at_s, begin.trajectories
+    if begin.first is None and end.first is not None and end.first[1] < end.trajectories:
+        since_s, before = end.first
+    passed_s = end.taken_at_s - since_s
+    return (end.trajectories - before) / passed_s if passed_s > 0 else 0.0
 
 
 def _share(part: float, whole: float) -> float:

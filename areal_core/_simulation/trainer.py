@@ -89,6 +89,8 @@ class Trainer:
         """How many it was given."""
         self.taken_at = 0.0
         """When it was given the last of them."""
+        self.first: tuple[float, int] | None = None
+        """When it was given the first, and how many with them."""
 
     def busy_s(self) -> float:
         """Return for how long it has trained, or updated weights."""
@@ -114,6 +116,7 @@ class Trainer:
         batch = self._handover.obtain(request, feed=self._feed, shape=accepted)
         self.trajectories += len(batch)
         self.taken_at = self._clock.time()
+        self.first = self.first or (self.taken_at, len(batch))
         self._work(len(batch))
 
     def _feed(self, wanted: int, is_last: bool) -> bool:
