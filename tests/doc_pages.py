@@ -125,8 +125,11 @@ def _block(code: str, text: str, fences: list[re.Match[str]]) -> Block:
 
 
 def pattern_of(printed: str) -> str:
-    """Return a regular expression for what a page says is printed, where ``…`` stands for anything."""
-    return ".*?".join(map(re.escape, printed.split("…")))
+    """Return a regular expression for what a page says is printed, where ``…`` stands for anything.
+
+    On a line of its own it stands for any number of lines, or none.
+    """
+    return ".*?".join(map(re.escape, re.split(r"(?m)^…\n|…", printed)))
 
 
 def links(page: Path) -> Iterator[tuple[Path, str]]:
