@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from areal_core._distributed.packing import is_packed, pack, unpack
+from areal_core._distributed.packing import Packed, apart, pack, unpack
 
 pytestmark = pytest.mark.any_loop
 
@@ -19,6 +19,10 @@ KINDS = ["?", "b", "h", "i", "l", "q", "B", "H", "I", "L", "Q", "e", "f", "d", "
 """The types of numbers there are, in NumPy's letters."""
 
 NAMES = st.sampled_from(["input_ids", "versions", "rewards", "odd", ""])
+
+
+def packed(trajectories: list[Any]) -> Packed:
+    return pack([apart(trajectory) for trajectory in trajectories])
 
 
 @st.composite
@@ -39,7 +43,7 @@ def some_arrays(draw: st.DrawFn) -> np.ndarray[Any, Any]:
 
 @given(st.lists(st.dictionaries(NAMES, some_arrays(), max_size=4), max_size=6))
 def test_arrays_come_out_as_they_were(trajectories: list[dict[str, np.ndarray[Any, Any]]]) -> None:
-    came = list(unpack(pickle.loads(pickle.dumps(pack(trajectories)))))
+    came = list(unpack(pickle.loads(pickle.dumps(packed(trajectories)))))
     assert len(came) == len(trajectories)
     for before, after in zip(trajectories, came, strict=True):
         assert list(before) == list(after)
@@ -50,24 +54,24 @@ def test_arrays_come_out_as_they_were(trajectories: list[dict[str, np.ndarray[An
 
 def test_all_arrays_of_a_type_lie_in_one() -> None:
     ids, rewards = np.zeros((2, 3), np.int64), np.zeros(2, np.float32)
-    layouts, which, flats = pack([{"ids": ids, "more": ids, "rewards": rewards}] * 5 + [{"ids": ids[:1]}])
+    layouts, which, flats = packed([{"ids": ids, "more": ids, "rewards": rewards}] * 5 + [{"ids": ids[:1]}])
     assert {kind: flat.shape for kind, flat in flats.items()} == {"<i8": (63,), "<f4": (10,)}
     assert len(layouts) == 2 and which == [0] * 5 + [1]
 
 
 def test_what_comes_out_is_a_view_and_what_went_in_is_not_changed_with_it() -> None:
     array = np.arange(4)
-    packed = pack([{"ids": array}, {"ids": array}])
-    first, second = unpack(packed)
-    assert first["ids"].base is not None and np.shares_memory(first["ids"], packed[2]["<i8"])
+    made = packed([{"ids": array}, {"ids": array}])
+    first, second = unpack(made)
+    assert first["ids"].base is not None and np.shares_memory(first["ids"], made[2]["<i8"])
     first["ids"][0] = 7
     assert array[0] == 0 and second["ids"][0] == 0
 
 
 def test_what_is_read_only_stays_so() -> None:
-    packed = pack([{"ids": np.arange(4)}])
-    packed[2]["<i8"].flags.writeable = False
-    (came,) = unpack(packed)
+    made = packed([{"ids": np.arange(4)}])
+    made[2]["<i8"].flags.writeable = False
+    (came,) = unpack(made)
     assert not came["ids"].flags.writeable
 
 
@@ -95,12 +99,13 @@ class Marked(np.ndarray[Any, Any]):
     ids=lambda value: f"{type(value).__name__}-{getattr(value, 'dtype', '')}",
 )
 def test_what_is_no_plain_array_of_numbers_is_left_out(value: Any) -> None:
-    assert not is_packed(value)
-    (came,) = unpack(pack([{"odd": value, "ids": np.arange(3)}]))
+    trajectory = {"odd": value, "ids": np.arange(3)}
+    assert apart(trajectory).rest.keys() == {"odd"}
+    (came,) = unpack(packed([trajectory]))
     assert list(came) == ["ids"]
 
 
 def test_a_trajectory_without_arrays_keeps_its_place() -> None:
-    came = list(unpack(pack([{}, {"ids": np.arange(3)}, {"words": "a"}])))
+    came = list(unpack(packed([{}, {"ids": np.arange(3)}, {"words": "a"}])))
     assert [list(one) for one in came] == [[], ["ids"], []]
-    assert list(unpack(pack([]))) == []
+    assert list(unpack(packed([]))) == []

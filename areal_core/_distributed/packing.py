@@ -6,8 +6,10 @@ read-only, since other processes may see the same memory.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,25 +20,46 @@ Packed = tuple[list[Layout], list[int], dict[str, Any]]
 """The layouts there are, which one each trajectory has, and the flat arrays by type."""
 
 
-def is_packed(value: Any) -> bool:
-    """Return whether *value* is an array of numbers, which `pack` takes along."""
-    return type(value) is np.ndarray and value.dtype.kind in "biufc" and value.dtype.isnative
+class Parts(NamedTuple):
+    """A trajectory, taken apart."""
+
+    layout: Layout
+    arrays: list[Any]
+    """Those of numbers, in the order of the layout."""
+    rest: dict[str, Any]
+    """What is none."""
 
 
-def pack(trajectories: Sequence[dict[str, Any]]) -> Packed:
-    """Return the arrays of numbers of *trajectories*. What is none is left out."""
+def apart(trajectory: dict[str, Any]) -> Parts:
+    """Tell the arrays of numbers of *trajectory* from what else it has."""
+    layout: list[tuple[str, str, tuple[int, ...]]] = []
+    arrays: list[Any] = []
+    rest: dict[str, Any] = {}
+    for name, value in trajectory.items():
+        if type(value) is np.ndarray and (kind := _kind_of(value.dtype)) is not None:
+            layout.append((name, kind, value.shape))
+            arrays.append(value)
+        else:
+            rest[name] = value
+    return Parts(tuple(layout), arrays, rest)
+
+
+@lru_cache(maxsize=100)
+def _kind_of(dtype: np.dtype[Any]) -> str | None:
+    """Return the name of a type of numbers; None for any other type."""
+    return dtype.str if dtype.kind in "biufc" and dtype.isnative else None
+
+
+def pack(trajectories: Sequence[Parts]) -> Packed:
+    """Return the arrays of numbers of *trajectories*."""
     places: dict[Layout, int] = {}
     which: list[int] = []
-    pieces: dict[str, list[Any]] = {}
-    for trajectory in trajectories:
-        layout = []
-        for name, value in trajectory.items():
-            if is_packed(value):
-                kind = value.dtype.str
-                layout.append((name, kind, value.shape))
-                pieces.setdefault(kind, []).append(value.reshape(-1))
-        which.append(places.setdefault(tuple(layout), len(places)))
-    flats = {kind: np.concatenate(arrays) for kind, arrays in pieces.items()}
+    pieces: defaultdict[str, list[Any]] = defaultdict(list)
+    for layout, arrays, _ in trajectories:
+        which.append(places.setdefault(layout, len(places)))
+        for (_, kind, _), array in zip(layout, arrays, strict=True):
+            pieces[kind].append(array)
+    flats = {kind: np.concatenate(arrays, axis=None) for kind, arrays in pieces.items()}
     return list(places), which, flats
 
 

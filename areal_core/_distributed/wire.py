@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.packing import Packed, is_packed, pack, unpack
+from areal_core._distributed.packing import Packed, Parts, apart, pack, unpack
 from areal_core._executor.freshness import Ages
 from areal_core._executor.rollout import Verdict
 from areal_core.errors import RemoteError
@@ -72,7 +72,7 @@ def ship(
 ) -> Shipment:
     """Return a report of that, to be sent; *dumps* pickles errors."""
     rows: list[Row] = []
-    trajectories: list[dict[str, Any]] = []
+    trajectories: list[Parts] = []
     for one in ended:
         what, with_it = _told(one, trajectories, dumps)
         rows.append((one.parcel, one.sample_idx, one.seconds, one.figures, what, with_it, one.timed_out))
@@ -96,26 +96,24 @@ def unship(shipment: Shipment, loads: Callable[[bytes], Any]) -> Report:
     return Report(ended, returned, stages, stalled_s)
 
 
-def _told(
-    one: EndedHere, trajectories: list[dict[str, Any]], dumps: Callable[[Any], bytes]
-) -> tuple[int, Any]:
+def _told(one: EndedHere, trajectories: list[Parts], dumps: Callable[[Any], bytes]) -> tuple[int, Any]:
     """Return what *one* is, and what goes with that; add what it brings to *trajectories*."""
     verdict = one.verdict
     if verdict is None:
         return _ERROR, dump_error(one.error, dumps)
     if verdict.trajectory is None:
         return _REJECTED, verdict.reason
-    rest = {name: value for name, value in verdict.trajectory.items() if not is_packed(value)}
+    parts = apart(verdict.trajectory)
     try:
-        data = dumps(rest) if rest else None
+        data = dumps(parts.rest) if parts.rest else None
     except BaseException as error:  # of the user's code, which may do anything
-        names = ", ".join(map(repr, rest))
+        names = ", ".join(map(repr, parts.rest))
         refused = TypeError(
             f"beside arrays of numbers the workflow returned {names}, which cannot be sent to the trainer "
             f"({text_of(error)}); return what can be pickled"
         )
         return _ERROR, dump_error(refused, dumps)
-    trajectories.append(verdict.trajectory)
+    trajectories.append(parts)
     return _TRAJECTORY, (tuple(verdict.ages), data)
 
 
