@@ -326,3 +326,25 @@ def test_the_facade_has_the_executors_names() -> None:
     assert areal_core.StalenessManager is staleness_manager.StalenessManager
     assert areal_core.RolloutStat is staleness_manager.RolloutStat
     assert areal_core.offloaded is offload.offloaded
+
+
+def test_an_episode_starts_though_there_is_always_something_to_do(make_executor: MakeExecutor) -> None:
+    """As where a caller submits without a pause, and faster than it is dealt with."""
+    executor, started, left = make_executor(), threading.Event(), 20_000
+
+    async def start(_: object) -> Any:
+        started.set()
+        return trajectory_of(1)
+
+    def one_more() -> None:
+        nonlocal left
+        left -= 1
+        if left and not started.is_set():
+            desk.post(one_more)
+
+    assert executor._shift is not None
+    desk = executor._shift.desk
+    executor.submit(None, Playing(start))
+    desk.post(one_more)
+    assert values_of(executor.wait(1, WAIT_S)) == [1]
+    assert left > 0

@@ -77,8 +77,8 @@ class FarDesk(Desk):
 
     def reported(self, worker: int, report: Report) -> None:
         """Take a sign of life of a worker; on the loop thread."""
-        self._ops.append((self.dispatcher.reported, (worker, report)))
-        self._work()
+        self._found.append((self.dispatcher.reported, (worker, report)))
+        self._work_a_while()
 
     def not_sent(self, worker: int, ended: Sequence[Ended]) -> None:
         """Take the ends of what could not be sent to a worker."""
@@ -96,11 +96,11 @@ class FarDesk(Desk):
     # -- what the dispatcher finds -----------------------------------------------------------------
 
     def _take(self, episodes: Sequence[Episode]) -> None:
-        self._ops.append((self.core.episodes_ended, (episodes,)))
+        self._found.append((self.core.episodes_ended, (episodes,)))
 
     def _lose(self, rollouts: Sequence[Rollout], unbegun: AbstractSet[Rollout], why: str) -> None:
         error = WorkerLostError(f"the worker that played it died, again and again; the last time, {why}")
-        self._ops.append((self.core.rollouts_lost, (rollouts, error, unbegun)))
+        self._found.append((self.core.rollouts_lost, (rollouts, error, unbegun)))
 
     # -- what the runner tells ---------------------------------------------------------------------
 

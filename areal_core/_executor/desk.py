@@ -10,6 +10,7 @@ So nothing a caller's thread is interrupted in can leave the core half changed.
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from abc import abstractmethod
@@ -33,6 +34,7 @@ from areal_core._watch.loop_watch import LoopWatch
 R = TypeVar("R")
 
 _GLIMPSES = 5
+_AT_A_TIME = 500  # things that are done before the loop turns: some milliseconds
 
 
 class Desk(Guest):
@@ -45,6 +47,7 @@ class Desk(Guest):
         self._life = life
         self._lock = threading.RLock()
         self._ops: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
+        self._found: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()  # by the loop thread
         self.returned: deque[Request] = deque()
         """Requests whose callers do not want, or did not get, what they were given."""
         self._is_woken = False
@@ -88,7 +91,7 @@ class Desk(Guest):
             if self._is_closed:
                 exit_hook.run_aside(self._work)
             else:
-                self._life.thread.post(self._work)
+                self._life.thread.post(self._work_a_while)
                 self._see_closed()
         except RuntimeError:  # the loop was closed a moment ago
             exit_hook.run_aside(self._work)
@@ -156,16 +159,25 @@ class Desk(Guest):
 
     # -- the thread that owns the core -------------------------------------------------------------
 
-    def _work(self) -> None:
+    def _work_a_while(self) -> None:
+        """Do part of what is there, and the rest when the loop has turned.
+
+        A caller that posts without a pause would keep it from starting any episode, and from all else.
+        """
+        self._work(_AT_A_TIME)
+        if self._found or self._ops:
+            self.wake()
+
+    def _work(self, most: int = sys.maxsize) -> None:
         self._is_woken = False  # before looking: who comes later wakes again
         with self._lock:
             if self._is_working:  # a finalizer, in the middle of this thread's work past the exit's beginning
                 return
             self._is_working = True
             try:
-                self._do_all()
-                while self._ops:
-                    self._do_all()
+                left = self._do(most)
+                while (self._found or self._ops) and left > 0:
+                    left = self._do(left)
             finally:
                 self._is_working = False
             set_off = self._gathered()
@@ -174,13 +186,16 @@ class Desk(Guest):
         if set_off is not None:
             set_off()
 
-    def _do_all(self) -> None:
+    def _do(self, most: int) -> int:
+        """Do *most* things at most, what was found first; return how many there may be yet."""
         self._take_back()
-        while self._ops:
-            op, args = self._ops.popleft()
+        while most > 0 and (ops := self._found or self._ops):
+            op, args = ops.popleft()
             self._take_back()  # what was returned before this was posted comes before it
             op(*args)
+            most -= 1
         self.core.go_on()
+        return most
 
     def _take_back(self) -> None:
         while self.returned:
@@ -220,8 +235,8 @@ class Desk(Guest):
         return self._life.thread.call_later(delay_s, self._on_timer, callback)
 
     def _on_timer(self, callback: Callable[[], None]) -> None:
-        self._ops.append((callback, ()))
-        self._work()
+        self._found.append((callback, ()))
+        self._work_a_while()
 
     # -- what the runner tells ---------------------------------------------------------------------
 

@@ -94,8 +94,8 @@ class LocalDesk(Desk):
         """Take note of episodes that have ended."""
         ended = [job for job in jobs if isinstance(job, EpisodeJob) and job in self._jobs]
         if ended:
-            self._ops.append((self._take, (ended,)))
-            self._work()
+            self._found.append((self._take, (ended,)))
+            self._work_a_while()
 
     def decide(self, job: Job, decision: Status) -> bool:
         """Let *decision* be the outcome of *job*, and note what it is doing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -194,10 +195,10 @@ class VirtualDesk(FarDesk):
         self._loop.spend(len(episodes) * self._costs.driver_episode_s / 2)
         super().start(episodes)
 
-    def _work(self) -> None:
+    def _work(self, most: int = sys.maxsize) -> None:
         if self.on_work is not None:
             self.on_work()
-        super()._work()
+        super()._work(most)
 
     def _take(self, episodes: Sequence[Episode]) -> None:
         self.ended += len(episodes)
