@@ -68,6 +68,7 @@ class Acting(RolloutWorkflow):
         return trajectory_of(8)
 
     async def _wait_for(self, engine: InferenceEngine, path: str) -> Any:
+        Path(f"{path}.begun").touch()
         while not Path(path).exists():  # noqa: ASYNC110 - another process makes it
             await asyncio.sleep(0.02)
         return trajectory_of(9)

@@ -295,7 +295,8 @@ def test_in_a_pause_a_worker_begins_nothing_of_what_it_has(
 ) -> None:
     executor, go = make_far(slots=1), tmp_path / "go"
     executor.submit(("wait_for", str(go)), Acting(), group_size=4)
-    _wait_until(lambda: executor.workers()[0].running == 4)
+    _wait_until(Path(f"{go}.begun").exists)
+    assert executor.workers()[0].running == 4
     executor.pause()
     engine.set_version(1)  # is sent later, so what it knows then it has been told
     _wait_until(lambda: executor.run_everywhere(state) == [(1, False)])
