@@ -16,7 +16,7 @@ import ray
 
 from _contenders import PATIENCE_S
 from _executor_contenders import ITEM, trajectory
-from _simulated_runs import Versions
+from areal_core._simulation.loopback import Versions
 from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor
 from areal_core.types import RolloutWorkflow

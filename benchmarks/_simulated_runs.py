@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from areal_core._simulation.loopback import Versions
 from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor
 from areal_core.embedded import EmbeddedServer
@@ -36,24 +37,6 @@ _PATIENCE_S = 60.0
 _LOOK_S = 0.02
 _MANY = 256
 """Episodes at once, for what an episode takes where exchanges are large."""
-
-
-class Versions:
-    """An engine that only knows the version."""
-
-    version = 0
-
-    def get_version(self) -> int:
-        """Return it."""
-        return self.version
-
-    def set_version(self, version: int) -> None:
-        """Take another."""
-        self.version = version
-
-    async def agenerate(self, request: Any) -> Any:
-        """Refuse: nobody asks."""
-        raise NotImplementedError
 
 
 class Takes(RolloutWorkflow):

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 
+from areal_core._simulation.loopback import Versions
 from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor
 from areal_core.errors import WorkerLostError
@@ -28,18 +29,6 @@ from areal_core.types import InferenceEngine, RolloutWorkflow
 from areal_core.workflow_executor import RolloutOutcome
 
 PATIENCE_S = 120.0
-
-
-class Engine:
-    """Generates nothing: episodes only wait."""
-
-    def get_version(self) -> int:
-        """Return the policy version."""
-        return 0
-
-    async def agenerate(self, request: Any) -> Any:
-        """Refuse: nobody asks."""
-        raise NotImplementedError
 
 
 class Waiting(RolloutWorkflow):
@@ -71,8 +60,8 @@ def main() -> int:
     began = time.monotonic()
     with DistributedWorkflowExecutor(
         config,
-        Engine(),
-        Engine,
+        Versions(),
+        Versions,
         workers=options.workers,
         slots_per_worker=64,
         ray_options={"num_cpus": 0},

@@ -69,9 +69,12 @@ def test_it_is_done_in_another_thread_and_its_end_is_waited_for_by_all_who_want_
 
 @pytest.mark.parametrize("since_s", [0.0, 0.5, 5.0])
 def test_past_the_deadline_nobody_waits_and_it_goes_on(work: Work, since_s: float) -> None:
-    began = time.monotonic()
-    exit_hook.join_aside(began - since_s)
-    assert time.monotonic() - began < 0.9
+    took = []
+    for _ in range(3):  # the machine may stand still
+        began = time.monotonic()
+        exit_hook.join_aside(began - since_s)
+        took.append(time.monotonic() - began)
+    assert min(took) < 0.9
     assert not work.ended.is_set()
 
 

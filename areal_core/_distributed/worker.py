@@ -16,6 +16,7 @@ from areal_core._distributed.news import News
 from areal_core._distributed.outbox import Outbox
 from areal_core._distributed.wire import Shipment, decode, dump_error, ship, text_of
 from areal_core._executor.playing import Player
+from areal_core._executor.within import within
 from areal_core._runner.lifecycle import life_of
 from areal_core._runner.loop_thread import LoopFactory
 from areal_core.async_task_runner import AsyncTaskRunner
@@ -28,9 +29,8 @@ ENOUGH = 256
 """How many ends go at once."""
 
 _OWN_TASKS = 1 << 20
-_LATE_S = (
-    1.0  # how much later than its caller's patience a call is cancelled: the caller is the first to know
-)
+_LATE_S = 1.0
+"""How much later than its caller's patience a call is cancelled: the caller is the first to know."""
 
 
 class Setup(Struct):
@@ -157,5 +157,4 @@ async def _limited(
     limit_s: float | None,
 ) -> Any:
     begin()
-    async with asyncio.timeout(limit_s):
-        return await async_fn(*args)
+    return await within(limit_s, async_fn, args)
