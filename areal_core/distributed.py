@@ -257,7 +257,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         return desk.read(
             lambda _: DispatchStats(
                 waiting=known.waiting,
-                starting=0 if link is None else link.starting,
+                starting=0 if link is None else len(link.crew.starting),
                 died=known.dead,
                 lost=known.lost,
                 refused=known.refused,
@@ -267,7 +267,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
     def add_workers(self, count: int = 1) -> None:
         """Have *count* workers more, as soon as they have started. Raises RunnerStoppedError, ValueError."""
         count = check_integer("count", count, least=1)
-        self._on_link().add(count)
+        self._on_link().crew.add(count)
 
     def remove_workers(self, count: int = 1) -> list[int]:
         """Have *count* workers fewer; return the numbers of those that go.
@@ -279,12 +279,12 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         link, desk = self._on_link(), self._desk()
 
         def leave(_: object = None) -> list[int]:
-            if count >= link.wanted:
+            if count >= link.crew.wanted:
                 raise ValueError(
-                    f"remove_workers({count}) would leave none of the {link.wanted} there are, and nobody to "
-                    "play; add_workers() first, or destroy()"
+                    f"remove_workers({count}) would leave none of the {link.crew.wanted} there are, and "
+                    "nobody to play; add_workers() first, or destroy()"
                 )
-            numbers = link.drop(count)
+            numbers = link.crew.drop(count)
             here = [worker for worker in desk.dispatcher.workers.values() if not worker.is_draining]
             for worker in sorted(here, key=lambda worker: worker.load)[: count - len(numbers)]:
                 link.let_go(worker.number)
@@ -307,7 +307,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
         if not callable(async_fn):
             arguments.refuse_fn(async_fn)
         self._on_shift().raise_on_loop_thread("run_everywhere")
-        return self._on_link().call_all(async_fn, args, arguments.check_seconds("timeout", timeout))
+        return self._on_link().crew.call_all(async_fn, args, arguments.check_seconds("timeout", timeout))
 
     # -- inside ------------------------------------------------------------------------------------
 

@@ -174,6 +174,10 @@ class Crew:
             why = "it was removed"
         raise WorkerLostError(f"worker {actor.number} was lost while it ran {async_fn!r}: {why}")
 
+    def add(self, count: int) -> None:
+        """Have *count* workers more. Raises RuntimeError past the loop's end."""
+        self._life.thread.post(self._add, count)
+
     def close(self, timeout_s: float) -> None:
         """End all workers, in *timeout_s* seconds, or kill them."""
         self.is_closed = True
@@ -194,8 +198,7 @@ class Crew:
 
     # -- on the loop thread ------------------------------------------------------------------------
 
-    def add(self, count: int) -> None:
-        """Have *count* workers more."""
+    def _add(self, count: int) -> None:
         for _ in range(count):
             self._try(self._new())
 

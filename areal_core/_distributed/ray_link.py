@@ -29,8 +29,9 @@ class RayLink(FarLink):
     def __init__(self, setup: Setup, options: dict[str, Any], life: Life, log: Callable[..., None]) -> None:
         self._life = life
         self._log = log
-        self._crew = Crew(setup, options, life, self._started, log)
-        self._actors = self._crew.actors
+        self.crew = Crew(setup, options, life, self._started, log)
+        """The workers themselves: how many there are to be, and calls at each."""
+        self._actors = self.crew.actors
         self._clerk = Clerk(dumps)
         self._desk: FarDesk | None = None
         self._to_flush: dict[int, Actor] = {}
@@ -44,22 +45,12 @@ class RayLink(FarLink):
     def begin(self, desk: FarDesk, count: int, timeout_s: float) -> None:
         """Start *count* workers for *desk* and wait for them. Raises like `Crew.begin`."""
         self._desk = desk
-        desk.call(self._welcome, *self._crew.begin(count, timeout_s))
-
-    def add(self, count: int) -> None:
-        """Have *count* workers more."""
-        self._life.thread.post(self._crew.add, count)
-
-    def call_all(
-        self, async_fn: Callable[..., Any], args: tuple[Any, ...], timeout_s: float | None
-    ) -> list[Any]:
-        """Run a coroutine function on each worker's loop, and return the values. Raises like the crew's."""
-        return self._crew.call_all(async_fn, args, timeout_s)
+        desk.call(self._welcome, *self.crew.begin(count, timeout_s))
 
     def close(self, timeout_s: float) -> None:
         """End all workers, in *timeout_s* seconds, or kill them."""
         try:
-            self._crew.close(timeout_s)
+            self.crew.close(timeout_s)
         finally:
             for actor in [*self._to_retire, *self._to_kill]:
                 kill(actor.handle)
@@ -69,21 +60,7 @@ class RayLink(FarLink):
         """Whether the loop that it worked on has ended."""
         return self._life.ending is not None
 
-    @property
-    def starting(self) -> int:
-        """How many workers are wanted and not there so far."""
-        return len(self._crew.starting)
-
-    @property
-    def wanted(self) -> int:
-        """How many workers are to be there."""
-        return self._crew.wanted
-
     # -- workers' lives ----------------------------------------------------------------------------
-
-    def drop(self, count: int) -> list[int]:
-        """Give up *count* of those that have not started, or as many as there are; return their numbers."""
-        return self._crew.drop(count)
 
     def let_go(self, worker: int) -> None:
         """Let nobody take the place of one that is about to go."""
@@ -92,11 +69,11 @@ class RayLink(FarLink):
     def gone(self, worker: int, why: str | None) -> None:
         """Replace one that died, unless it was to go."""
         actor = self._actors.get(worker)
-        if why is not None and not self._crew.is_closed:
+        if why is not None and not self.crew.is_closed:
             self._log("warning", "worker_died", worker=worker, why=why)
             if actor is not None:
                 self._to_kill.append(actor)  # it may only be out of reach, and play what others play now
-        self._crew.gone(worker, has_died=why is not None)
+        self.crew.gone(worker, has_died=why is not None)
 
     def _started(self, actor: Actor) -> None:
         if self._desk is not None:
@@ -105,7 +82,7 @@ class RayLink(FarLink):
     def _welcome(self, *actors: Actor) -> None:
         """Begin to lend to *actors*; as one piece of the desk's work, so that nobody sees half of it."""
         for actor in actors:
-            if self._crew.is_closed or self._desk is None or actor.number not in self._actors:
+            if self.crew.is_closed or self._desk is None or actor.number not in self._actors:
                 continue
             actor.joined_at = time.monotonic()
             self._to_flush[actor.number] = actor  # it learns version and pause
@@ -170,7 +147,7 @@ class RayLink(FarLink):
 
     def flush(self) -> None:
         """Send what was said since the last time."""
-        if self._crew.is_closed:
+        if self.crew.is_closed:
             return
         if self._to_flush:
             actors, self._to_flush = self._to_flush, {}
@@ -179,7 +156,7 @@ class RayLink(FarLink):
                 if actor.joined_at is not None:
                     self._send(actor)
         while self._to_retire:
-            self._crew.retire(self._to_retire.pop())
+            self.crew.retire(self._to_retire.pop())
         while self._to_kill:
             kill(self._to_kill.pop().handle)
 
@@ -191,7 +168,7 @@ class RayLink(FarLink):
         except Exception as error:  # of Ray: it goes down, or its store is full
             self._lose(actor, in_words(error, "nothing could be sent to it"))
             return
-        ref.future().add_done_callback(functools.partial(self._crew.post, self._given, actor))
+        ref.future().add_done_callback(functools.partial(self.crew.post, self._given, actor))
         if unsendable and self._desk is not None:
             self._desk.not_sent(actor.number, unsendable)
 
@@ -203,10 +180,10 @@ class RayLink(FarLink):
         except Exception as error:  # of Ray, which goes down
             self._lose(actor, in_words(error, "nothing could be fetched from it"))
             return
-        future.add_done_callback(functools.partial(self._crew.post, self._fetched, actor))
+        future.add_done_callback(functools.partial(self.crew.post, self._fetched, actor))
 
     def _fetched(self, actor: Actor, future: Future[Shipment]) -> None:
-        if self._crew.is_closed or self._desk is None:
+        if self.crew.is_closed or self._desk is None:
             return
         error = future.exception()
         try:
@@ -223,7 +200,7 @@ class RayLink(FarLink):
 
     def _given(self, actor: Actor, future: Future[None]) -> None:
         error = future.exception()
-        if error is not None and not actor.is_ending and not self._crew.is_closed:
+        if error is not None and not actor.is_ending and not self.crew.is_closed:
             self._lose(actor, in_words(error, "it could not take its orders"))
 
     def _lose(self, actor: Actor, why: str) -> None:
