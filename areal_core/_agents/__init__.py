@@ -23,4 +23,5 @@
     recording.py       the calls of an episode         joining.py       which of them continue which
     gateway.py         HTTP for agents elsewhere       session.py       one episode's part of it
     clients.py         the SDK's clients of a loop     workflow.py      an agent as a workflow
+    sdk.py             OpenAI's SDK, whole: nothing of it is imported on the loop
 """
