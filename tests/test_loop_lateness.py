@@ -147,7 +147,7 @@ def test_a_loop_that_is_late_is_told_of_once_in_a_while(
 
 def test_a_loop_that_comes_in_time_is_not_told_of_at_once(watched: Watched) -> None:
     watched.threaded.run(_alone(score, after(2 * WINDOW_S)), LONG_S)
-    assert watched.reported() == []
+    assert not any(isinstance(one, Late) for one in watched.reported())
 
 
 def test_a_loop_that_is_hardly_late_but_mostly_in_the_users_code_is_told_of_after_some_glances(
@@ -191,17 +191,23 @@ async def _alone(step: Callable[[], None], until: Callable[[], bool]) -> None:
 def test_one_that_is_late_for_a_moment_is_not_told_of(watched: Watched) -> None:
     watched.keep_busy(score, until=after(0.01))
     watched.threaded.run(_alone(score, after(WINDOW_S)), LONG_S)
-    assert watched.reported() == []
+    assert not any(isinstance(one, Late) for one in watched.reported())
 
 
 def test_a_function_that_is_named_for_each_call_is_not_named_twice(watched: Watched) -> None:
     def block() -> None:
         compute(3 * THRESHOLD_S)
 
-    watched.threaded.run(_alone(block, lambda: not watched.reports.empty()), LONG_S)
-    assert [one.function for one in watched.reported()] == ["test_loop_lateness.compute"]
+    named: set[str | None] = set()
+
+    def is_named() -> bool:  # after others that the machine held up
+        named.update(one.function for one in watched.reported())
+        return "test_loop_lateness.compute" in named
+
+    watched.threaded.run(_alone(block, is_named), LONG_S)
     watched.keep_busy(lambda: compute(0.03), until=after(1.5 * WINDOW_S))
-    assert watched.reported() == []
+    again = [one.function for one in watched.reported() if isinstance(one, Late)]
+    assert "test_loop_lateness.compute" not in again
 
 
 # -- whose time it is ------------------------------------------------------------------------------
