@@ -87,6 +87,32 @@ def test_a_worker_where_nothing_ends_any_more_holds_nothing_ahead() -> None:
     assert office.loads() == {1: 5}, "but for one, which is less than one in an exchange"
 
 
+def test_what_a_worker_holds_ahead_follows_what_ends_there_within_half_a_second() -> None:
+    office = Office(workers=1, slots=100, most_ahead=1000, exchange_s=0.05)
+    rollouts = office.start(2000)
+    for turn in range(10):  # 1667 a second
+        office.clock.pass_over(0.06)
+        ended = rollouts[100 * turn : 100 * (turn + 1)]
+        office.report(1, [an_end(office.parcel(one).number) for one in ended])
+    assert 1450 < office.dispatcher.workers[1].rate < 1667
+    assert 172 < office.loads()[1] <= 184
+
+
+def test_many_that_end_at_once_are_no_rate() -> None:
+    office = Office(workers=1, slots=100, most_ahead=1000, exchange_s=0.05)
+    rollouts = office.start(400)
+    for turn in range(2):
+        office.clock.pass_over(1.0 - 0.001 * turn)
+        office.report(1, [])
+        office.clock.pass_over(0.001)
+        ended = rollouts[100 * turn : 100 * (turn + 1)]
+        office.report(1, [an_end(office.parcel(one).number) for one in ended])
+        assert office.dispatcher.workers[1].rate <= 100
+    office.clock.pass_over(1.0)
+    office.report(1, [])
+    assert 90 < office.dispatcher.workers[1].rate < 100
+
+
 def test_free_slots_come_before_what_others_may_hold() -> None:
     office = Office(workers=2, slots=4, most_ahead=100, exchange_s=10.0)
     rollouts = office.start(8)
@@ -293,7 +319,7 @@ def test_what_was_lost_runs_again_elsewhere_and_its_former_worker_is_not_heard()
     office.report(2, [an_end(before)])
     assert office.dispatcher.refused == 2 and not office.ended
     office.end(plain)
-    assert office.ended == plain.episodes and episode not in office.ended
+    assert office.ended == [*plain.episodes] and episode not in office.ended
     assert office.has_nothing()
 
 

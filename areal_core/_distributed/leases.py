@@ -45,8 +45,8 @@ class Parcel(Struct, eq=False):
     unsent: list[Episode] = []
     out: dict[int, Episode] = {}
     """Those that are lent, by their place in the group, -1 for the judge."""
-    contexts: dict[int, Context] = {}
-    """Of those that are traced, by their place: what is current for each."""
+    contexts: dict[int, Context] | None = None
+    """Of those that are traced, by their place: what is current for each. None: none is."""
 
     def __repr__(self) -> str:  # not of all that it leads to: its worker, and so all other parcels there
         return f"<parcel {self.number}, of rollout {self.rollout.task_id}>"
@@ -73,6 +73,8 @@ class WorkerState(Struct, eq=False):
     """How many it has brought to an end."""
     rate: float = 0.0
     """How many end there per second, of late."""
+    counted: int = 0
+    """How many have ended since *counted_at*, which the rate does not know yet."""
     counted_at: float = 0.0
     turn: int = 0
     """Of those that have as much, the next is lent to whose turn was first."""

@@ -9,7 +9,8 @@ from areal_core._distributed.leases import Ended, Parcel, WorkerState
 from areal_core._executor.rollout import Episode
 from areal_core._record import ENDED, EpisodeRecord
 
-_RATE_OVER_S = 1.0  # the rate of ends is an average over about so long
+_RATE_OVER_S = 0.25  # the rate of ends is an average over about so long
+_COUNTED_OVER_S = 0.05  # of as many as come in so long: many at once are not a rate
 
 
 def enter(parcel: Parcel, episode: Episode, stage: str) -> None:
@@ -19,9 +20,10 @@ def enter(parcel: Parcel, episode: Episode, stage: str) -> None:
         return
     # Where its span is current, it is so for this episode alone; and above it is what was so at the submit.
     place = episode.sample_idx
-    if place not in parcel.contexts:
-        parcel.contexts[place] = episode.rollout.work.context.copy()
-    parcel.contexts[place].run(episode.record.enter, stage)
+    contexts = parcel.contexts = {} if parcel.contexts is None else parcel.contexts
+    if place not in contexts:
+        contexts[place] = episode.rollout.work.context.copy()
+    contexts[place].run(episode.record.enter, stage)
 
 
 def never_begun(episode: Episode) -> Episode:
@@ -54,8 +56,9 @@ def take_stage(record: EpisodeRecord, stage: tuple[object, ...], now: float) -> 
 def count_ends(worker: WorkerState, ended: int, now: float) -> None:
     """Count so many ends at *worker*, and how fast they come."""
     worker.ended += ended
+    worker.counted += ended
     passed_s = now - worker.counted_at
-    if passed_s > 0:
+    if passed_s >= _COUNTED_OVER_S:
         weight = 1.0 - math.exp(-passed_s / _RATE_OVER_S)
-        worker.rate += weight * (ended / passed_s - worker.rate)
-        worker.counted_at = now
+        worker.rate += weight * (worker.counted / passed_s - worker.rate)
+        worker.counted, worker.counted_at = 0, now
