@@ -8,10 +8,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from areal_core._distributed.crew import Actor, Crew, dumps, loads
+import ray.cloudpickle
+
+from areal_core._distributed.crew import Actor, Crew, loads
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import Order
 from areal_core._distributed.letters import Clerk
+from areal_core._distributed.pickles import Pickles
 from areal_core._distributed.ray_calls import ask, in_words, kill
 from areal_core._distributed.wire import Orders, Shipment, encode, unship
 from areal_core._distributed.worker import Setup
@@ -32,7 +35,7 @@ class RayLink(FarLink):
         self.crew = Crew(setup, options, life, self._started, log)
         """The workers themselves: how many there are to be, and calls at each."""
         self._actors = self.crew.actors
-        self._clerk = Clerk(dumps)
+        self._clerk = Clerk(Pickles(ray.cloudpickle.Pickler))
         self._desk: FarDesk | None = None
         self._to_flush: dict[int, Actor] = {}
         self._to_retire: list[Actor] = []
