@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any, Protocol
+
+from msgspec import Struct, field
 
 PLAYING = "playing its workflow"
 """The stage between all others."""
@@ -84,8 +85,7 @@ class Trace(Protocol):
         """Note that it has ended, and how many it brought."""
 
 
-@dataclass(slots=True, eq=False)
-class EpisodeRecord:
+class EpisodeRecord(Struct, eq=False):
     """The record of one episode. Any thread may read it."""
 
     data_id: Any = None

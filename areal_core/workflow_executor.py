@@ -40,7 +40,7 @@ from areal_core._executor.resumed import Resumed
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
 from areal_core._executor.within import within
-from areal_core._executor.work import Workflow, make_plan
+from areal_core._executor.work import Planner, Workflow
 from areal_core._observe.showing import show
 from areal_core._runner import arguments
 from areal_core._runner.arguments import FIRST_OWN_ID, check_count, deadline_after
@@ -93,6 +93,7 @@ class WorkflowExecutor(Committing):
         self._runner: AsyncTaskRunner[Any] = AsyncTaskRunner(
             self._rules.most_started, cancel_grace=config.cancel_grace, loop_factory=loop_factory
         )
+        self._planner = Planner(config)
         self._own_ids = itertools.count(FIRST_OWN_ID)
         self._prompts = Prompts(self._own_ids)
         self._turn: dict[str, object] = {}  # whose it is to prepare a batch
@@ -154,6 +155,7 @@ class WorkflowExecutor(Committing):
         """
         deadline = None if timeout is None else time.monotonic() + timeout
         self._runner.destroy(timeout)
+        self._planner.forget()
         if self._shift is not None:
             self._shift.close(_left_of(deadline))
         if self._journaling is not None:
@@ -191,14 +193,14 @@ class WorkflowExecutor(Committing):
         Raises ImportError, TypeError, ValueError; RunnerStoppedError and RunnerDiedError.
         """
         shift = self._on_shift()
-        plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
+        plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
         task_id = next(self._own_ids) if task_id is None else arguments.check_task_id(task_id)
         rollout = Rollout(task_id, plan.work_on(data), Lane.OPEN)
         shift.raise_if_ended()
         try:
             if task_id < FIRST_OWN_ID:
                 shift.ids.take(rollout)
-            shift.desk.post(shift.desk.core.submit, [rollout])
+            shift.desk.submit(rollout)
         except BaseException:
             rollout.is_abandoned = True  # unless the core was faster
             raise
@@ -280,7 +282,7 @@ class WorkflowExecutor(Committing):
         they are delivered. A row that became too old is rolled out again, ``max_requeues`` times at most.
         After a Ctrl-C they come out of `wait`. Arguments like `submit`'s; raises like `wait`.
         """
-        plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
+        plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
         shift = self._on_shift()
         rows = [Rollout(next(self._own_ids), plan.work_on(item), Lane.ROW) for item in data]
         if not rows:
@@ -314,7 +316,7 @@ class WorkflowExecutor(Committing):
         Raises ValueError for a batch that the bound on staleness never allows, RuntimeError while another
         call is under way, and the rest like `submit` and `wait`; whatever it raises, nothing is consumed.
         """
-        plan = make_plan(self._config, workflow, workflow_kwargs, should_accept_fn, group_size, False)
+        plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, False)
         shift = self._on_shift()
         count = shift.batch_size(dataloader)
         check_flag("dynamic_bs", dynamic_bs)

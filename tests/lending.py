@@ -106,7 +106,7 @@ class Office:
     def start_more(self, rollout: Rollout, count: int = 1) -> None:
         """Have more members of a group played; `Dispatcher.go_on` sends them."""
         first = len(rollout.episodes)
-        rollout.episodes += [_episode(rollout, place) for place in range(first, first + count)]
+        rollout.episodes += tuple(_episode(rollout, place) for place in range(first, first + count))
         if self.tracer is not None:
             for episode in rollout.episodes[first:]:
                 self.tracer.starting(episode)

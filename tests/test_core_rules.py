@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import astuple
 
-from areal_core._executor.freshness import ages_of, masked
+from areal_core._executor.freshness import Ages, ages_of, masked
 from areal_core._executor.rollout import Lane, Rollout, State
 from core_audit import a_world
 from core_stage import Act, Script, script
@@ -224,7 +225,7 @@ def test_a_mask_of_weights_is_0_where_a_token_is_too_old_whatever_it_was() -> No
     trajectory = {"versions": np.array([[1, 5]]), "loss_mask": np.array([[np.inf, 0.5]])}
     result, ages = masked(trajectory, 3)
     assert result["loss_mask"].tolist() == [[0.0, 0.5]]
-    assert ages == (5, 5, 1)
+    assert ages == Ages(5, 5, 1)
     assert trajectory["loss_mask"].tolist() == [[np.inf, 0.5]]
 
 
@@ -272,7 +273,7 @@ def test_when_the_version_falls_evaluation_and_what_may_be_of_any_age_stay(
 def test_the_ages_of_a_trajectory_are_those_of_the_tokens_that_are_trained_on(
     trajectory: dict[str, Any], ages: tuple[int | None, int | None, int]
 ) -> None:
-    assert ages_of(trajectory) == ages
+    assert astuple(ages_of(trajectory)) == ages
 
 
 def test_mask_leaves_what_is_young_enough_as_it_is() -> None:

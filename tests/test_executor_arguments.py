@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +20,7 @@ from executor_tools import (
     Answering,
     Engine,
     Lists,
+    accept_even,
     answering,
     counts,
     values_of,
@@ -42,6 +45,66 @@ def test_a_workflow_is_an_instance_a_class_or_an_import_path_of_either(
     executor = make_executor()
     executor.submit(1, workflow, kwargs)
     assert values_of(executor.wait(1, WAIT_S)) == [value]
+
+
+@pytest.mark.any_loop
+def test_what_differs_from_the_last_time_is_not_taken_for_it(make_executor: MakeExecutor) -> None:
+    executor = make_executor(consumer_batch_size=8)
+    for workflow, arguments in (
+        (answering, {}),
+        (answering, {"should_accept_fn": accept_even}),
+        (answering, {}),
+        (Answering(5), {}),
+        (answering, {"group_size": 2}),
+        (answering, {"is_eval": True}),
+        (Answering, {"workflow_kwargs": {"add": 10}}),
+        (Answering, {}),
+        ("executor_tools:Answering", {"should_accept_fn": "executor_tools:accept_even"}),
+    ):
+        executor.submit(1, workflow, **arguments)
+    assert executor.wait_outcomes(1, WAIT_S, is_eval=True)[0].is_eval
+    outcomes = sorted(executor.wait_outcomes(8, WAIT_S), key=lambda one: one.task_id)
+    assert [one.status for one in outcomes] == ["accepted", "rejected", *["accepted"] * 5, "rejected"]
+    brought = [one.trajectory["input_ids"].tolist() for one in outcomes if one.trajectory]
+    assert brought == [[[1]], [[1]], [[6]], [[1], [1]], [[11]], [[1]]]
+
+
+@pytest.mark.any_loop
+def test_a_class_is_made_anew_each_time_and_an_argument_that_is_wrong_is_refused_each_time(
+    make_executor: MakeExecutor,
+) -> None:
+    made = []
+
+    class Counted(Answering):
+        def __init__(self) -> None:
+            super().__init__()
+            made.append(self)
+
+    executor = make_executor(consumer_batch_size=8)
+    for _ in range(2):
+        executor.submit(1, Counted)
+        for workflow, arguments, error in (
+            (answering, {"workflow_kwargs": {"add": 1}}, ValueError),
+            (answering, {"group_size": True}, TypeError),
+            (answering, {"is_eval": 0}, TypeError),
+        ):
+            executor.submit(1, answering)
+            with pytest.raises(error):
+                executor.submit(1, workflow, **arguments)
+    assert len(made) == 2
+    executor.wait(8, WAIT_S)
+
+
+@pytest.mark.any_loop
+def test_an_executor_keeps_no_workflow_once_it_is_destroyed(make_executor: MakeExecutor) -> None:
+    workflow = Answering()
+    executor, kept = make_executor(), weakref.ref(workflow)
+    executor.submit(1, workflow)
+    executor.wait(1, WAIT_S)
+    executor.destroy()
+    del workflow
+    gc.collect()
+    assert kept() is None
 
 
 @pytest.mark.any_loop

@@ -13,6 +13,7 @@ import pytest
 
 from areal_core._distributed.leases import Ended, Report
 from areal_core._engine.server import Pin
+from areal_core._executor.freshness import Ages
 from areal_core._simulation.clock import VirtualClock, VirtualThread
 from areal_core._simulation.driver import VirtualLink
 from areal_core._simulation.items import Part
@@ -255,7 +256,7 @@ def test_a_group_is_judged_by_what_its_members_brought() -> None:
     hearing.until(4.0)
     judged = hearing.reports[-2][1].ended[0]
     assert judged.sample_idx == -1 and judged.verdict is not None
-    assert judged.verdict.ages == (0, 0, 30)
+    assert judged.verdict.ages == Ages(0, 0, 30)
 
 
 def test_an_episode_that_is_cancelled_ends_as_such_wherever_it_is() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import threading
 import time
@@ -183,7 +182,7 @@ class Floor(Guest):
             if place == _JUDGE:
                 rollout.judge = episode
             else:
-                _add_member(rollout.episodes, episode)
+                rollout.episodes = _with_member(rollout.episodes, episode)
             self._pending[number, place] = episode, news
 
     def _refuse(self, number: int, places: Sequence[int], why: BaseException | None) -> None:
@@ -293,13 +292,12 @@ class Floor(Guest):
             return list(self._jobs)
 
 
-def _add_member(members: list[Episode], episode: Episode) -> None:
-    """Add *episode* in its place, also if it was handed back and comes again."""
+def _with_member(members: tuple[Episode, ...], episode: Episode) -> tuple[Episode, ...]:
+    """Return *members* with *episode* in its place, also if it was handed back and comes again."""
     if not members or members[-1].sample_idx < episode.sample_idx:
-        members.append(episode)
-        return
-    members[:] = [one for one in members if one.sample_idx != episode.sample_idx]
-    bisect.insort(members, episode, key=_place)
+        return (*members, episode)
+    others = (one for one in members if one.sample_idx != episode.sample_idx)
+    return tuple(sorted((*others, episode), key=_place))
 
 
 def _place(episode: Episode) -> int:

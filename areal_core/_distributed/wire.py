@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import astuple
 
 from areal_core._distributed.leases import Ended, Report
 from areal_core._distributed.packing import Packed, Parts, apart, pack, unpack
@@ -114,7 +115,7 @@ def _told(one: EndedHere, trajectories: list[Parts], dumps: Callable[[Any], byte
         )
         return _ERROR, dump_error(refused, dumps)
     trajectories.append(parts)
-    return _TRAJECTORY, (tuple(verdict.ages), data)
+    return _TRAJECTORY, (astuple(verdict.ages), data)
 
 
 def _verdict(

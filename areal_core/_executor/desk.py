@@ -22,7 +22,7 @@ from areal_core._executor.books import RolloutLedger
 from areal_core._executor.core import Core
 from areal_core._executor.port import Timer, Tracer
 from areal_core._executor.requests import Request
-from areal_core._executor.rollout import Episode
+from areal_core._executor.rollout import Episode, Rollout
 from areal_core._runner import exit_hook
 from areal_core._runner.ending import Ending
 from areal_core._runner.gate import Gate
@@ -32,6 +32,8 @@ from areal_core._runner.life import Life
 from areal_core._watch.loop_watch import LoopWatch
 
 R = TypeVar("R")
+
+_Op = tuple[Callable[..., object], tuple[Any, ...]]
 
 _GLIMPSES = 5
 _AT_A_TIME = 500  # things that are done before the loop turns: some milliseconds
@@ -46,8 +48,8 @@ class Desk(Guest):
     def __init__(self, life: Life) -> None:
         self._life = life
         self._lock = threading.RLock()
-        self._ops: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._found: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()  # by the loop thread
+        self._ops: deque[_Op | Rollout] = deque()
+        self._found: deque[_Op] = deque()  # by the loop thread
         self.returned: deque[Request] = deque()
         """Requests whose callers do not want, or did not get, what they were given."""
         self._is_woken = False
@@ -80,6 +82,15 @@ class Desk(Guest):
     def post(self, op: Callable[..., object], *args: Any) -> None:
         """Have ``op(*args)`` done, after all that was posted before. Never blocks."""
         self._ops.append((op, args))
+        self.wake()
+
+    def submit(self, rollout: Rollout) -> None:
+        """Do what ``post(core.submit, [rollout])`` does, and make nothing that is to be collected later.
+
+        Of what is made for each rollout there may be tens of thousands, and the garbage collector looks at
+        all of it.
+        """
+        self._ops.append(rollout)
         self.wake()
 
     def wake(self) -> None:
@@ -152,8 +163,14 @@ class Desk(Guest):
     def left(self) -> tuple[int, int]:
         """Return how many new rollouts, of training and of evaluation, are on the desk; with the lock."""
         core = self.core
-        left = [args[0] for op, args in list(self._ops) if op in (core.submit, core.submit_and_ask)]
-        new = {one for rollouts in left for one in rollouts if not (one.is_submitted or one.is_abandoned)}
+        submits = core.submit, core.submit_and_ask
+        left: set[Rollout] = set()
+        for op in list(self._ops):
+            if isinstance(op, Rollout):
+                left.add(op)
+            elif op[0] in submits:
+                left.update(op[1][0])
+        new = [one for one in left if not (one.is_submitted or one.is_abandoned)]
         is_eval = [rollout.work.is_eval for rollout in new]
         return is_eval.count(False), is_eval.count(True)
 
@@ -190,9 +207,12 @@ class Desk(Guest):
         """Do *most* things at most, what was found first; return how many there may be yet."""
         self._take_back()
         while most > 0 and (ops := self._found or self._ops):
-            op, args = ops.popleft()
+            op = ops.popleft()
             self._take_back()  # what was returned before this was posted comes before it
-            op(*args)
+            if isinstance(op, Rollout):
+                self.core.submit((op,))
+            else:
+                op[0](*op[1])
             most -= 1
         self.core.go_on()
         return most

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
+
+from msgspec import Struct
 
 from areal_core._executor.rules import OnStale
 
 
-class Ages(NamedTuple):
+class Ages(Struct, frozen=True):
     """The versions of the tokens that are trained on.
 
     A token is when its ``loss_mask`` is not 0; without one, when its version is not negative.

@@ -152,29 +152,29 @@ class Handover:
         return f" {count} of prepare_batch are there, and come out of that alone." if count else ""
 
     def _hand_out(self, request: Request, shape: Callable[[list[RolloutOutcome]], R]) -> R:
-        results = [self._finished(rollout, request.version) for rollout in request.rollouts]
-        outcomes = [outcome for outcome, _ in results]
+        given: list[Trained] = []
+        outcomes = [self._finished(rollout, request.version, given) for rollout in request.rollouts]
         shaped = shape(outcomes)
         if self._dump is not None:
             _write(self._dump, outcomes, request.version)
-        given = [trained for _, trained in results if trained is not None]
         self._desk.post(self._desk.core.delivered, request, given)
         self._ids.hand_out(request)
         return shaped
 
-    def _finished(self, rollout: Rollout, version: int) -> tuple[RolloutOutcome, Trained | None]:
-        """Return the outcome as of *version*: what is too old in it is masked."""
+    def _finished(self, rollout: Rollout, version: int, given: list[Trained]) -> RolloutOutcome:
+        """Return the outcome as of *version*: what is too old in it is masked. Add it to *given*."""
         outcome = rollout.outcome
         assert outcome is not None
         if outcome.trajectory is None or outcome.is_eval:
-            return outcome, None
+            return outcome
         ages, blanked, least = rollout.ages, 0, version - self._rules.max_staleness
         if self._rules.on_stale == "mask" and ages.oldest is not None and ages.oldest < least:
             trajectory, ages = masked(outcome.trajectory, least)
             blanked = rollout.ages.trained - ages.trained
             outcome = replace(outcome, trajectory=trajectory, tokens_masked=blanked)
         oldest = rollout.start_version if ages.oldest is None else ages.oldest
-        return outcome, Trained(outcome.seconds, max(0, version - oldest), ages.trained, blanked)
+        given.append(Trained(outcome.seconds, max(0, version - oldest), ages.trained, blanked))
+        return outcome
 
 
 def _write(dump: TrajectoryDump, outcomes: Iterable[RolloutOutcome], version: int) -> None:

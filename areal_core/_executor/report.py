@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import NamedTuple
+
+from msgspec import Struct
 
 _REMEMBERED = 1000  # of the rollouts that t10 is computed from
 _FEWEST = 100  # for a tenth to say something
@@ -39,7 +40,7 @@ class StalenessReport:
     of all of them was: 1 is fair, 0 trains without long answers. None before there are a hundred."""
 
 
-class Trained(NamedTuple):
+class Trained(Struct, frozen=True):
     """What one delivered trajectory is to the report."""
 
     seconds: float

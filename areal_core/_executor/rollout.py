@@ -122,8 +122,8 @@ class Rollout(Struct, eq=False):
     """Whether an earlier run finished it, and this one has not played it."""
     claim: Claim | None = None
     """That of the caller to whom alone its outcome belongs; None: any."""
-    episodes: list[Episode] = []
-    """The members that have started."""
+    episodes: tuple[Episode, ...] = ()
+    """The members that have started. A tuple: most of the time, and for most rollouts, there is none."""
     judge: Episode | None = None
     alive: int = 0
     """How many of these run."""
@@ -176,9 +176,9 @@ class Rollout(Struct, eq=False):
         """Whether it ended, and has a trajectory."""
         return self.outcome is not None and self.outcome.status == "accepted"
 
-    def members(self) -> list[Episode]:
+    def members(self) -> tuple[Episode, ...]:
         """Return all that has started: the members, and what judges them."""
-        return self.episodes if self.judge is None else [*self.episodes, self.judge]
+        return self.episodes if self.judge is None else (*self.episodes, self.judge)
 
     def forget_episodes(self) -> None:
         """Keep of the episodes only how long they ran: what they brought is in the outcome."""
@@ -188,7 +188,7 @@ class Rollout(Struct, eq=False):
             record = one.record
             self.phases = generate + record.generate_s, reward + record.reward_s, accept + record.accept_s
             self.busy_s += 0.0 if one.is_judge else one.seconds
-        self.episodes = []
+        self.episodes = ()
         self.judge = self.failure = None
 
     def restart(self, *, requeued: bool = True) -> None:

@@ -133,7 +133,7 @@ class Scheduler:
         if not rollout.episodes:
             self._begin(rollout)
         episode = self._new_episode(rollout, len(rollout.episodes))
-        rollout.episodes.append(episode)
+        rollout.episodes += (episode,)
         if not rollout.has_more_members:
             self.line_of(rollout).begun.pop(rollout.task_id, None)
         self._to_start.append(episode)

@@ -20,6 +20,7 @@ from areal_core.types import RolloutWorkflow
 Workflow = RolloutWorkflow | Agent | type[RolloutWorkflow] | type[Agent] | str
 """A workflow or an agent, the class of one, or an import path of either, ``"package.module:Class"``."""
 
+_MAPPINGS = (dict, Mapping)  # dict first: an abstract class takes its time
 _METHOD = "arun_episode"
 _AGENTS_METHOD = "run"
 _NAMES = Names("should_accept_fn", "accept_in", "accept_timeout")
@@ -53,22 +54,48 @@ class Plan:
         )
 
 
-def make_plan(
-    config: InferenceEngineConfig, workflow: Any, kwargs: Any, accept: Any, group_size: Any, is_eval: Any
-) -> Plan:
-    """Return the plan that a caller's arguments make. Raises ImportError, TypeError, ValueError."""
-    return Plan(
-        make_workflow(workflow, kwargs),
-        make_accept(config, accept),
-        check_integer("group_size", group_size, least=1),
-        config.on_member_failure == "keep_rest",
-        check_flag("is_eval", is_eval),
-    )
+class Planner:
+    """Makes plans of what callers give, for an executor with this *config*. Any thread may call it.
+
+    A caller who gives the same as the last time gets the same plan: most give one workflow thousands of
+    times. But what is a class, or is named by a path, is looked for and made each time.
+    """
+
+    def __init__(self, config: InferenceEngineConfig) -> None:
+        self._config = config
+        self._last: tuple[Any, Any, Any, Any, Plan] | None = None
+
+    def plan(self, workflow: Any, kwargs: Any, accept: Any, group_size: Any, is_eval: Any) -> Plan:
+        """Return the plan that a caller's arguments make. Raises ImportError, TypeError, ValueError."""
+        last = self._last
+        if (
+            last is not None
+            and last[0] is workflow
+            and last[1] is accept
+            and last[2] is group_size
+            and last[3] is is_eval
+            and not kwargs
+        ):
+            return last[4]
+        plan = Plan(
+            make_workflow(workflow, kwargs),
+            make_accept(self._config, accept),
+            check_integer("group_size", group_size, least=1),
+            self._config.on_member_failure == "keep_rest",
+            check_flag("is_eval", is_eval),
+        )
+        if not (isinstance(workflow, str | type) or isinstance(accept, str)):
+            self._last = workflow, accept, group_size, is_eval, plan
+        return plan
+
+    def forget(self) -> None:
+        """Keep no caller's workflow any longer."""
+        self._last = None
 
 
 def data_id_of(data: Any) -> Any:
     """Return the item's own ``data_id``; None where it has none."""
-    return data.get("data_id") if isinstance(data, dict | Mapping) else None
+    return data.get("data_id") if isinstance(data, _MAPPINGS) else None
 
 
 def make_workflow(workflow: Any, kwargs: Any) -> RolloutWorkflow:

@@ -148,7 +148,7 @@ def _episodes(count: int) -> list[Episode]:
     for number in range(count):
         work: Work = plan.work_on(_ITEM)
         rollout = Rollout(number, work, Lane.BATCH, state=State.RUNNING)
-        rollout.episodes = [Episode(rollout, 0, EpisodeRecord())]
+        rollout.episodes = (Episode(rollout, 0, EpisodeRecord()),)
         made.append(rollout.episodes[0])
     return made
 
