@@ -45,3 +45,18 @@ def test_once_shut_it_takes_nothing(was_used: bool) -> None:
         pool.shutdown(wait=True, cancel_futures=True)
     with pytest.raises(RuntimeError, match="after shutdown"):
         pool.submit(abs, 1)
+
+
+@pytest.mark.parametrize("wait", [True, False], ids=["waits", "does not wait"])
+def test_a_shutdown_waits_for_what_runs_if_it_is_to(wait: bool) -> None:
+    pool, has_returned, was_first = LatePool("blocking"), threading.Event(), threading.Event()
+
+    def block() -> None:
+        if has_returned.wait(10 if not wait else 0.3):
+            was_first.set()
+
+    blocked = pool.submit(block)
+    pool.shutdown(wait=wait)
+    has_returned.set()
+    blocked.result(10)
+    assert was_first.is_set() is not wait
