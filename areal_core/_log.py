@@ -107,9 +107,15 @@ class _OurLogger(structlog.stdlib.BoundLogger):
 
     def hand_on(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
         """Do what the method called *level* does, in half the time: there is a line for each rollout."""
-        if self._logger.isEnabledFor(_LEVELS[level]):
-            (line,), options = _to_standard_call(None, level, {**self._context, **fields, "event": event})
-            self._logger.log(_LEVELS[level], line, **options)
+        logger, number = self._logger, _LEVELS[level]
+        if not logger.isEnabledFor(number):
+            return
+        (line,), options = _to_standard_call(None, level, {**self._context, **fields, "event": event})
+        if type(logger) is not logging.Logger or options:
+            logger.log(number, line, **options)
+            return
+        # What log() does, but for the search for who called: that is always this.
+        logger.handle(logger.makeRecord(logger.name, number, __file__, 0, line, (), None, "hand_on"))
 
 
 class Line:

@@ -30,6 +30,7 @@ from areal_core._checks import check_flag
 __all__ = ["EpisodeFilter", "configure_logging"]
 
 _HIDDEN = "***"
+_NUMBERS = frozenset({int, float, bool})
 _TOKEN = "(?:access|auth|hf|id|refresh|session)[_-]?token"
 _NAMES = re.compile(
     rf"(^|[_-])(api[_-]?keys?|authorization|cookie|{_TOKEN}s?|password|secret|credentials?)$", re.IGNORECASE
@@ -134,7 +135,10 @@ class _Formatter(logging.Formatter):
         level = record.levelname.lower()
         shown = {"timestamp": _moment(record.created), "level": level}
         for name, value in line.items():
-            is_clear = _is_harmless(value) and not _names_a_key(name)
+            # A number, or a word, holds no key, and has no lines of its own.
+            kind = type(value)
+            is_word = kind is str and value.isascii() and (value.isidentifier() or value.isalnum())
+            is_clear = (is_word or kind in _NUMBERS) and not _names_a_key(name)
             shown[name] = value if is_clear else _shown(name, value)
         if record.exc_info:
             shown["exception"] = _without_keys(self.formatException(record.exc_info))
@@ -164,13 +168,6 @@ def _moment(created: float) -> str:
 @functools.lru_cache(maxsize=2)
 def _second(created: int) -> str:
     return datetime.fromtimestamp(created, UTC).isoformat()[: len("2026-01-01T00:00:00")]
-
-
-def _is_harmless(value: Any) -> bool:
-    """Return whether *value* holds no key and has no lines of its own, if that is soon seen."""
-    if type(value) is str:
-        return value.isascii() and (value.isidentifier() or value.isalnum())
-    return type(value) in (int, float, bool)
 
 
 def _shown(name: str, value: Any) -> Any:

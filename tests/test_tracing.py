@@ -16,7 +16,14 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, Decision, Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import (
+    ALWAYS_OFF,
+    ALWAYS_ON,
+    Decision,
+    ParentBased,
+    Sampler,
+    SamplingResult,
+)
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, server_attributes
 from opentelemetry.semconv.attributes import error_attributes
 from opentelemetry.trace import SpanKind, StatusCode
@@ -414,7 +421,14 @@ class Choosing(Sampler):
     """Takes no queues, records replies without having them exported, and writes on all that it takes."""
 
     def should_sample(
-        self, parent_context: Any, trace_id: int, name: str, kind: Any = None, attributes: Any = None, *_: Any
+        self,
+        parent_context: Any,
+        trace_id: int,
+        name: str,
+        kind: Any = None,
+        attributes: Any = None,
+        *_: Any,
+        **__: Any,
     ) -> SamplingResult:
         decision = {"queue": Decision.DROP, "generate": Decision.RECORD_ONLY}
         return SamplingResult(
@@ -425,13 +439,27 @@ class Choosing(Sampler):
         return "Choosing"
 
 
-def test_the_sampler_decides_on_each_span(make_executor: MakeExecutor, spans: Spans) -> None:
+class ChoosingBelow(ParentBased):
+    """Takes all that is no queue, nor a reply, whatever is above it."""
+
+    def should_sample(self, *arguments: Any, **options: Any) -> SamplingResult:
+        return Choosing().should_sample(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [Choosing(), ParentBased(ALWAYS_ON, local_parent_sampled=Choosing()), ChoosingBelow(ALWAYS_ON)],
+    ids=["by itself", "below another", "a child of a known one"],
+)
+def test_the_sampler_decides_on_each_span(
+    make_executor: MakeExecutor, spans: Spans, sampler: Sampler
+) -> None:
     class Ended(SpanProcessor):
         def on_end(self, span: ReadableSpan) -> None:
             ended.append(span)
 
     ended: list[ReadableSpan] = []
-    provider = TracerProvider(Choosing())
+    provider = TracerProvider(sampler)
     provider.add_span_processor(SimpleSpanProcessor(spans))
     provider.add_span_processor(Ended())
     with EmbeddedServer(mode="test") as server, an_engine(server) as engine:

@@ -3,7 +3,8 @@
 To begin and to end a span takes 15 to 20 microseconds, most of them for what only one that lasts has: a lock,
 attributes that may change, room for events and links. Where the tracer is the SDK's own and none of its
 processors looks at spans that begin, one that has ended is made at once as what an exporter is given, which
-takes 4. The sampler is asked as ever. Everywhere else a span is begun and ended.
+takes 4. The sampler is asked as ever, unless it is one whose answer is known. Everywhere else a span is begun
+and ended.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from opentelemetry.util.types import AttributeValue
 try:
     from opentelemetry.sdk import trace as sdk
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-    from opentelemetry.sdk.trace.sampling import Decision
+    from opentelemetry.sdk.trace.sampling import Decision, ParentBased, StaticSampler
 
     from areal_core._observe.late_span import LateSpan, readable
 
@@ -46,6 +47,7 @@ class Spans:
     def __init__(self, tracer: Tracer) -> None:
         self._tracer = tracer
         self._sdk: Any = tracer if _HAS_SDK and _is_plain(tracer) else None
+        self._keeps_children = self._sdk is not None and _keeps_children(getattr(tracer, "sampler", None))
         self._processors: object = None
         self._are_blind = False
 
@@ -105,15 +107,16 @@ class Spans:
         until: int,
     ) -> None:
         """Do what the SDK's start_span and end do, without what comes between them."""
-        tracer, flags = self._sdk, parent.trace_flags
-        asked = tracer.sampler.should_sample(where, parent.trace_id, name, kind, attributes, ())
-        if asked.decision is not _SAMPLED:
-            if not asked.decision.is_recording():
-                return
-            flags = TraceFlags(flags & ~TraceFlags.SAMPLED)
-        span_id = tracer.id_generator.generate_span_id()
-        own = SpanContext(parent.trace_id, span_id, False, flags, asked.trace_state)
-        told = readable(tracer, name, own, parent, asked.attributes, since, until, kind=kind)
+        tracer, flags, state = self._sdk, parent.trace_flags, parent.trace_state
+        if parent.is_remote or not self._keeps_children:
+            asked = tracer.sampler.should_sample(where, parent.trace_id, name, kind, attributes, ())
+            if asked.decision is not _SAMPLED:
+                if not asked.decision.is_recording():
+                    return
+                flags = TraceFlags(flags & ~TraceFlags.SAMPLED)
+            attributes, state = asked.attributes, asked.trace_state
+        own = SpanContext(parent.trace_id, tracer.id_generator.generate_span_id(), False, flags, state)
+        told = readable(tracer, name, own, parent, attributes or {}, since, until, kind=kind)
         tracer.span_processor.on_end(told)
 
     def _is_quick(self) -> bool:
@@ -140,6 +143,15 @@ def _is_plain(tracer: Tracer) -> bool:
         and (limits.max_span_attributes is None or limits.max_span_attributes >= MOST_ATTRIBUTES)
         and not _counts_spans(tracer)
     )
+
+
+def _keeps_children(sampler: object) -> bool:
+    """Return whether *sampler* takes all spans below one of this process that it has taken, as most do.
+
+    Then it need not be asked of each: that takes as long as the rest of a span.
+    """
+    below = getattr(sampler, "_local_parent_sampled", None) if type(sampler) is ParentBased else None
+    return type(below) is StaticSampler and getattr(below, "_decision", None) is _SAMPLED
 
 
 def _is_off(tracer: Any) -> bool:
