@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.wire import HELD, Orders, decode, encode, ship, unship
+from areal_core._distributed.wire import HELD, InTurn, Orders, decode, encode, ship, unship
 from areal_core._executor.freshness import Ages
 from areal_core._executor.rollout import Verdict
 from areal_core.errors import RemoteError
@@ -239,3 +239,11 @@ def test_orders_arrive_as_they_were() -> None:
     assert decode(encode(orders)) == orders
     nothing = Orders(1, 0, False, False)
     assert decode(encode(nothing)) == nothing
+
+
+def test_reports_are_read_in_the_order_in_which_they_were_made() -> None:
+    reports, read = InTurn(), list[int]()
+    for number in (1, 0, 2, 5, 4, 3):
+        read += [one.number for one in reports.take(sent(number=number))]
+        read.append(-1)
+    assert read == [-1, 0, 1, -1, 2, -1, -1, -1, 3, 4, 5, -1]

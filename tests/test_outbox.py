@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import Any
 
 import pytest
@@ -32,10 +32,10 @@ def taken(outbox: Outbox, pool: ThreadPoolExecutor) -> Future[list[Any]]:
     return taking
 
 
-def until_it_waits(outbox: Outbox, taking: Future[list[Any]]) -> None:
+def until_it_waits(outbox: Outbox, *taking: Future[list[Any]]) -> None:
     deadline = time.monotonic() + LONG_S
-    while not outbox._changed._waiters:  # type: ignore[attr-defined]
-        assert time.monotonic() < deadline and not taking.done()
+    while len(outbox._changed._waiters) < len(taking):  # type: ignore[attr-defined]
+        assert time.monotonic() < deadline and not any(one.done() for one in taking)
 
 
 def test_nothing_is_there_when_nothing_came_in_time() -> None:
@@ -94,8 +94,33 @@ def test_enough_wait_for_no_more(aside: ThreadPoolExecutor) -> None:
     until_it_waits(outbox, taking)
     outbox.put([2, 3], is_last=False)
     assert taking.result(LONG_S / 2) == [1, 2, 3]
-    outbox.put([4, 5, 6, 7], is_last=False)
-    assert outbox.take(LONG_S) == [4, 5, 6, 7]
+
+
+def test_more_than_enough_is_given_in_parts_and_nothing_of_it_waits(aside: ThreadPoolExecutor) -> None:
+    outbox, began = Outbox(LONG_S, 3), time.monotonic()
+    outbox.put(range(8), is_last=False)
+    assert [outbox.take(LONG_S) for _ in range(3)] == [[0, 1, 2], [3, 4, 5], [6, 7]]
+    taking = [aside.submit(outbox.take, LONG_S) for _ in range(2)]
+    until_it_waits(outbox, *taking)
+    outbox.put(range(4), is_last=False)
+    assert sorted(one.result(LONG_S / 2) for one in taking) == [[0, 1, 2], [3]]
+    assert time.monotonic() - began < LONG_S / 2
+
+
+def test_of_two_that_wait_one_that_got_nothing_waits_on(aside: ThreadPoolExecutor) -> None:
+    linger_s = 0.3
+    outbox = Outbox(linger_s, 3)
+    outbox.put([0], is_last=False)
+    taking = [aside.submit(outbox.take, LONG_S) for _ in range(2)]
+    until_it_waits(outbox, *taking)  # both linger
+    outbox.put([1, 2], is_last=False)
+    first = next(as_completed(taking, LONG_S / 2))
+    (second,) = {*taking} - {first}
+    assert first.result() == [0, 1, 2]
+    with pytest.raises(TimeoutError):
+        second.result(2 * linger_s)
+    outbox.put([3], is_last=True)
+    assert second.result(LONG_S / 2) == [3]
 
 
 def test_what_was_last_is_due_though_more_has_begun_since() -> None:
@@ -109,9 +134,10 @@ def test_what_was_last_is_due_though_more_has_begun_since() -> None:
 
 def test_nobody_waits_at_what_is_closed(aside: ThreadPoolExecutor) -> None:
     outbox = Outbox(LONG_S, 10)
-    taking = taken(outbox, aside)
+    taking = [aside.submit(outbox.take, LONG_S) for _ in range(2)]
+    until_it_waits(outbox, *taking)
     outbox.close()
-    assert taking.result(LONG_S / 2) == []
+    assert [one.result(LONG_S / 2) for one in taking] == [[], []]
     outbox.put([1], is_last=False)
     assert outbox.take(LONG_S) == [1], "what was there is given still"
     assert outbox.take(LONG_S) == []
@@ -129,8 +155,15 @@ def test_nothing_is_lost_or_doubled_between_threads(aside: ThreadPoolExecutor) -
 
     putting = [aside.submit(put) for _ in range(3)]
     came: list[int] = []
-    while len(came) < count:
-        came += outbox.take(LONG_S)
+
+    def take() -> None:
+        while len(came) < count:
+            came.extend(outbox.take(0.1))
+
+    other = threading.Thread(target=take)
+    other.start()
+    take()
+    other.join(LONG_S)
     for one in putting:
         one.result(LONG_S)
     assert sorted(came) == list(range(count)) and outbox.take(0.0) == []

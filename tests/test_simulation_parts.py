@@ -368,3 +368,16 @@ def test_a_worker_gives_a_sign_of_life_when_nothing_has_ended() -> None:
     outbox.fetch()
     clock.run_until(5.0)
     assert given == [(BEAT_S, 0)]
+
+
+def test_what_is_more_than_enough_goes_in_parts_to_all_who_ask() -> None:
+    clock, outbox, given = an_outbox()
+    outbox.fetch()
+    outbox.fetch()
+    outbox.put(some(600), is_last=False)
+    assert given == [(0.0, 256), (0.0, 256)]
+    outbox.fetch()
+    outbox.fetch()
+    assert given[2:] == [(0.0, 88)]
+    clock.run_until(5.0)
+    assert given[3:] == [(BEAT_S, 0)]

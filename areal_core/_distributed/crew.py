@@ -13,16 +13,16 @@ from typing import Any
 
 import ray
 import ray.cloudpickle
-from msgspec import Struct
+from msgspec import Struct, field
 
 from areal_core._distributed.letters import Letter
 from areal_core._distributed.ray_calls import ask, in_turn, in_words, kill, result_of
-from areal_core._distributed.wire import load_error
-from areal_core._distributed.worker import Setup, Worker
+from areal_core._distributed.wire import InTurn, load_error
+from areal_core._distributed.worker import TAKES, Setup, Worker
 from areal_core._runner.life import Life
 from areal_core.errors import RunnerStoppedError, WorkerLostError
 
-_GROUPS = {"give": 1, "take": 1, "run": 8, "end": 1, "stop": 1}
+_GROUPS = {"give": 1, "take": TAKES, "run": 8, "end": 1, "stop": 1}
 _NEEDS = ("num_cpus", "num_gpus", "memory", "resources", "accelerator_type")
 _MOST_DOUBLINGS = 10
 _RETRY_S = (1.0, 30.0)  # from the first to the longest wait before a worker that failed is started again
@@ -55,6 +55,7 @@ class Actor(Struct, eq=False):
     """Whether it is to go, and nobody is to take its place."""
     is_ending: bool = False
     """Whether it has nothing any more, and is about to end."""
+    reports: InTurn = field(default_factory=InTurn)
 
     @property
     def pause_s(self) -> float:

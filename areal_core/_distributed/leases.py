@@ -120,6 +120,8 @@ class Report(Struct):
     segments and newest version."""
     stalled_s: float = 0.0
     """For how long its loop, or a call of its engine, has not gone on."""
+    number: int = 0
+    """How many it gave before."""
 
 
 class Order(Struct):

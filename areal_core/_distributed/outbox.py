@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Outbox:
-    """Filled by the loop thread, emptied by the thread of a call."""
+    """Filled by the loop thread, emptied by the threads of calls."""
 
     def __init__(self, linger_s: float, enough: int) -> None:
         self._linger_s = linger_s
@@ -35,21 +35,28 @@ class Outbox:
         """Let nobody wait any more."""
         with self._changed:
             self._is_closed = True
-            self._changed.notify()
+            self._changed.notify_all()
 
     def take(self, patience_s: float) -> list[Any]:
-        """Return what is there; wait *patience_s* seconds for the first, and a moment for more."""
+        """Return what is there; wait *patience_s* seconds for the first, and a moment for more.
+
+        Where there is more than enough, the rest is for the next call: while one lot is read, that is made.
+        """
         deadline = time.monotonic() + patience_s
-        lingers = False
+        lingers_until: float | None = None
         with self._changed:
             while not (self._is_closed or self._is_due):
-                if self._things and not lingers:
-                    lingers = True
-                    deadline = time.monotonic() + self._linger_s
-                left_s = deadline - time.monotonic()
+                now = time.monotonic()
+                if not self._things:  # another call was faster
+                    lingers_until = None
+                elif lingers_until is None:
+                    lingers_until = now + self._linger_s
+                left_s = (deadline if lingers_until is None else lingers_until) - now
                 if left_s <= 0:
                     break
                 self._changed.wait(left_s)
-            things, self._things = self._things, []
-            self._is_due = False
+            things, self._things = self._things[: self._enough], self._things[self._enough :]
+            self._is_due = bool(self._things)
+            if self._is_due:
+                self._changed.notify()
             return things

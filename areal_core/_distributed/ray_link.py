@@ -17,7 +17,7 @@ from areal_core._distributed.letters import Clerk
 from areal_core._distributed.pickles import Pickles
 from areal_core._distributed.ray_calls import ask, in_words, kill
 from areal_core._distributed.wire import Orders, Shipment, encode, unship
-from areal_core._distributed.worker import Setup
+from areal_core._distributed.worker import TAKES, Setup
 from areal_core._runner.life import Life
 
 _BEAT_S = 1.0  # a worker that has nothing to say gives a sign of life so often
@@ -90,7 +90,8 @@ class RayLink(FarLink):
             actor.joined_at = time.monotonic()
             self._to_flush[actor.number] = actor  # it learns version and pause
             self._desk.let_in(actor.number)
-            self._fetch(actor)
+            for _ in range(TAKES):
+                self._fetch(actor)
 
     # -- what is sent ------------------------------------------------------------------------------
 
@@ -196,8 +197,9 @@ class RayLink(FarLink):
         except Exception as odd:
             report, error = None, odd
         if report is not None:
-            actor.has_brought = actor.has_brought or bool(report.ended)
-            self._desk.reported(actor.number, report)
+            for one in actor.reports.take(report):
+                actor.has_brought = actor.has_brought or bool(one.ended)
+                self._desk.reported(actor.number, one)
         elif error is not None and not actor.is_ending:
             self._lose(actor, in_words(error))
 

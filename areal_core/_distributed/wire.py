@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -60,7 +60,7 @@ Row = tuple[int, int, float, tuple[Any, ...], int, Any, bool]
 
 _TRAJECTORY, _REJECTED, _ERROR = range(3)
 
-Shipment = tuple[list[Row], Packed, list[tuple[int, int]], list[tuple[int, int, tuple[Any, ...]]], float]
+Shipment = tuple[list[Row], Packed, list[tuple[int, int]], list[tuple[int, int, tuple[Any, ...]]], float, int]
 """A report, as it travels."""
 
 
@@ -70,6 +70,7 @@ def ship(
     stages: list[tuple[int, int, tuple[Any, ...]]],
     stalled_s: float,
     dumps: Callable[[Any], bytes],
+    number: int = 0,
 ) -> Shipment:
     """Return a report of that, to be sent; *dumps* pickles errors."""
     rows: list[Row] = []
@@ -77,12 +78,12 @@ def ship(
     for one in ended:
         what, with_it = _told(one, trajectories, dumps)
         rows.append((one.parcel, one.sample_idx, one.seconds, one.figures, what, with_it, one.timed_out))
-    return rows, pack(trajectories), returned, stages, stalled_s
+    return rows, pack(trajectories), returned, stages, stalled_s, number
 
 
 def unship(shipment: Shipment, loads: Callable[[bytes], Any]) -> Report:
     """Return the report that was sent."""
-    rows, packed, returned, stages, stalled_s = shipment
+    rows, packed, returned, stages, stalled_s, number = shipment
     trajectories = unpack(packed)
     ended = []
     for parcel, place, seconds, figures, what, with_it, timed_out in rows:
@@ -94,7 +95,22 @@ def unship(shipment: Shipment, loads: Callable[[bytes], Any]) -> Report:
         else:
             error = load_error(with_it, loads)
         ended.append(Ended(parcel, place, verdict, error, timed_out, seconds, figures))
-    return Report(ended, returned, stages, stalled_s)
+    return Report(ended, returned, stages, stalled_s, number)
+
+
+class InTurn:
+    """The reports of one worker in the order in which it made them: a later one may come sooner."""
+
+    def __init__(self) -> None:
+        self._next = 0
+        self._early: dict[int, Report] = {}
+
+    def take(self, report: Report) -> Iterator[Report]:
+        """Take one that came, and yield those whose turn it is."""
+        self._early[report.number] = report
+        while self._next in self._early:
+            yield self._early.pop(self._next)
+            self._next += 1
 
 
 def _told(one: EndedHere, trajectories: list[Parts], dumps: Callable[[Any], bytes]) -> tuple[int, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
+import itertools
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -27,6 +29,9 @@ LINGER_S = 0.01
 
 ENOUGH = 256
 """How many ends go at once."""
+
+TAKES = 2
+"""How many calls that fetch them are under way: while one comes here, another brings what there is."""
 
 _OWN_TASKS = 1 << 20
 _LATE_S = 1.0
@@ -58,6 +63,8 @@ class Worker:
         self._setup, self._loads, self._dumps = setup, loads, dumps
         self._out = Outbox(LINGER_S, ENOUGH)
         self._returns = threading.Event()
+        self._reporting = threading.Lock()
+        self._reports = itertools.count()
         self._calls: dict[int, asyncio.Task[Any] | None] = {}
         self._ended_calls: set[int] = set()  # before they began
 
@@ -82,6 +89,9 @@ class Worker:
             life_of(self._runner), player, made.slots, made.episode_timeout_s, self._out, self._loads
         )
         self._news = News(self._engine, self._floor.knows)
+        # What is there now stays: the garbage collector need not look at it, and at Ray, again and again.
+        gc.collect()
+        gc.freeze()
 
     def give(self, data: bytes) -> None:
         """Follow orders; *data* is `Orders`. Does nothing once the loop ends.
@@ -100,12 +110,14 @@ class Worker:
         if self._floor.ending is not None:
             raise RuntimeError(f"the loop of this worker has ended: {text_of(self._floor.ending.error())}")
         ended = self._out.take(patience_s)
-        returned = []
-        if self._returns.is_set():
-            self._returns.clear()
-            returned = self._floor.returned()
-        stalled_s = max(self._floor.stalled_s(), self._news.telling_s())
-        return ship(ended, returned, self._floor.stages(), stalled_s, self._dumps)
+        with self._reporting:  # what it says of stages is in the order of the numbers
+            number, returned = next(self._reports), []
+            if self._returns.is_set():
+                self._returns.clear()
+                returned = self._floor.returned()
+            stalled_s = max(self._floor.stalled_s(), self._news.telling_s())
+            stages = self._floor.stages()
+        return ship(ended, returned, stages, stalled_s, self._dumps, number)
 
     def run(self, call: bytes, number: int, timeout_s: float | None = None) -> tuple[bool, Any]:
         """Run a coroutine function on the loop; return whether it went well, and its value or error, dumped.

@@ -8,6 +8,7 @@ from typing import cast
 
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import LeaseRules, Order, Report
+from areal_core._distributed.worker import TAKES
 from areal_core._executor.core import Core
 from areal_core._executor.rollout import Episode
 from areal_core._runner.life import Life
@@ -125,7 +126,8 @@ class VirtualLink(FarLink):
         self.workers[worker.number] = worker
         self._message_for(worker.number)  # it learns version and pause
         self.desk.joined(worker.number)
-        self._fetch(worker)
+        for _ in range(TAKES):
+            self._fetch(worker)
 
     def sent(self, worker: VirtualWorker, report: Report) -> None:
         """Take a report, which has just been sent."""

@@ -19,16 +19,16 @@ class VirtualOutbox:
         self._clock = clock
         self._on_fetched = on_fetched
         self._things: list[Ended] = []
-        self._is_last = False
-        self._is_asked = False
+        self._is_due = False
+        self._asked = 0  # how many calls wait
         self._alarm = 0
 
     def put(self, things: Sequence[Ended], *, is_last: bool) -> None:
         """Add *things*; *is_last* when nothing more is under way."""
         was_empty = not self._things
         self._things += things
-        self._is_last = is_last
-        if not self._is_asked or not self._things:
+        self._is_due = self._is_due or is_last
+        if not self._asked or not self._things:
             return
         if self._is_ripe():
             self._give()
@@ -37,7 +37,7 @@ class VirtualOutbox:
 
     def fetch(self) -> None:
         """Take note that a call has come."""
-        self._is_asked = True
+        self._asked += 1
         if self._things and self._is_ripe():
             self._give()
         else:
@@ -49,18 +49,25 @@ class VirtualOutbox:
         return self._things
 
     def _is_ripe(self) -> bool:
-        return self._is_last or len(self._things) >= ENOUGH
+        return self._is_due or len(self._things) >= ENOUGH
 
     def _set_alarm(self, delay_s: float) -> None:
         self._alarm += 1
         self._clock.at(self._clock.time() + delay_s, self._ring, self._alarm)
 
     def _ring(self, alarm: int) -> None:
-        if alarm == self._alarm and self._is_asked:
+        if alarm == self._alarm and self._asked:
             self._give()
 
     def _give(self) -> None:
-        things, self._things = self._things, []
-        self._is_asked = False
+        """Give a call what there is, but not more than enough, and the rest to the next if that waits."""
         self._alarm += 1
-        self._on_fetched(things)
+        while self._asked:
+            things, self._things = self._things[:ENOUGH], self._things[ENOUGH:]
+            self._is_due = bool(self._things)
+            self._asked -= 1
+            self._on_fetched(things)
+            if not self._things:
+                break
+        if self._asked:
+            self._set_alarm(BEAT_S)
