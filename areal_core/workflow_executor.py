@@ -195,7 +195,7 @@ class WorkflowExecutor(Committing):
         shift = self._on_shift()
         plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
         task_id = next(self._own_ids) if task_id is None else arguments.check_task_id(task_id)
-        rollout = Rollout(task_id, plan.work_on(data), Lane.OPEN)
+        rollout = plan.rollout(task_id, data, Lane.OPEN)
         shift.raise_if_ended()
         try:
             if task_id < FIRST_OWN_ID:
@@ -284,7 +284,7 @@ class WorkflowExecutor(Committing):
         """
         plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
         shift = self._on_shift()
-        rows = [Rollout(next(self._own_ids), plan.work_on(item), Lane.ROW) for item in data]
+        rows = [plan.rollout(next(self._own_ids), item, Lane.ROW) for item in data]
         if not rows:
             return []
         shift.raise_if_ended()

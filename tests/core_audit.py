@@ -42,7 +42,7 @@ class Audit:
         self._check_ages()
         self._check_manager()
         for rollout in core._rollouts.values():
-            if rollout.work.is_eval:
+            if rollout.plan.is_eval:
                 assert not rollout.is_charged and not rollout.is_doomed
                 assert rollout.outcome is None or rollout.outcome.status != "stale"
         assert len(core.scheduler.running) == self.world.ledger.running + self.world.eval_ledger.running
@@ -76,13 +76,13 @@ class Audit:
         assert budget.running == sum(one.is_charged for one in running)
         assert budget.waiting == len(finished)
         for rollout in running:
-            costs = rollout.lane is not Lane.ROW and not rollout.work.is_eval and not rollout.is_doomed
+            costs = rollout.lane is not Lane.ROW and not rollout.plan.is_eval and not rollout.is_doomed
             assert rollout.is_charged == costs
         assert all(one.is_accepted or (core._is_dynamic and one.lane is Lane.BATCH) for one in finished)
         assert budget.consumed >= 0
         assert budget.running + budget.waiting <= rules.most_units  # what is in memory
         alive = list(self.world.stage.plays)
-        evals = sum(one.rollout.work.is_eval for one in alive)
+        evals = sum(one.rollout.plan.is_eval for one in alive)
         assert (budget.samples, budget.eval_samples) == (len(alive) - evals, evals)
         assert len(alive) <= rules.most_started
         if rules.most_samples is not None:
@@ -129,7 +129,7 @@ class Audit:
             assert outcome.task_id not in self.delivered, "delivered twice"
             self.delivered[outcome.task_id] = outcome
             assert rollout.state is State.COLLECTED
-            assert outcome.is_eval == rollout.work.is_eval == request.is_eval
+            assert outcome.is_eval == rollout.plan.is_eval == request.is_eval
             self._check_outcome(rollout, outcome)
         self._check_choice(request, rollouts)
         if not request.is_eval:
@@ -212,7 +212,7 @@ def _youngest_needed(rollout: Rollout, on_stale: str) -> int:
 
 
 def _of(rollouts: Iterable[Rollout], is_eval: bool) -> list[Rollout]:
-    return [one for one in rollouts if one.work.is_eval == is_eval]
+    return [one for one in rollouts if one.plan.is_eval == is_eval]
 
 
 def a_world(*, version: int = 0, **rules: Any) -> World:

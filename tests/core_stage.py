@@ -165,7 +165,7 @@ class Play:
 class _Scripted(RolloutWorkflow):
     async def arun_episode(self, engine: InferenceEngine, data: Any) -> dict[str, Any] | None:
         play = cast(Stage, engine).now
-        assert play is not None and play.episode.rollout.work.data is data
+        assert play is not None and play.episode.rollout.data is data
         return play.bring()
 
 
@@ -201,7 +201,7 @@ class Stage:
 
     def start(self, episodes: Sequence[Episode]) -> None:
         for episode in episodes:
-            act = cast(Script, episode.rollout.work.data).act_of(episode)
+            act = cast(Script, episode.rollout.data).act_of(episode)
             play = self.plays[episode] = Play(episode, act, self._world.time())
             self.started.append(episode)
             self._set_the_timers(play)
@@ -261,7 +261,7 @@ class Stage:
         episode, self.now = play.episode, play
         coroutine = self._player.play(episode)
         try:
-            episode.rollout.work.context.copy().run(coroutine.send, None)
+            episode.rollout.context.copy().run(coroutine.send, None)
         except StopIteration as end:
             episode.verdict = cast(Verdict, end.value)
         except BaseException as error:

@@ -7,7 +7,6 @@ who wait.
 
 from __future__ import annotations
 
-import contextvars
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +22,7 @@ from areal_core._executor.ids import Ids
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.report import Tally
 from areal_core._executor.requests import Request, Want
-from areal_core._executor.rollout import Lane, Rollout, State, Work
+from areal_core._executor.rollout import Lane, Plan, Rollout, State
 from areal_core._executor.rules import Rules
 from areal_core.staleness_manager import StalenessManager
 from core_stage import SCRIPTED, Ending, Play, Script, Stage, VirtualClock, VirtualTimer, accept_good
@@ -62,7 +61,7 @@ class Told(Reporter):
 
     def ran_in_vain(self, rollout: Rollout) -> None:
         super().ran_in_vain(rollout)
-        self.in_vain += not rollout.work.is_eval  # as a manager is told
+        self.in_vain += not rollout.plan.is_eval  # as a manager is told
 
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
         super().went_stale(rollout, runs_again)
@@ -212,10 +211,9 @@ class World:
     ) -> Rollout:
         """Return a rollout that is not submitted."""
         accept = accept_good if is_filtered else None
-        context = contextvars.copy_context()
         data = data or Script()
-        work = Work(data, SCRIPTED, accept, group_size, keep_rest, context, is_eval)
-        rollout = Rollout(next(self._ids), work, lane)
+        plan = Plan(SCRIPTED, accept, group_size, keep_rest, is_eval)
+        rollout = plan.rollout(next(self._ids), data, lane)
         self.rollouts.append(rollout)
         return rollout
 

@@ -65,7 +65,7 @@ class FarWorker:
 
     def launch(self, jobs: Sequence[EpisodeJob]) -> None:
         for job in jobs:
-            act = cast(Script, job.episode.rollout.work.data).act_of(job.episode)
+            act = cast(Script, job.episode.rollout.data).act_of(job.episode)
             play = self.plays[job] = Play(job.episode, act, self._world.time())
             assert len(self.plays) <= self.slots
             if act.segments:
@@ -138,7 +138,7 @@ class FarWorker:
             job.context.run(coroutine.send, None)
         except StopIteration as end:
             job.data = end.value
-            if job.episode.rollout.work.group_size > 1 and not job.episode.is_judge and job.data.trajectory:
+            if job.episode.rollout.plan.group_size > 1 and not job.episode.is_judge and job.data.trajectory:
                 job.data.trajectory["input_ids"][0, 0] = job.episode.sample_idx
         except BaseException as error:
             job.error = error

@@ -23,7 +23,6 @@ from areal_core._executor.local_desk import EpisodeJob
 from areal_core._executor.report import Tally
 from areal_core._executor.rollout import Episode, Rollout, State
 from areal_core._executor.rules import Rules
-from areal_core._executor.work import Plan
 from areal_core.errors import WorkerLostError
 from core_stage import Act, Play, Stage
 from core_world import World
@@ -185,14 +184,13 @@ class Post(Link):
 
     def _head(self, order: Order, worker: FarWorker, orders: Orders) -> bytes:
         rollout = order.parcel.rollout
-        work = rollout.work
-        key = work.accept is not None, work.group_size, work.keep_rest, work.is_eval
+        made = rollout.plan
+        key = made.accept is not None, made.group_size, made.keep_rest, made.is_eval
         plan = worker.plans.get(key)
         if plan is None:
             plan = worker.plans[key] = len(worker.plans) + 1
-            made = Plan(work.workflow, work.accept, work.group_size, work.keep_rest, work.is_eval)
             orders.plans[plan] = pickle.dumps(made)
-        return pickle.dumps((plan, rollout.task_id, work.data_id, rollout.start_version, work.data))
+        return pickle.dumps((plan, rollout.task_id, rollout.data_id, rollout.start_version, rollout.data))
 
 
 class FarWorld(World):

@@ -13,7 +13,7 @@ from areal_core._distributed.leases import Ended
 from areal_core._distributed.outbox import Outbox
 from areal_core._distributed.wire import Orders
 from areal_core._executor.playing import Player
-from areal_core._executor.work import Plan
+from areal_core._executor.rollout import Plan
 from areal_core._runner.lifecycle import life_of
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.types import InferenceEngine, RolloutWorkflow

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import itertools
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
@@ -11,7 +10,7 @@ from typing import Any
 from areal_core._distributed.dispatcher import Dispatcher
 from areal_core._distributed.leases import Ended, LeaseRules, Link, Order, Parcel, Report
 from areal_core._executor.port import Tracer
-from areal_core._executor.rollout import Episode, Lane, Rollout, State, Verdict, Work
+from areal_core._executor.rollout import Episode, Lane, Plan, Rollout, State, Verdict
 from areal_core._record import EpisodeRecord
 from core_stage import SCRIPTED, VirtualClock, VirtualTimer
 
@@ -139,9 +138,10 @@ class Office:
         self.dispatcher.go_on()
 
     def _new(self, group_size: int) -> Rollout:
-        work = Work(None, SCRIPTED, None, group_size, False, contextvars.copy_context())
-        number = next(self._ids)
-        return Rollout(number, work, Lane.OPEN, State.RUNNING, start_order=number)
+        plan, number = Plan(SCRIPTED, None, group_size, False, False), next(self._ids)
+        rollout = plan.rollout(number, None, Lane.OPEN)
+        rollout.state, rollout.start_order = State.RUNNING, number
+        return rollout
 
     # -- workers -----------------------------------------------------------------------------------
 

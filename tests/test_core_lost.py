@@ -7,7 +7,6 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
 from areal_core._executor.journaling import Journaling
 from areal_core._executor.requests import Want
@@ -161,7 +160,7 @@ def test_a_journal_is_given_its_data_once(directory: Path) -> None:
     try:
         world.core.tell_also(journaling)
         lost = world.make(Script(), Lane.BATCH)
-        lost.work = replace(lost.work, key="0:1")
+        lost.key = "0:1"
         world.post(world.core.submit, [lost])
         lose(world, lost)
         assert runs(lost) and journaling.writer._put == 1

@@ -237,7 +237,7 @@ class CoreMachine(RuleBasedStateMachine):
 
     def _open(self, is_eval: bool) -> list[Rollout]:
         finished = self.world.core.delivery.finished()
-        return [one for one in finished if one.lane is not Lane.BATCH and one.work.is_eval == is_eval]
+        return [one for one in finished if one.lane is not Lane.BATCH and one.plan.is_eval == is_eval]
 
     # -- help --------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ class Training:
             assert caller.is_done
         for is_eval in (False, True):
             finished = [one for one in world.core.delivery.finished() if one.lane is not Lane.BATCH]
-            rest = sum(one.work.is_eval == is_eval for one in finished)
+            rest = sum(one.plan.is_eval == is_eval for one in finished)
             if rest:
                 assert Caller(world, Request(Want.ENDED, rest, is_eval)).look()
         for_batches = len(world.core.delivery._batch)

@@ -15,7 +15,7 @@ from areal_core._distributed import worker as module
 from areal_core._distributed.leases import Report
 from areal_core._distributed.wire import Orders, encode, load_error, unship
 from areal_core._distributed.worker import Setup, Worker
-from areal_core._executor.work import Plan
+from areal_core._executor.rollout import Plan
 from areal_core._runner.lifecycle import life_of
 from executor_tools import WAIT_S, Engine, trajectory_of
 from far_rollouts import FarEngine

@@ -214,7 +214,7 @@ class Dispatcher:
             del worker.out[episode]
             fill_in(episode, one)
             episodes.append(episode)
-            if parcel.rollout.work.group_size == 1:
+            if parcel.rollout.plan.group_size == 1:
                 _forget(parcel)
                 episode.job = None
             else:

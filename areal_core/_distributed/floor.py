@@ -16,8 +16,7 @@ from areal_core._distributed.outbox import Outbox
 from areal_core._distributed.wire import HELD, MOST_PLANS, EndedHere, Head, Orders, text_of
 from areal_core._executor.local_desk import EpisodeJob
 from areal_core._executor.playing import Player
-from areal_core._executor.rollout import Episode, Lane, Rollout, Work
-from areal_core._executor.work import Plan
+from areal_core._executor.rollout import Episode, Lane, Plan, Rollout
 from areal_core._record import EpisodeRecord
 from areal_core._runner.ending import Ending
 from areal_core._runner.guest import Guest
@@ -162,23 +161,15 @@ class Floor(Guest):
             if isinstance(plan, BaseException):
                 self._refuse(number, places, plan)
                 return
-            work = Work(
-                data,
-                plan.workflow,
-                plan.accept,
-                plan.group_size,
-                plan.keep_rest,
-                _ANY_CONTEXT,
-                plan.is_eval,
-                data_id,
+            self._rollouts[number] = Rollout(
+                task_id, plan, data, Lane.OPEN, _ANY_CONTEXT, data_id, start_version=version
             )
-            self._rollouts[number] = Rollout(task_id, work, Lane.OPEN, start_version=version)
         rollout = self._rollouts.get(number)
         if rollout is None:  # it could not be read, now or with an earlier member
             self._refuse(number, places, head if isinstance(head, BaseException) else None)
             return
         for place in places:
-            episode = Episode(rollout, place, EpisodeRecord(rollout.work.data_id))
+            episode = Episode(rollout, place, EpisodeRecord(rollout.data_id))
             if place == _JUDGE:
                 rollout.judge = episode
             else:
@@ -270,7 +261,7 @@ class Floor(Guest):
         things = [_ended(number, episode) for number, episode in ended]
         with self._lock:
             for number, episode in ended:
-                if episode.rollout.work.group_size == 1:
+                if episode.rollout.plan.group_size == 1:
                     self._rollouts.pop(number, None)
             is_last = self._is_idle()
         self._out.put(things, is_last=is_last)
@@ -321,4 +312,4 @@ def _ended(number: int, episode: Episode) -> EndedHere:
 
 
 def _is_member(episode: Episode) -> bool:
-    return episode.rollout.work.group_size > 1 and not episode.is_judge
+    return episode.rollout.plan.group_size > 1 and not episode.is_judge

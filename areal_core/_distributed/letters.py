@@ -10,8 +10,7 @@ from msgspec import Struct
 
 from areal_core._distributed.leases import Ended, Order, Parcel
 from areal_core._distributed.wire import MOST_PLANS, Orders, text_of
-from areal_core._executor.rollout import Work
-from areal_core._executor.work import Plan
+from areal_core._executor.rollout import Plan
 
 
 class Letter(Struct, eq=False):
@@ -51,20 +50,19 @@ class Clerk:
 
     def _head(self, order: Order, letter: Letter, orders: Orders) -> bytes:
         rollout = order.parcel.rollout
-        work = rollout.work
-        number, plan = self._plan_of(work)
+        number, plan = self._plan_of(rollout.plan)
         if number not in letter.plans:
             orders.plans[number] = self._dumps(plan)
             letter.plans = {one for one in letter.plans if one > number - MOST_PLANS} | {number}
-        return self._dumps((number, rollout.task_id, work.data_id, rollout.start_version, work.data))
+        return self._dumps((number, rollout.task_id, rollout.data_id, rollout.start_version, rollout.data))
 
-    def _plan_of(self, work: Work) -> tuple[int, Plan]:
-        key = (id(work.workflow), id(work.accept), work.group_size, work.keep_rest, work.is_eval)
+    def _plan_of(self, plan: Plan) -> tuple[int, Plan]:
+        """Return the number of *plan*, or of one that is the same, and that one: it stays what it is."""
+        key = (id(plan.workflow), id(plan.accept), plan.group_size, plan.keep_rest, plan.is_eval)
         known = self._plans.get(key)
         if known is not None:
             return known
         self._plans_so_far += 1
-        plan = Plan(work.workflow, work.accept, work.group_size, work.keep_rest, work.is_eval)
         self._plans[key] = made = (self._plans_so_far, plan)
         while len(self._plans) > MOST_PLANS:
             self._plans.popitem(last=False)
@@ -72,10 +70,10 @@ class Clerk:
 
 
 def _unsendable(parcel: Parcel, place: int, error: BaseException) -> Ended:
-    work = parcel.rollout.work
+    plan = parcel.rollout.plan
     told = TypeError(
         f"rollout {parcel.rollout.task_id} cannot be sent to a worker: its data, or "
-        f"{type(work.workflow).__qualname__} with its filter, cannot be pickled ({text_of(error)}); keep "
+        f"{type(plan.workflow).__qualname__} with its filter, cannot be pickled ({text_of(error)}); keep "
         "what belongs to this process out of them, and make it where the workflow runs"
     )
     return Ended(parcel.number, place, None, told, False, 0.0, (0, None, 0.0, 0.0, 0.0))

@@ -22,7 +22,7 @@ def enter(parcel: Parcel, episode: Episode, stage: str) -> None:
     place = episode.sample_idx
     contexts = parcel.contexts = {} if parcel.contexts is None else parcel.contexts
     if place not in contexts:
-        contexts[place] = episode.rollout.work.context.copy()
+        contexts[place] = episode.rollout.context.copy()
     contexts[place].run(episode.record.enter, stage)
 
 
@@ -32,7 +32,7 @@ def never_begun(episode: Episode) -> Episode:
         f"rollout {episode.rollout.task_id} was cancelled before it started"
     )
     episode.record.enter(ENDED)
-    if episode.rollout.work.group_size == 1:
+    if episode.rollout.plan.group_size == 1:
         episode.job = None
     return episode
 

@@ -21,7 +21,7 @@ class Ageing:
 
     def is_too_old(self, rollout: Rollout) -> bool:
         """Return whether nothing of one that was accepted may be trained on."""
-        if rollout.work.is_eval:
+        if rollout.plan.is_eval:
             return False
         return is_too_old(rollout.ages, rollout.start_version, self._rules.on_stale, self._least)
 
@@ -39,7 +39,7 @@ class Ageing:
 
     def is_doomed(self, rollout: Rollout, fell: bool) -> bool:
         """Return whether nothing that one that runs may still bring is young enough."""
-        if rollout.work.is_eval or rollout.is_ending or self._rules.on_stale == "keep":
+        if rollout.plan.is_eval or rollout.is_ending or self._rules.on_stale == "keep":
             return False
         if fell and self._is_of_the_future(rollout):
             return True
@@ -51,7 +51,7 @@ class Ageing:
     def may_run_again(self, rollout: Rollout) -> bool:
         """Return whether *rollout*, which is too old, is to be played once more."""
         if rollout.is_recovered:
-            return rollout.work.data is not LOST
+            return rollout.data is not LOST
         wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
         return wanted and rollout.requeues < self._rules.max_requeues
 
@@ -73,7 +73,7 @@ class Ageing:
         return self._budget.version - self._rules.max_staleness
 
     def _is_of_the_future(self, rollout: Rollout) -> bool:
-        if rollout.work.is_eval or self._rules.on_stale == "keep":
+        if rollout.plan.is_eval or self._rules.on_stale == "keep":
             return False
         newest = max(rollout.start_version, rollout.ages.newest or 0, _newest_sent(rollout) or 0)
         return newest > self._budget.version

@@ -109,4 +109,4 @@ class BothBooks:
 
     def of(self, rollout: Rollout) -> Books:
         """Return those in which *rollout* is counted."""
-        return self.evaluation if rollout.work.is_eval else self.training
+        return self.evaluation if rollout.plan.is_eval else self.training

@@ -82,7 +82,7 @@ class Core:
             self._witness.recovered(rollout, is_young)
             if is_young:
                 self._take_finished(rollout)
-            elif rollout.work.data is LOST:
+            elif rollout.data is LOST:
                 rollout.is_abandoned = True
             else:
                 rollout.restart()
@@ -333,7 +333,7 @@ class Core:
         was, rollout.state, rollout.outcome = rollout.state, State.FINISHED, outcome
         self.scheduler.settle(rollout, keeps_unit=self._keeps_unit(rollout, outcome))
         self.books.of(rollout).ended(was, outcome.status)
-        if not rollout.work.is_eval and not rollout.is_cancelled:
+        if not rollout.plan.is_eval and not rollout.is_cancelled:
             self._patience.note(outcome)
         self._witness.ended(rollout)
         self.delivery.keep(rollout)

@@ -71,7 +71,7 @@ class Delivery:
                 )
             if rollout.claim is not None:
                 return ValueError(f"task_id={task_id} is claimed by another caller, who waits for it already")
-            request.is_eval = rollout.work.is_eval
+            request.is_eval = rollout.plan.is_eval
             self._claim(request, rollout)
         return None
 
@@ -161,7 +161,7 @@ class Delivery:
             return self._claimed
         if rollout.lane is Lane.BATCH:
             return self._batch if rollout.is_charged else self._unwanted
-        return self._eval if rollout.work.is_eval else self._open
+        return self._eval if rollout.plan.is_eval else self._open
 
     def _spend(self, rollouts: Sequence[Rollout]) -> frozenset[Rollout]:
         """Count the units of rollouts that are delivered; return those that cost one."""
@@ -194,4 +194,4 @@ def _age(rollout: Rollout) -> tuple[int, int]:
 
 def _costs_on_delivery(rollout: Rollout) -> bool:
     """Return whether it costs a unit only when it is delivered: a row jumped the queue."""
-    return rollout.lane is Lane.ROW and rollout.is_accepted and not rollout.work.is_eval
+    return rollout.lane is Lane.ROW and rollout.is_accepted and not rollout.plan.is_eval

@@ -171,7 +171,7 @@ class Desk(Guest):
             elif op[0] in submits:
                 left.update(op[1][0])
         new = [one for one in left if not (one.is_submitted or one.is_abandoned)]
-        is_eval = [rollout.work.is_eval for rollout in new]
+        is_eval = [rollout.plan.is_eval for rollout in new]
         return is_eval.count(False), is_eval.count(True)
 
     # -- the thread that owns the core -------------------------------------------------------------

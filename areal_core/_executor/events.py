@@ -123,7 +123,7 @@ class Reporter(Witness):
     def _keep(self, rollouts: Iterable[Rollout], change: int) -> None:
         for rollout in rollouts:
             if rollout.is_accepted and rollout.lane is not Lane.BATCH:
-                self._uncollected[rollout.work.is_eval] += change
+                self._uncollected[rollout.plan.is_eval] += change
 
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
         self._keep([rollout], -1)
@@ -160,7 +160,7 @@ class Reporter(Witness):
         self._log.write()  # now: the loop may never come to it
 
     def _count(self, rollout: Rollout, count: Callable[[], None]) -> None:
-        if rollout.work.is_eval:
+        if rollout.plan.is_eval:
             return
         try:
             count()
@@ -169,7 +169,7 @@ class Reporter(Witness):
 
 
 def _more(rollout: Rollout, outcome: RolloutOutcome) -> dict[str, Any]:
-    size = rollout.work.group_size
+    size = rollout.plan.group_size
     more = {
         "version": outcome.start_version,
         "origin": outcome.origin,
@@ -187,9 +187,9 @@ def _phases(rollout: Rollout, queued_at: float | None) -> dict[str, float]:
 
 
 def _names(rollout: Rollout) -> dict[str, Any]:
-    names: dict[str, Any] = {"rollout": rollout.task_id, "workflow": type(rollout.work.workflow).__qualname__}
-    if rollout.work.data_id is not None:
-        names["data_id"] = rollout.work.data_id
-    if rollout.work.is_eval:
+    names: dict[str, Any] = {"rollout": rollout.task_id, "workflow": type(rollout.plan.workflow).__qualname__}
+    if rollout.data_id is not None:
+        names["data_id"] = rollout.data_id
+    if rollout.plan.is_eval:
         names["is_eval"] = True
     return names

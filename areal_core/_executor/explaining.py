@@ -224,12 +224,12 @@ def _describe(seen: _Seen) -> StuckRollout:
     stage = "waiting for slots for the rest of its group" if record is None else record.stage
     if seen.decision is not None:
         stage += f", though it was told to end ({seen.decision})"
-    size = rollout.work.group_size
+    size = rollout.plan.group_size
     return StuckRollout(
         task_id=rollout.task_id,
-        data_id=short_name(rollout.work.data_id),
-        workflow=type(rollout.work.workflow).__qualname__,
-        is_eval=rollout.work.is_eval,
+        data_id=short_name(rollout.data_id),
+        workflow=type(rollout.plan.workflow).__qualname__,
+        is_eval=rollout.plan.is_eval,
         age_s=seen.age_s,
         stage=stage,
         stage_s=seen.stage_s,

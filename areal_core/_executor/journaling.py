@@ -160,17 +160,17 @@ class Journaling(Witness):
     # -- what the core tells -----------------------------------------------------------------------
 
     def enqueued(self, rollout: Rollout) -> None:
-        key = rollout.work.key
-        if key is None or rollout.requeues or rollout.losses or rollout.work.is_journaled:
+        key = rollout.key
+        if key is None or rollout.requeues or rollout.losses or rollout.is_journaled:
             return
         packed, rollout.packed = rollout.packed, None
         if packed is None:  # it cannot be packed, which the writer finds out, and says
-            self.writer.put(Queued(key, epoch_of(key)), rollout.work.data)
+            self.writer.put(Queued(key, epoch_of(key)), rollout.data)
         else:
             self.writer.put(Queued(key, epoch_of(key), packed))
 
     def ended(self, rollout: Rollout) -> None:
-        key, outcome = rollout.work.key, rollout.outcome
+        key, outcome = rollout.key, rollout.outcome
         if key is None or outcome is None:
             return
         packed, rollout.packed = rollout.packed, None
@@ -182,13 +182,13 @@ class Journaling(Witness):
             self.writer.put(Ended(key, outcome.status))
 
     def went_stale(self, rollout: Rollout, runs_again: bool) -> None:
-        key = rollout.work.key
+        key = rollout.key
         if key is not None:
             self.writer.put(Reopened(key) if runs_again else Ended(key, "stale"))
 
     def recovered(self, rollout: Rollout, is_young: bool) -> None:
-        if not is_young and rollout.work.key is not None:
-            self.writer.put(Reopened(rollout.work.key))
+        if not is_young and rollout.key is not None:
+            self.writer.put(Reopened(rollout.key))
 
     def delivered(self, rollouts: Iterable[Rollout]) -> None:
         keys = _keys_of_accepted(rollouts)
@@ -225,4 +225,4 @@ def steps_in(directory: Path) -> list[int]:
 
 
 def _keys_of_accepted(rollouts: Iterable[Rollout]) -> tuple[str, ...]:
-    return tuple(one.work.key for one in rollouts if one.work.key is not None and one.is_accepted)
+    return tuple(one.key for one in rollouts if one.key is not None and one.is_accepted)

@@ -21,9 +21,9 @@ class EpisodeJob(Job):
     noun = "rollout"
 
     def __init__(self, episode: Episode, player: Player, timeout_s: float | None) -> None:
-        work = episode.rollout.work
+        rollout = episode.rollout
         # Each in its own copy of the caller's context variables.
-        super().__init__(episode.rollout.task_id, player.play, (episode,), {}, work.context.copy(), timeout_s)
+        super().__init__(rollout.task_id, player.play, (episode,), {}, rollout.context.copy(), timeout_s)
         self.episode = episode
         self.doing = ""
 
@@ -31,8 +31,8 @@ class EpisodeJob(Job):
     def label(self) -> str:
         """Name the episode for a log line."""
         rollout = self.episode.rollout
-        member = f"[{self.episode.sample_idx}]" if rollout.work.group_size > 1 else ""
-        return f"rollout {rollout.task_id}{member} {type(rollout.work.workflow).__qualname__}"
+        member = f"[{self.episode.sample_idx}]" if rollout.plan.group_size > 1 else ""
+        return f"rollout {rollout.task_id}{member} {type(rollout.plan.workflow).__qualname__}"
 
     def fill_in(self) -> None:
         """Note at the episode how it ended."""

@@ -204,7 +204,7 @@ def _ages_by_stage(stages: Sequence[str], ages: Sequence[float]) -> dict[str, tu
 
 
 def _lags(running: Iterable[Rollout], version: int) -> dict[int, int]:
-    lags = Counter(version - one.start_version for one in running if not one.work.is_eval)
+    lags = Counter(version - one.start_version for one in running if not one.plan.is_eval)
     return dict(sorted(lags.items()))
 
 
@@ -217,7 +217,7 @@ def _stage_of(rollout: Rollout) -> str:
 
 def _data_id(rollout: Rollout) -> int | float | bool | str | None:
     """Return what names its item, as JSON can have it."""
-    name: int | float | bool | str | None = short_name(rollout.work.data_id)
+    name: int | float | bool | str | None = short_name(rollout.data_id)
     return str(name) if type(name) is int and name < _LEAST_INTEGER else name
 
 
@@ -227,8 +227,8 @@ def _straggler(rollout: Rollout, now: float) -> Straggler:
     return Straggler(
         task_id=rollout.task_id,
         data_id=_data_id(rollout),
-        workflow=type(rollout.work.workflow).__qualname__,
-        is_eval=rollout.work.is_eval,
+        workflow=type(rollout.plan.workflow).__qualname__,
+        is_eval=rollout.plan.is_eval,
         age_s=now - rollout.started_at,
         stage=_stage_of(rollout) if record is None else record.stage,
         stage_s=now - (rollout.started_at if record is None else record.since),

@@ -10,7 +10,7 @@ from msgspec import structs
 from areal_core import _log, _record, workflow_context
 from areal_core._agents import scope
 from areal_core._executor.freshness import ages_of, with_mask
-from areal_core._executor.rollout import Accept, Episode, Verdict, Work
+from areal_core._executor.rollout import Accept, Episode, Plan, Verdict
 from areal_core.types import InferenceEngine
 
 
@@ -27,20 +27,20 @@ class Player:
 
     async def play(self, episode: Episode) -> Verdict:
         """Return what came of *episode*. Raises what the workflow raises, and TypeError for odd results."""
-        rollout, work = episode.rollout, episode.rollout.work
+        rollout, plan = episode.rollout, episode.rollout.plan
         _record.current.set(episode.record)
         if _log.binds_episodes:
-            _log.bind_episode(rollout.task_id, work.data_id, rollout.start_version)
-        is_group = work.group_size > 1
+            _log.bind_episode(rollout.task_id, rollout.data_id, rollout.start_version)
+        is_group = plan.group_size > 1
         sample_idx = None if episode.is_judge or not is_group else episode.sample_idx
-        workflow_context.set(workflow_context.WorkflowContext(work.is_eval, rollout.task_id, sample_idx))
+        workflow_context.set(workflow_context.WorkflowContext(plan.is_eval, rollout.task_id, sample_idx))
         if episode.is_judge:
             return await self._judge_group(episode)
         episode.record.enter(_record.PLAYING)
         here = scope.Scope(self.engine)
         scope.current.set(here)
         try:
-            trajectory = await work.workflow.arun_episode(self.engine, work.data)
+            trajectory = await plan.workflow.arun_episode(self.engine, rollout.data)
         finally:
             if here.is_in_use:
                 await here.end()
@@ -48,7 +48,7 @@ class Player:
             return Verdict(None, "the workflow returned None")
         if not isinstance(trajectory, dict):
             raise TypeError(
-                f"{type(work.workflow).__qualname__}.arun_episode returned a {type(trajectory).__name__}; "
+                f"{type(plan.workflow).__qualname__}.arun_episode returned a {type(trajectory).__name__}; "
                 "return a dict of arrays, or None to reject"
             )
         if is_group:
@@ -65,22 +65,22 @@ class Player:
 
     async def _judged(self, trajectory: dict[str, Any], episode: Episode) -> Verdict:
         """Return what is made of *trajectory*, which is all that the rollout of *episode* brings."""
-        work = episode.rollout.work
-        verdict = self._checked(trajectory, work)
-        if work.accept is not None:
-            verdict = await self._filtered(verdict, work.accept, episode.record)
-        if self.journals and work.key is not None and verdict.trajectory is not None:
+        rollout, plan = episode.rollout, episode.rollout.plan
+        verdict = self._checked(trajectory, plan)
+        if plan.accept is not None:
+            verdict = await self._filtered(verdict, plan.accept, episode.record)
+        if self.journals and rollout.key is not None and verdict.trajectory is not None:
             from areal_core._executor.recovery import packed_if_large
 
             verdict = structs.replace(verdict, packed=await packed_if_large(verdict.trajectory, episode))
         return verdict
 
-    def _checked(self, trajectory: dict[str, Any], work: Work) -> Verdict:
+    def _checked(self, trajectory: dict[str, Any], plan: Plan) -> Verdict:
         if self.checks_format:
             from areal_core.trajectory import check_trajectory_format
 
             check_trajectory_format(trajectory)
-        if self.masks and not work.is_eval:
+        if self.masks and not plan.is_eval:
             trajectory = with_mask(trajectory)
         return Verdict(trajectory, ages=ages_of(trajectory))
 

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from areal_core._executor.desk import Desk
-from areal_core._executor.rollout import Lane, Rollout
-from areal_core._executor.work import Plan, data_id_of
+from areal_core._executor.rollout import Lane, Plan, Rollout, data_id_of
 from areal_core.errors import DataExhaustedError
 
 if TYPE_CHECKING:
@@ -188,8 +187,10 @@ class Prompts:
             key = self._recovery.new_key(name, packed, is_place=own is None)
             if key is None:
                 return None
-        work = plan.work_on(item, by_place if own is None else own, key)
-        return Rollout(next(self._ids), work, Lane.BATCH, packed=packed)
+        data_id = by_place if own is None else own
+        rollout = plan.rollout(next(self._ids), item, Lane.BATCH, data_id=data_id, key=key)
+        rollout.packed = packed
+        return rollout
 
     def _key_of(self, own: Any, place: int) -> str:
         """Return what the journal calls the item at *place*, whose id is its *own*: the same in any order.

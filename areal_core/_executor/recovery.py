@@ -12,8 +12,7 @@ from typing import Any
 from areal_core._executor.freshness import ages_of
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.resumed import Resumed
-from areal_core._executor.rollout import LOST, Episode, Lane, Rollout, State
-from areal_core._executor.work import Plan, data_id_of
+from areal_core._executor.rollout import LOST, Episode, Lane, Plan, Rollout, State, data_id_of
 from areal_core._journal.packing import PackingError, pack, unpack
 from areal_core._journal.records import Finished, Pending, Recovered
 from areal_core.errors import JournalError
@@ -97,7 +96,7 @@ class Recovery:
 
     def leave_to_loader(self, rollout: Rollout) -> None:
         """Let the dataloader give the item of *rollout* again."""
-        self._given.pop(rollout.work.key or "", None)
+        self._given.pop(rollout.key or "", None)
 
     def rollouts(self, plan: Plan, ids: Iterator[int]) -> tuple[list[Rollout], list[Rollout]]:
         """Return what is finished, in the order it has to be delivered in, and what has to be played."""
@@ -107,7 +106,9 @@ class Recovery:
             for order, (one, data, result) in enumerate(self._finished, first)
         ]
         pending = [
-            Rollout(next(ids), plan.work_on(data, _data_id(one.key, data), one.key, True), Lane.BATCH)
+            plan.rollout(
+                next(ids), data, Lane.BATCH, data_id=_data_id(one.key, data), key=one.key, is_journaled=True
+            )
             for one, data in self._pending
         ]
         return finished, pending
@@ -143,30 +144,23 @@ def _finished(
     key: str, data: Any, result: dict[str, Any], plan: Plan, task_id: int, start_order: int
 ) -> Rollout:
     trajectory, start_version = result["trajectory"], result["start_version"]
-    work = plan.work_on(data, _data_id(key, data), key, data is not LOST)
+    data_id = _data_id(key, data)
     ages, now = ages_of(trajectory), time.monotonic()
     outcome = RolloutOutcome(
         task_id=task_id,
         status="accepted",
         trajectory=trajectory,
-        data_id=work.data_id,
+        data_id=data_id,
         start_version=start_version,
         origin=start_version if ages.oldest is None else ages.oldest,
         create_time=now - result["seconds"],
         finish_time=now,
     )
-    return Rollout(
-        task_id,
-        work,
-        Lane.BATCH,
-        State.FINISHED,
-        is_recovered=True,
-        start_order=start_order,
-        start_version=start_version,
-        ages=ages,
-        busy_s=result["seconds"],
-        outcome=outcome,
-    )
+    rollout = plan.rollout(task_id, data, Lane.BATCH, data_id=data_id, key=key, is_journaled=data is not LOST)
+    rollout.state, rollout.is_recovered, rollout.outcome = State.FINISHED, True, outcome
+    rollout.start_order, rollout.start_version = start_order, start_version
+    rollout.ages, rollout.busy_s = ages, result["seconds"]
+    return rollout
 
 
 def _digest(packed: bytes) -> bytes:

@@ -6,8 +6,8 @@ Structs, since they are made several for each rollout: to make a frozen dataclas
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
-from contextvars import Context
+from collections.abc import Awaitable, Callable, Mapping
+from contextvars import Context, copy_context
 from typing import Any
 
 from msgspec import Struct
@@ -18,6 +18,8 @@ from areal_core._record import EpisodeRecord
 from areal_core.types import RolloutWorkflow
 
 Accept = Callable[[dict[str, Any]], Awaitable[bool]]
+
+_MAPPINGS = (dict, Mapping)  # dict first: an abstract class takes its time
 
 LOST: Any = object()
 """Stands for data that a journal could not keep."""
@@ -43,25 +45,38 @@ class State(enum.Enum):
     COLLECTED = enum.auto()
 
 
-class Work(Struct, frozen=True, eq=False):
-    """What is to be done, as the caller said it."""
+class Plan(Struct, frozen=True, eq=False):
+    """How items of data are to be rolled out: what thousands of rollouts have in common."""
 
-    data: Any
     workflow: RolloutWorkflow
     accept: Accept | None
     """None: all is accepted."""
     group_size: int
     keep_rest: bool
     """Whether a group goes on without the members that failed."""
-    context: Context
-    """A copy of the caller's context variables."""
-    is_eval: bool = False
-    data_id: Any = None
-    """What names the item of data; None: nothing does."""
-    key: str | None = None
-    """What the journal calls it; None: it is in none."""
-    is_journaled: bool = False
-    """Whether the journal has its data already, from an earlier run."""
+    is_eval: bool
+
+    def rollout(
+        self,
+        task_id: int,
+        data: Any,
+        lane: Lane,
+        *,
+        data_id: Any = None,
+        key: str | None = None,
+        is_journaled: bool = False,
+    ) -> Rollout:
+        """Return a rollout of one item, in a copy of the caller's context variables.
+
+        Without a *data_id* it has the item's own.
+        """
+        own = data_id_of(data) if data_id is None else data_id
+        return Rollout(task_id, self, data, lane, copy_context(), own, key, is_journaled)
+
+
+def data_id_of(data: Any) -> Any:
+    """Return the item's own ``data_id``; None where it has none."""
+    return data.get("data_id") if isinstance(data, _MAPPINGS) else None
 
 
 class Verdict(Struct, frozen=True, eq=False):
@@ -111,8 +126,18 @@ class Rollout(Struct, eq=False):
     """One unit. Only the thread that owns the core touches it, but for what the caller gave."""
 
     task_id: int
-    work: Work
+    plan: Plan
+    data: Any
+    """The item, as the caller gave it."""
     lane: Lane
+    context: Context
+    """A copy of the caller's context variables."""
+    data_id: Any = None
+    """What names the item; None: nothing does."""
+    key: str | None = None
+    """What the journal calls it; None: it is in none."""
+    is_journaled: bool = False
+    """Whether the journal has its data already, from an earlier run."""
     state: State = State.PENDING
     is_submitted: bool = False
     """Whether a core has taken it."""
@@ -154,7 +179,7 @@ class Rollout(Struct, eq=False):
     @property
     def has_more_members(self) -> bool:
         """Whether members of it are still to be started."""
-        return len(self.episodes) < self.work.group_size and not self.is_ending
+        return len(self.episodes) < self.plan.group_size and not self.is_ending
 
     @property
     def is_ending(self) -> bool:

@@ -48,7 +48,7 @@ class Scheduler:
 
     def line_of(self, rollout: Rollout) -> Line:
         """Return where *rollout* waits."""
-        return self.evaluation if rollout.work.is_eval else self.training
+        return self.evaluation if rollout.plan.is_eval else self.training
 
     def enqueue(self, rollout: Rollout, *, first: bool = False) -> None:
         """Let *rollout* wait for its start."""
@@ -79,8 +79,8 @@ class Scheduler:
             return
         episode.is_over = True
         rollout.alive -= 1
-        self._budget.free_slot(rollout.work.is_eval)
-        fatal = episode.is_judge or not rollout.work.keep_rest
+        self._budget.free_slot(rollout.plan.is_eval)
+        fatal = episode.is_judge or not rollout.plan.keep_rest
         if fatal and episode.error is not None and not episode.told_to_end:
             rollout.failure = episode
             self._end_members(rollout)
@@ -94,7 +94,7 @@ class Scheduler:
         for episode in rollout.members():
             if not episode.is_over:
                 episode.is_over = True
-                self._budget.free_slot(rollout.work.is_eval)
+                self._budget.free_slot(rollout.plan.is_eval)
         rollout.alive = 0
         return True
 
@@ -147,17 +147,17 @@ class Scheduler:
         rollout.start_version = self._budget.version
         rollout.started_at = self._clock.time()
         self.running[rollout.task_id] = rollout
-        if rollout.work.group_size > 1:
+        if rollout.plan.group_size > 1:
             line.begun[rollout.task_id] = rollout
-        if rollout.lane is not Lane.ROW and not rollout.work.is_eval:
+        if rollout.lane is not Lane.ROW and not rollout.plan.is_eval:
             rollout.is_charged = True
             self._budget.running += 1
         self._on_began(rollout)
 
     def _new_episode(self, rollout: Rollout, sample_idx: int) -> Episode:
         rollout.alive += 1
-        self._budget.take_slot(rollout.work.is_eval)
-        return Episode(rollout, sample_idx, EpisodeRecord(rollout.work.data_id))
+        self._budget.take_slot(rollout.plan.is_eval)
+        return Episode(rollout, sample_idx, EpisodeRecord(rollout.data_id))
 
     def hunger_of(self, batch: Request) -> int:
         """Return how many more rollouts *batch* wants to be pending for it and others; 0: enough are."""
@@ -193,7 +193,7 @@ class Scheduler:
 def _is_to_be_judged(rollout: Rollout) -> bool:
     """Return whether members of a group brought something that is to be joined, filtered and checked."""
     return (
-        rollout.work.group_size > 1
+        rollout.plan.group_size > 1
         and rollout.judge is None
         and not rollout.is_ending
         and any(

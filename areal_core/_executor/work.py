@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextvars
 import importlib
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
 from areal_core._agents.workflow import Agent, AgentWorkflow, is_agent
 from areal_core._checks import check_flag, check_integer, check_mapping
-from areal_core._executor.rollout import Accept, Work
+from areal_core._executor.rollout import Accept, Plan
 from areal_core.config import InferenceEngineConfig
 from areal_core.offload import Names, offloaded_as
 from areal_core.types import RolloutWorkflow
@@ -20,38 +17,9 @@ from areal_core.types import RolloutWorkflow
 Workflow = RolloutWorkflow | Agent | type[RolloutWorkflow] | type[Agent] | str
 """A workflow or an agent, the class of one, or an import path of either, ``"package.module:Class"``."""
 
-_MAPPINGS = (dict, Mapping)  # dict first: an abstract class takes its time
 _METHOD = "arun_episode"
 _AGENTS_METHOD = "run"
 _NAMES = Names("should_accept_fn", "accept_in", "accept_timeout")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How items of data are to be rolled out."""
-
-    workflow: RolloutWorkflow
-    accept: Accept | None
-    group_size: int
-    keep_rest: bool
-    is_eval: bool
-
-    def work_on(
-        self, data: Any, data_id: Any = None, key: str | None = None, is_journaled: bool = False
-    ) -> Work:
-        """Return the work on one item, in a copy of the caller's context variables."""
-        return Work(
-            data,
-            self.workflow,
-            self.accept,
-            self.group_size,
-            self.keep_rest,
-            contextvars.copy_context(),
-            self.is_eval,
-            data_id_of(data) if data_id is None else data_id,
-            key,
-            is_journaled,
-        )
 
 
 class Planner:
@@ -91,11 +59,6 @@ class Planner:
     def forget(self) -> None:
         """Keep no caller's workflow any longer."""
         self._last = None
-
-
-def data_id_of(data: Any) -> Any:
-    """Return the item's own ``data_id``; None where it has none."""
-    return data.get("data_id") if isinstance(data, _MAPPINGS) else None
 
 
 def make_workflow(workflow: Any, kwargs: Any) -> RolloutWorkflow:

@@ -189,7 +189,7 @@ class Meter(Witness):
 
 
 def _kind_of(rollout: Rollout) -> str:
-    return KINDS[rollout.work.is_eval]
+    return KINDS[rollout.plan.is_eval]
 
 
 def _life_of(engine: object) -> object:

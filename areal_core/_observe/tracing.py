@@ -194,7 +194,7 @@ class _EpisodeTrace:
             return  # it was cancelled before its first step
         self._outcome = _outcome_of(episode)
         self._notes += (now, None, _record.ENDED, None, None)
-        if episode.rollout.work.group_size > 1 and not episode.is_judge:
+        if episode.rollout.plan.group_size > 1 and not episode.is_judge:
             members = self._tracing.members.setdefault(episode.rollout.task_id, [])
             members.append(Link(span.get_span_context()))
         self._tracing.take(self)
@@ -213,18 +213,18 @@ class _EpisodeTrace:
 
 
 def _of_episode(executor: str, episode: Episode) -> dict[str, AttributeValue]:
-    rollout, work = episode.rollout, episode.rollout.work
+    rollout, plan = episode.rollout, episode.rollout.plan
     attributes: dict[str, AttributeValue] = {
         "areal.executor": executor,
         "areal.rollout.id": rollout.task_id,
-        "areal.rollout.kind": KINDS[work.is_eval],
-        "areal.workflow": type(work.workflow).__qualname__,
+        "areal.rollout.kind": KINDS[plan.is_eval],
+        "areal.workflow": type(plan.workflow).__qualname__,
         "areal.policy.version": rollout.start_version,
     }
-    if work.data_id is not None:
-        attributes["areal.data_id"] = str(short_data_id(work.data_id))
-    if work.group_size > 1:
-        attributes["areal.group.size"] = work.group_size
+    if rollout.data_id is not None:
+        attributes["areal.data_id"] = str(short_data_id(rollout.data_id))
+    if plan.group_size > 1:
+        attributes["areal.group.size"] = plan.group_size
         if not episode.is_judge:
             attributes["areal.group.member"] = episode.sample_idx
     return attributes

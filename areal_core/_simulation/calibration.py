@@ -20,8 +20,7 @@ from areal_core._distributed.dispatcher import Dispatcher
 from areal_core._distributed.leases import LeaseRules, Report
 from areal_core._distributed.wire import Orders, encode
 from areal_core._distributed.worker import Setup, Worker
-from areal_core._executor.rollout import Episode, Lane, Rollout, State, Work
-from areal_core._executor.work import Plan
+from areal_core._executor.rollout import Episode, Lane, Plan, State
 from areal_core._offload.stats import processors
 from areal_core._record import EpisodeRecord
 from areal_core._simulation.clock import VirtualClock
@@ -146,8 +145,8 @@ def _episodes(count: int) -> list[Episode]:
     plan = Plan(Instant(), None, 1, False, False)
     made = []
     for number in range(count):
-        work: Work = plan.work_on(_ITEM)
-        rollout = Rollout(number, work, Lane.BATCH, state=State.RUNNING)
+        rollout = plan.rollout(number, _ITEM, Lane.BATCH)
+        rollout.state = State.RUNNING
         rollout.episodes = (Episode(rollout, 0, EpisodeRecord()),)
         made.append(rollout.episodes[0])
     return made

@@ -52,10 +52,10 @@ class VirtualLink(FarLink):
         """Have episodes played."""
         message = self._message_for(worker)
         for order in orders:
-            work = order.parcel.rollout.work
+            rollout = order.parcel.rollout
             places = [episode.sample_idx for episode in order.episodes]
             message.give.append(
-                Given(order.parcel.number, order.is_first, work.data, work.group_size, places)
+                Given(order.parcel.number, order.is_first, rollout.data, rollout.plan.group_size, places)
             )
 
     def cancel(self, worker: int, episodes: Sequence[tuple[int, int]]) -> None:

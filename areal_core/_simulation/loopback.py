@@ -132,8 +132,7 @@ class _Loopback(Nowhere):
 
     def _head(self, order: Order) -> bytes:
         rollout = order.parcel.rollout
-        work = rollout.work
-        return self._dumps((1, rollout.task_id, work.data_id, rollout.start_version, work.data))
+        return self._dumps((1, rollout.task_id, rollout.data_id, rollout.start_version, rollout.data))
 
     def _pretend(self, given: Sequence[Order]) -> None:
         began = time.thread_time()

@@ -10,8 +10,8 @@ from areal_core._executor.handover import Handover, accepted
 from areal_core._executor.ids import Ids
 from areal_core._executor.prompts import Prompts
 from areal_core._executor.requests import Request, Want
+from areal_core._executor.rollout import Plan
 from areal_core._executor.rules import Rules
-from areal_core._executor.work import Plan
 from areal_core._simulation.clock import VirtualClock, VirtualThread
 from areal_core._simulation.driver import VirtualDesk
 from areal_core._simulation.items import Items
