@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable, Iterable, Sequence
+import inspect
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from time import monotonic_ns
 from typing import Any
 
@@ -35,9 +36,12 @@ class Lodger(Guest):
     def start(self, *calls: Callable[..., Any]) -> list[Job]:
         """Start one job for each of *calls*, with ids from 1 on."""
         jobs = [Job(number, fn, (), {}, contextvars.Context(), None) for number, fn in enumerate(calls, 1)]
-        self._jobs += jobs
+        self.took(jobs)
         self._thread.post(self.launcher.launch, jobs)
         return jobs
+
+    def took(self, jobs: Sequence[Job]) -> None:
+        self._jobs += jobs
 
     def cancel(self, job: Job) -> None:
         job.decision = "cancelled"
@@ -76,6 +80,60 @@ def test_its_jobs_run_on_the_loop_and_are_in_nobodys_books_but_its(make_runner: 
     assert guest.noted == ["1 completed", "2 completed"]
     assert loops == [runner.run(running_loop)]
     assert runner.stats() == RunnerStats(state="running")
+
+
+def test_a_job_whose_outcome_is_decided_before_its_start_is_not_started_and_ends(
+    make_runner: MakeRunner,
+) -> None:
+    runner, ran = make_runner(), list[int]()
+    guest = Lodger(runner)
+
+    async def note() -> None:
+        ran.append(1)
+
+    def decide_between() -> None:
+        _, job = guest.start(give, note)  # what the loop does comes after this callback
+        job.decision = "cancelled"
+
+    life_of(runner).thread.post(decide_between)
+    turn_loop(runner, 3)
+    assert sorted(guest.noted) == ["1 completed", "2 cancelled"]
+    assert ran == []
+
+
+@pytest.mark.parametrize("is_ours", [True, False], ids=["our start", "their task factory"])
+def test_a_job_that_nothing_can_start_fails_and_leaves_no_coroutine(
+    make_runner: MakeRunner, monkeypatch: pytest.MonkeyPatch, is_ours: bool
+) -> None:
+    runner, kept, real = make_runner(), list[Coroutine[Any, Any, Any]](), asyncio.Task
+    guest = Lodger(runner)
+
+    def refuse(coroutine: Coroutine[Any, Any, Any], **options: Any) -> Any:
+        kept.append(coroutine)
+        if len(kept) == 1:
+            raise MemoryError("no task")
+        return real(coroutine, **options)
+
+    def factory(loop: Any, coroutine: Any, **options: Any) -> Any:
+        return refuse(coroutine, loop=loop, **options)
+
+    def start() -> None:
+        loop = asyncio.get_running_loop()
+        with monkeypatch.context() as patched:
+            if is_ours:
+                patched.setattr(asyncio, "Task", refuse)
+            else:
+                loop.set_task_factory(factory)
+            guest.launcher.launch(jobs)
+            loop.set_task_factory(None)
+
+    jobs = [Job(number, give, (), {}, contextvars.Context(), None) for number in (1, 2, 3)]
+    guest.took(jobs)
+    life_of(runner).thread.post(start)
+    turn_loop(runner, 3)
+    assert sorted(guest.noted) == ["1 failed", "2 completed", "3 completed"]
+    assert str(jobs[0].error) == "no task"
+    assert [inspect.getcoroutinestate(one) for one in kept] == [inspect.CORO_CLOSED] * 3
 
 
 def test_a_job_that_it_cancels_has_the_runners_grace_and_counts_as_abandoned_then(
