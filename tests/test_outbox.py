@@ -87,22 +87,6 @@ def test_the_first_waits_a_moment_for_more(aside: ThreadPoolExecutor) -> None:
     assert 0.2 <= time.monotonic() - began < LONG_S / 2
 
 
-def test_what_comes_soon_after_a_lot_was_taken_waits_longer_for_company(aside: ThreadPoolExecutor) -> None:
-    outbox = Outbox(0.0, 3, space_s=0.3)
-    outbox.put([1], is_last=False)
-    began = time.monotonic()
-    assert outbox.take(LONG_S) == [1]
-    assert outbox.take(0.0) == []
-    outbox.put([2], is_last=False)
-    assert outbox.take(LONG_S) == [2]
-    assert 0.3 <= time.monotonic() - began < LONG_S / 2
-    outbox.put([3, 4, 5], is_last=False)
-    assert outbox.take(LONG_S) == [3, 4, 5]
-    outbox.put([6], is_last=True)
-    assert outbox.take(LONG_S) == [6]
-    assert time.monotonic() - began < 0.6, "they were enough, or the last"
-
-
 def test_enough_wait_for_no_more(aside: ThreadPoolExecutor) -> None:
     outbox = Outbox(LONG_S, 3)
     taking = taken(outbox, aside)

@@ -12,7 +12,6 @@ from typing import Any, cast
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.worker import SPACE_S
 from areal_core._engine.server import Pin
 from areal_core._executor.freshness import Ages
 from areal_core._simulation.clock import VirtualClock, VirtualThread
@@ -382,13 +381,3 @@ def test_what_is_more_than_enough_goes_in_parts_to_all_who_ask() -> None:
     assert given[2:] == [(0.0, 88)]
     clock.run_until(5.0)
     assert given[3:] == [(BEAT_S, 0)]
-
-
-def test_what_has_ended_soon_after_a_report_waits_longer_for_company() -> None:
-    clock, outbox, given = an_outbox()
-    for _ in range(3):
-        outbox.fetch()
-    for count in (256, 1, 1):
-        outbox.put(some(count), is_last=False)
-    clock.run_until(0.5)
-    assert given == [(0.0, 256), (pytest.approx(SPACE_S), 2)]

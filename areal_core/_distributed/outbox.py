@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Sequence
@@ -10,17 +9,11 @@ from typing import Any
 
 
 class Outbox:
-    """Filled by the loop thread, emptied by the threads of calls.
+    """Filled by the loop thread, emptied by the threads of calls."""
 
-    The first waits *linger_s* seconds for others, and until *space_s* seconds after the last time that some
-    were taken; unless there are *enough*, which is how many are taken at once.
-    """
-
-    def __init__(self, linger_s: float, enough: int, space_s: float = 0.0) -> None:
+    def __init__(self, linger_s: float, enough: int) -> None:
         self._linger_s = linger_s
-        self._space_s = space_s
         self._enough = enough
-        self._taken_at = -math.inf
         self._changed = threading.Condition(threading.Lock())
         self._things: list[Any] = []
         self._is_due = False
@@ -57,14 +50,12 @@ class Outbox:
                 if not self._things:  # another call was faster
                     lingers_until = None
                 elif lingers_until is None:
-                    lingers_until = max(now + self._linger_s, self._taken_at + self._space_s)
+                    lingers_until = now + self._linger_s
                 left_s = (deadline if lingers_until is None else lingers_until) - now
                 if left_s <= 0:
                     break
                 self._changed.wait(left_s)
             things, self._things = self._things[: self._enough], self._things[self._enough :]
-            if things:
-                self._taken_at = time.monotonic()
             self._is_due = bool(self._things)
             if self._is_due:
                 self._changed.notify()

@@ -27,9 +27,6 @@ from areal_core.workflow_context import ensure_descriptors
 LINGER_S = 0.01
 """How long what has ended waits for more to go with it."""
 
-SPACE_S = 0.025
-"""How long after some went the next wait, unless they are enough: each time costs what a few episodes do."""
-
 ENOUGH = 256
 """How many ends go at once."""
 
@@ -64,7 +61,7 @@ class Worker:
 
     def __init__(self, setup: bytes, loads: Callable[[bytes], Any], dumps: Callable[[Any], bytes]) -> None:
         self._setup, self._loads, self._dumps = setup, loads, dumps
-        self._out = Outbox(LINGER_S, ENOUGH, SPACE_S)
+        self._out = Outbox(LINGER_S, ENOUGH)
         self._returns = threading.Event()
         self._reporting = threading.Lock()
         self._reports = itertools.count()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 from areal_core._distributed.leases import Ended
-from areal_core._distributed.worker import ENOUGH, LINGER_S, SPACE_S
+from areal_core._distributed.worker import ENOUGH, LINGER_S
 from areal_core._simulation.clock import VirtualClock
 
 BEAT_S = 1.0
@@ -23,7 +22,6 @@ class VirtualOutbox:
         self._is_due = False
         self._asked = 0  # how many calls wait
         self._alarm = 0
-        self._taken_at = -math.inf
 
     def put(self, things: Sequence[Ended], *, is_last: bool) -> None:
         """Add *things*; *is_last* when nothing more is under way."""
@@ -35,7 +33,7 @@ class VirtualOutbox:
         if self._is_ripe():
             self._give()
         elif was_empty:
-            self._set_alarm(self._linger_s())
+            self._set_alarm(LINGER_S)
 
     def fetch(self) -> None:
         """Take note that a call has come."""
@@ -43,7 +41,7 @@ class VirtualOutbox:
         if self._things and self._is_ripe():
             self._give()
         else:
-            self._set_alarm(self._linger_s() if self._things else BEAT_S)
+            self._set_alarm(LINGER_S if self._things else BEAT_S)
 
     @property
     def things(self) -> Sequence[Ended]:
@@ -52,9 +50,6 @@ class VirtualOutbox:
 
     def _is_ripe(self) -> bool:
         return self._is_due or len(self._things) >= ENOUGH
-
-    def _linger_s(self) -> float:
-        return max(LINGER_S, self._taken_at + SPACE_S - self._clock.time())
 
     def _set_alarm(self, delay_s: float) -> None:
         self._alarm += 1
@@ -70,8 +65,6 @@ class VirtualOutbox:
         while self._asked:
             things, self._things = self._things[:ENOUGH], self._things[ENOUGH:]
             self._is_due = bool(self._things)
-            if things:
-                self._taken_at = self._clock.time()
             self._asked -= 1
             self._on_fetched(things)
             if not self._things:
