@@ -115,7 +115,10 @@ class _OurLogger(structlog.stdlib.BoundLogger):
             logger.log(number, line, **options)
             return
         # What log() does, but for the search for who called: that is always this.
-        logger.handle(logger.makeRecord(logger.name, number, __file__, 0, line, (), None, "hand_on"))
+        logger.handle(logger.makeRecord(logger.name, number, __file__, _LINE, line, (), None, "hand_on"))
+
+
+_LINE = _OurLogger.hand_on.__code__.co_firstlineno
 
 
 class Line:

@@ -154,8 +154,10 @@ class WorkflowExecutor(Committing):
         loop thread.
         """
         deadline = None if timeout is None else time.monotonic() + timeout
-        self._runner.destroy(timeout)
-        self._planner.forget()
+        try:
+            self._runner.destroy(timeout)
+        finally:
+            self._planner.forget()
         if self._shift is not None:
             self._shift.close(_left_of(deadline))
         if self._journaling is not None:
@@ -193,10 +195,10 @@ class WorkflowExecutor(Committing):
         Raises ImportError, TypeError, ValueError; RunnerStoppedError and RunnerDiedError.
         """
         shift = self._on_shift()
+        shift.raise_if_ended()  # first: the planner keeps the workflow
         plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
         task_id = next(self._own_ids) if task_id is None else arguments.check_task_id(task_id)
         rollout = plan.rollout(task_id, data, Lane.OPEN)
-        shift.raise_if_ended()
         try:
             if task_id < FIRST_OWN_ID:
                 shift.ids.take(rollout)
@@ -282,12 +284,12 @@ class WorkflowExecutor(Committing):
         they are delivered. A row that became too old is rolled out again, ``max_requeues`` times at most.
         After a Ctrl-C they come out of `wait`. Arguments like `submit`'s; raises like `wait`.
         """
-        plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
         shift = self._on_shift()
+        shift.raise_if_ended()
+        plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, is_eval)
         rows = [plan.rollout(next(self._own_ids), item, Lane.ROW) for item in data]
         if not rows:
             return []
-        shift.raise_if_ended()
         request = Request(Want.CLAIMED, len(rows), plan.is_eval, claims=[row.task_id for row in rows])
         return self._obtain("rollout_batch", request, trajectories, rollouts=rows)
 
@@ -316,8 +318,9 @@ class WorkflowExecutor(Committing):
         Raises ValueError for a batch that the bound on staleness never allows, RuntimeError while another
         call is under way, and the rest like `submit` and `wait`; whatever it raises, nothing is consumed.
         """
-        plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, False)
         shift = self._on_shift()
+        shift.raise_if_ended()
+        plan = self._planner.plan(workflow, workflow_kwargs, should_accept_fn, group_size, False)
         count = shift.batch_size(dataloader)
         check_flag("dynamic_bs", dynamic_bs)
         check_flag("drop_last", drop_last)

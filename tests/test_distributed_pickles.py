@@ -60,10 +60,33 @@ def test_what_is_large_is_not_kept() -> None:
 
 
 def test_a_function_comes_with_the_globals_of_its_own_module() -> None:
-    cloudpickle = pytest.importorskip("ray.cloudpickle")
-    dumps = Pickles(cloudpickle.Pickler)
+    cloudpickle, made = pytest.importorskip("ray.cloudpickle"), list[Any]()
+
+    def make(file: io.BytesIO) -> pickle.Pickler:
+        made.append(cloudpickle.Pickler(file))
+        return made[-1]  # type: ignore[no-any-return]
+
+    dumps = Pickles(make)
     for name in ("one", "two"):
         module = ModuleType(name)
         exec("def f(): return __name__", vars(module))
         assert pickle.loads(dumps(module.f))() == name
-        del module  # its globals' address may be those of the next
+        del module  # its globals' address may be that of the next one's
+    assert len(made) == 2
+
+
+def test_what_pickles_something_itself_is_pickled_as_ever() -> None:
+    dumps = Pickles(_Made())
+    dumps(1)  # there is a pickler by now
+    outer = pickle.loads(dumps(_Nested(dumps)))
+    assert (outer.inner, pickle.loads(outer.inner)) == (pickle.dumps(SHARED), SHARED)
+    assert pickle.loads(dumps((2, SHARED))) == (2, SHARED)
+
+
+class _Nested:
+    def __init__(self, dumps: Pickles) -> None:
+        self._dumps = dumps
+        self.inner = b""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"inner": self._dumps(SHARED)}

@@ -247,3 +247,18 @@ def test_reports_are_read_in_the_order_in_which_they_were_made() -> None:
         read += [one.number for one in reports.take(sent(number=number))]
         read.append(-1)
     assert read == [-1, 0, 1, -1, 2, -1, -1, -1, 3, 4, 5, -1]
+
+
+def test_who_raises_over_a_report_keeps_no_other_from_being_read() -> None:
+    reports = InTurn()
+    reading = reports.take(sent(number=0))
+    assert next(reading).number == 0  # and whoever reads it goes no further
+    assert [one.number for one in reports.take(sent(number=1))] == [1]
+
+
+def test_those_after_one_that_does_not_come_can_be_read_in_the_end() -> None:
+    reports = InTurn()
+    for number in (2, 3, 1):
+        assert not list(reports.take(sent(number=number)))
+    assert [one.number for one in reports.rest()] == [1, 2, 3]
+    assert not reports.rest()

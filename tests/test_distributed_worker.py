@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +116,42 @@ def drive(loop_factory: Callable[[], Any]) -> Iterator[Callable[[Engine], Driver
     for worker in made:
         worker.stop(5.0)
     Worker.engine = before
+
+
+@pytest.mark.parametrize("has_process", [False, True])
+def test_only_a_worker_with_a_process_of_its_own_spares_the_garbage_collector(
+    loop_factory: Callable[[], Any], has_process: bool
+) -> None:
+    frozen: list[int] = []
+
+    class Looking(FarEngine):
+        def __init__(self) -> None:
+            super().__init__()
+            frozen.append(gc.get_freeze_count())
+
+    setup = pickle.dumps(None)
+    made = Setup(Looking, 2, False, False, None, 0.1, loop_factory)
+    worker, before, known = Worker(setup, lambda _: made, pickle.dumps), Worker.engine, gc.get_freeze_count()
+    try:
+        assert worker.begin(has_process) is None
+        assert (frozen[0] > known) is has_process, "before the engine is made, which may go again"
+    finally:
+        worker.stop(5.0)
+        Worker.engine = before
+        if has_process:
+            gc.unfreeze()
+
+
+def test_what_ended_before_the_end_of_a_worker_is_told_of_first(drive: Callable[[Engine], Driver]) -> None:
+    driver = drive(FarEngine())
+    driver.give()
+    driver.give()
+    while len(driver.worker._out._things) < 2:
+        driver.worker._runner.run(asyncio.sleep, 0)
+    driver.worker.stop(5.0)
+    assert driver.take() == [0, 0]
+    with pytest.raises(RuntimeError, match="the loop of this worker has ended"):
+        driver.report()
 
 
 def test_what_comes_after_the_stop_of_a_worker_does_nothing(drive: Callable[[Engine], Driver]) -> None:

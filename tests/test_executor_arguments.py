@@ -102,6 +102,9 @@ def test_an_executor_keeps_no_workflow_once_it_is_destroyed(make_executor: MakeE
     executor.submit(1, workflow)
     executor.wait(1, WAIT_S)
     executor.destroy()
+    for call in (executor.submit, executor.rollout_batch, executor.prepare_batch):
+        with pytest.raises(RunnerStoppedError):
+            call([1], workflow)
     del workflow
     gc.collect()
     assert kept() is None

@@ -144,6 +144,11 @@ def test_nobody_waits_at_what_is_closed(aside: ThreadPoolExecutor) -> None:
 
 
 def test_nothing_is_lost_or_doubled_between_threads(aside: ThreadPoolExecutor) -> None:
+    with ThreadPoolExecutor(2) as takers:
+        _put_and_take(aside, takers)
+
+
+def _put_and_take(aside: ThreadPoolExecutor, takers: ThreadPoolExecutor) -> None:
     outbox, count = Outbox(0.0, 5), 3_000
     numbers = itertools.count()
     all_put = threading.Barrier(3)
@@ -154,16 +159,16 @@ def test_nothing_is_lost_or_doubled_between_threads(aside: ThreadPoolExecutor) -
         all_put.wait(LONG_S)
 
     putting = [aside.submit(put) for _ in range(3)]
-    came: list[int] = []
 
-    def take() -> None:
-        while len(came) < count:
-            came.extend(outbox.take(0.1))
+    def take() -> list[int]:
+        came = []
+        while some := outbox.take(LONG_S):
+            came += some
+        return came
 
-    other = threading.Thread(target=take)
-    other.start()
-    take()
-    other.join(LONG_S)
+    taking = [takers.submit(take) for _ in range(2)]
     for one in putting:
         one.result(LONG_S)
+    outbox.close()  # from now on nothing is what there is
+    came = [number for one in taking for number in one.result(LONG_S)]
     assert sorted(came) == list(range(count)) and outbox.take(0.0) == []

@@ -136,7 +136,7 @@ def test_a_driver_has_time_for_so_many_exchanges_with_workers_that_have_nothing_
     costs = replace(FREE, ray_driver_s=0.02)
     forecast = simulate(pauses(30.0, workers=50, slots_per_worker=1, costs=costs))
     # A sign of life of each every second, of which each takes half an exchange.
-    assert forecast.driver_busy == pytest.approx(0.5, rel=0.1)
+    assert forecast.driver_busy == pytest.approx(0.5, rel=0.15)
 
 
 def test_looking_for_room_at_each_worker_takes_the_driver_time() -> None:

@@ -56,6 +56,10 @@ class Actor(Struct, eq=False):
     is_ending: bool = False
     """Whether it has nothing any more, and is about to end."""
     reports: InTurn = field(default_factory=InTurn)
+    takes: int = 0
+    """How many calls that fetch from it are under way."""
+    failed: str | None = None
+    """Why it is taken for lost as soon as none is; None: it is not."""
 
     @property
     def pause_s(self) -> float:
@@ -246,7 +250,7 @@ class Crew:
     def _start(self, actor: Actor) -> Any:
         """Begin to start *actor*; return what is there when it has started."""
         actor.handle = ask(self._remote, None, self._setup, loads, dumps)
-        return ask(actor.handle.begin, None)
+        return ask(actor.handle.begin, None, True)
 
     def _try(self, actor: Actor) -> None:
         if self._is_given_up(actor):

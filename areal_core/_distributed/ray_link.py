@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -12,7 +12,7 @@ import ray.cloudpickle
 
 from areal_core._distributed.crew import Actor, Crew, loads
 from areal_core._distributed.far_desk import FarDesk, FarLink
-from areal_core._distributed.leases import Order
+from areal_core._distributed.leases import Order, Report
 from areal_core._distributed.letters import Clerk
 from areal_core._distributed.pickles import Pickles
 from areal_core._distributed.ray_calls import ask, in_words, kill
@@ -20,7 +20,7 @@ from areal_core._distributed.wire import Orders, Shipment, encode, unship
 from areal_core._distributed.worker import TAKES, Setup
 from areal_core._runner.life import Life
 
-_BEAT_S = 1.0  # a worker that has nothing to say gives a sign of life so often
+_BEAT_S = 1.0 * TAKES  # a call of a worker that has nothing to say: a sign of life each second, in all
 
 
 class RayLink(FarLink):
@@ -182,26 +182,39 @@ class RayLink(FarLink):
         try:
             future: Future[Shipment] = ask(actor.handle.take, "take", _BEAT_S).future()
         except Exception as error:  # of Ray, which goes down
-            self._lose(actor, in_words(error, "nothing could be fetched from it"))
+            self._fail(actor, in_words(error, "nothing could be fetched from it"))
             return
+        actor.takes += 1
         future.add_done_callback(functools.partial(self.crew.post, self._fetched, actor))
 
     def _fetched(self, actor: Actor, future: Future[Shipment]) -> None:
         if self.crew.is_closed or self._desk is None:
             return
+        actor.takes -= 1
         error = future.exception()
         try:
             report = None if error is not None else unship(future.result(), loads)
-            if report is not None and not actor.is_ending:
+            if report is not None and not (actor.is_ending or actor.failed):
                 self._fetch(actor)
         except Exception as odd:
             report, error = None, odd
         if report is not None:
-            for one in actor.reports.take(report):
-                actor.has_brought = actor.has_brought or bool(one.ended)
-                self._desk.reported(actor.number, one)
-        elif error is not None and not actor.is_ending:
-            self._lose(actor, in_words(error))
+            self._read(actor, actor.reports.take(report))
+        if not actor.is_ending and (error is not None or actor.failed):
+            self._fail(actor, in_words(error) if error is not None else "")
+
+    def _read(self, actor: Actor, reports: Iterable[Report]) -> None:
+        assert self._desk is not None
+        for report in reports:
+            actor.has_brought = actor.has_brought or bool(report.ended)
+            self._desk.reported(actor.number, report)
+
+    def _fail(self, actor: Actor, why: str) -> None:
+        """Take a worker for lost when what another call of it still brings has been read."""
+        actor.failed = actor.failed or why
+        if not actor.takes:
+            self._read(actor, actor.reports.rest())
+            self._lose(actor, actor.failed)
 
     def _given(self, actor: Actor, future: Future[None]) -> None:
         error = future.exception()

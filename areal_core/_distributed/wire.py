@@ -109,8 +109,13 @@ class InTurn:
         """Take one that came, and yield those whose turn it is."""
         self._early[report.number] = report
         while self._next in self._early:
-            yield self._early.pop(self._next)
-            self._next += 1
+            one = self._early.pop(self._next)
+            self._next += 1  # first: whoever reads it may raise
+            yield one
+
+    def rest(self) -> list[Report]:
+        """Return those that wait for one that does not come any more."""
+        return [self._early.pop(number) for number in sorted(self._early)]
 
 
 def _told(one: EndedHere, trajectories: list[Parts], dumps: Callable[[Any], bytes]) -> tuple[int, Any]:

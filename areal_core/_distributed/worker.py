@@ -68,17 +68,24 @@ class Worker:
         self._calls: dict[int, asyncio.Task[Any] | None] = {}
         self._ended_calls: set[int] = set()  # before they began
 
-    def begin(self) -> tuple[bytes | None, str, str] | None:
-        """Make the engine and the loop; return the error of that, dumped, if there is one."""
+    def begin(self, has_process: bool = False) -> tuple[bytes | None, str, str] | None:
+        """Make the engine and the loop; return the error of that, dumped, if there is one.
+
+        *has_process* says that nothing but this worker is in its process.
+        """
         try:
-            self._begin()
+            self._begin(has_process)
         except BaseException as error:  # of the user's code, which may do anything
             return dump_error(error, self._dumps)
         return None
 
-    def _begin(self) -> None:
+    def _begin(self, has_process: bool) -> None:
         made: Setup = self._loads(self._setup)
         ensure_descriptors(made.slots)
+        if has_process:
+            # What is there now, Ray and all modules, stays: the garbage collector need not look at it again.
+            gc.collect()
+            gc.freeze()
         self._engine = Worker.engine = made.make_engine()
         self._runner: AsyncTaskRunner[Any] = AsyncTaskRunner(
             _OWN_TASKS, cancel_grace=made.cancel_grace_s, loop_factory=made.loop_factory
@@ -89,9 +96,6 @@ class Worker:
             life_of(self._runner), player, made.slots, made.episode_timeout_s, self._out, self._loads
         )
         self._news = News(self._engine, self._floor.knows)
-        # What is there now stays: the garbage collector need not look at it, and at Ray, again and again.
-        gc.collect()
-        gc.freeze()
 
     def give(self, data: bytes) -> None:
         """Follow orders; *data* is `Orders`. Does nothing once the loop ends.
@@ -107,9 +111,9 @@ class Worker:
 
     def take(self, patience_s: float) -> Shipment:
         """Return what has ended, as soon as there is something, and how things are."""
-        if self._floor.ending is not None:
-            raise RuntimeError(f"the loop of this worker has ended: {text_of(self._floor.ending.error())}")
         ended = self._out.take(patience_s)
+        if self._floor.ending is not None and not ended:
+            raise RuntimeError(f"the loop of this worker has ended: {text_of(self._floor.ending.error())}")
         with self._reporting:  # what it says of stages is in the order of the numbers
             number, returned = next(self._reports), []
             if self._returns.is_set():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 from areal_core._distributed.leases import Ended
@@ -9,7 +10,7 @@ from areal_core._distributed.worker import ENOUGH, LINGER_S
 from areal_core._simulation.clock import VirtualClock
 
 BEAT_S = 1.0
-"""How long a call that fetches waits for the first; as `ray_link` has it, which needs Ray."""
+"""How often one that has nothing to say gives a sign of life; as `ray_link` has it, which needs Ray."""
 
 
 class VirtualOutbox:
@@ -22,6 +23,7 @@ class VirtualOutbox:
         self._is_due = False
         self._asked = 0  # how many calls wait
         self._alarm = 0
+        self._alarm_at = math.inf
 
     def put(self, things: Sequence[Ended], *, is_last: bool) -> None:
         """Add *things*; *is_last* when nothing more is under way."""
@@ -52,16 +54,22 @@ class VirtualOutbox:
         return self._is_due or len(self._things) >= ENOUGH
 
     def _set_alarm(self, delay_s: float) -> None:
-        self._alarm += 1
-        self._clock.at(self._clock.time() + delay_s, self._ring, self._alarm)
+        at = self._clock.time() + delay_s
+        if at < self._alarm_at:  # else another call waits, and not so long
+            self._alarm += 1
+            self._alarm_at = at
+            self._clock.at(at, self._ring, self._alarm)
 
     def _ring(self, alarm: int) -> None:
-        if alarm == self._alarm and self._asked:
-            self._give()
+        if alarm == self._alarm:
+            self._alarm_at = math.inf
+            if self._asked:
+                self._give()
 
     def _give(self) -> None:
         """Give a call what there is, but not more than enough, and the rest to the next if that waits."""
         self._alarm += 1
+        self._alarm_at = math.inf
         while self._asked:
             things, self._things = self._things[:ENOUGH], self._things[ENOUGH:]
             self._is_due = bool(self._things)
