@@ -148,7 +148,7 @@ def _is_plain(tracer: Tracer) -> bool:
 def _keeps_children(sampler: object) -> bool:
     """Return whether *sampler* takes all spans below one of this process that it has taken, as most do.
 
-    Then it need not be asked of each: that takes as long as the rest of a span.
+    Then it need not be asked of each.
     """
     below = getattr(sampler, "_local_parent_sampled", None) if type(sampler) is ParentBased else None
     return type(below) is StaticSampler and getattr(below, "_decision", None) is _SAMPLED
