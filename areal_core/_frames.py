@@ -1,28 +1,100 @@
-"""What other threads are doing, and where an error was raised."""
+"""What other threads are doing, and where an error was raised.
+
+Python 3.11 collects garbage wherever an object is made, frames included, and they are made when they are
+asked for. What is collected may give the interpreter away, and then the other thread runs on in the middle
+of one step from a frame to its caller: the memory of that caller is another call's by the time it is read,
+and the process dies. The threads' frames are made under a lock that the collection of a `threading.local`
+takes as well: the process stands still. So collections are held off for each of these steps. Later versions
+collect between two instructions only.
+
+What is not kept out is a thread of the program's that calls `gc.set_threshold` within these microseconds.
+"""
 
 from __future__ import annotations
 
 import gc
 import sys
+import threading
+from collections.abc import Callable
 from types import FrameType, TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from areal_core import _process
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_COLLECTS_ANYWHERE = sys.version_info < (3, 12)
+
+_looking = threading.RLock()  # a signal handler may look in the midst of a look
+_threshold = 0
+"""Of the youngest generation, while a look has it at 0: none is collected."""
 
 
 def frames_of_threads() -> dict[int, FrameType]:
-    """Return the frame each thread is in, by the thread's id.
+    """Return the frame each thread is in, by the thread's id."""
+    return _uncollected(sys._current_frames)
 
-    Python 3.11 holds a lock while it makes the frames. Making them may start a garbage collection, and one
-    that meets a `threading.local` takes the same lock: the process stands still for ever.
-    """
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        return sys._current_frames()
-    finally:
-        if collects:
-            gc.enable()
+
+def with_callers(frame: FrameType | None) -> list[FrameType]:
+    """Return *frame* and its callers, innermost first, of a thread that may be running on."""
+    return _uncollected(_walk, frame)
+
+
+def local_of(frame: FrameType, name: str) -> Any:
+    """Return what the variable *name* of *frame* is; None: it has none. Its thread may be running on."""
+    return _uncollected(_local_of, frame, name)
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
     """Return where *error* was raised. Its class may have a ``__traceback__`` of its own, that raises."""
     traceback: TracebackType | None = vars(BaseException)["__traceback__"].__get__(error)
     return traceback
+
+
+def _walk(frame: FrameType | None) -> list[FrameType]:
+    frames = []
+    while frame is not None:
+        frames.append(frame)
+        frame = frame.f_back
+    return frames
+
+
+def _local_of(frame: FrameType, name: str) -> Any:
+    return frame.f_locals.get(name)
+
+
+def _uncollected(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Return what *look* returns, with no collection of garbage in it."""
+    global _threshold
+    if not _COLLECTS_ANYWHERE:
+        return look(*args, **kwargs)
+    with _looking:
+        # Not gc.disable: programs ask whether collections are enabled, and enable them again or do not.
+        threshold = gc.get_threshold()[0]
+        try:
+            if threshold:
+                _threshold = threshold  # first: a child forked in between is to know it
+                gc.set_threshold(0)
+            return look(*args, **kwargs)
+        finally:
+            if threshold:
+                _restore(threshold)
+                _threshold = 0
+
+
+def _restore(threshold: int) -> None:
+    if gc.get_threshold()[0] == 0:  # otherwise the program has set it meanwhile
+        gc.set_threshold(threshold)
+
+
+def _arrive_in_child() -> None:
+    """Do for the thread that was looking, and is not here, what it cannot do any more."""
+    global _looking, _threshold
+    _looking = threading.RLock()
+    if _threshold:
+        _restore(_threshold)
+        _threshold = 0
+
+
+_process.call_in_child(_arrive_in_child)

@@ -32,13 +32,12 @@ import enum
 import sys
 import threading
 import time
-import traceback
 import weakref
 from collections.abc import Callable
 
 from areal_core._callback import Callback
 from areal_core._drive import ctrl_c_held, drive
-from areal_core._frames import frames_of_threads
+from areal_core._frames import frames_of_threads, local_of, with_callers
 from areal_core._log import get_logger
 from areal_core._process import home, shield
 
@@ -265,7 +264,7 @@ def _is_being_closed(loop: asyncio.AbstractEventLoop) -> bool:
     most registrations that race with it. uvloop's, compiled, does not.
     """
     return any(
-        frame.f_code.co_name == "close" and frame.f_locals.get("self") is loop
-        for top in frames_of_threads().values()
-        for frame, _ in traceback.walk_stack(top)
+        frame.f_code.co_name == "close" and local_of(frame, "self") is loop
+        for innermost in frames_of_threads().values()
+        for frame in with_callers(innermost)
     )

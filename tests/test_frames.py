@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from children import RunScript
@@ -45,3 +47,112 @@ def test_a_garbage_collection_while_it_looks_does_not_stop_the_process(run_scrip
         flags=("-W", "error"),
     )
     assert (script.returncode, script.stdout, script.stderr) == (0, "True\nFalse\n", "")
+
+
+@pytest.mark.any_loop
+def test_a_garbage_collection_between_a_frame_and_its_caller_does_not_kill_the_process(
+    run_script: RunScript,
+) -> None:
+    script = run_script(
+        """
+        import gc, random, threading, time
+        from areal_core._frames import frames_of_threads, with_callers
+
+        class GivesTheInterpreterAway:
+            def __init__(self):
+                self.cycle = self
+
+            def __del__(self):
+                time.sleep(0.0001)
+
+        # The stack is another one each time, and so is the size of each frame.
+        functions = []
+        for number in range(30):
+            names = "=".join(f"v{k}" for k in range(number + 1))
+            scope = {"functions": functions}
+            exec(
+                f"def call(depth):\\n"
+                f"    {names} = float(depth)\\n"
+                f"    return functions[(depth * 7 + {number}) % 30](depth - 1) + 1 if depth else 0",
+                scope,
+            )
+            functions.append(scope["call"])
+
+        def run_on():
+            while not done.is_set():
+                random.choice(functions)(random.randrange(100))
+
+        done = threading.Event()
+        thread = threading.Thread(target=run_on)
+        thread.start()
+        gc.set_threshold(7)
+        before = gc.get_threshold()
+        try:
+            for _ in range(300):
+                GivesTheInterpreterAway()
+                frames = with_callers(frames_of_threads()[thread.ident])
+                assert frames[-1].f_code.co_name == "_bootstrap"
+        finally:
+            done.set()
+        thread.join()
+        print(gc.get_threshold() == before)
+        """,
+        timeout=30,
+        flags=("-W", "error"),
+    )
+    assert (script.returncode, script.stdout, script.stderr) == (0, "True\n", "")
+
+
+needs_it = pytest.mark.skipif(sys.version_info >= (3, 12), reason="collects between two instructions only")
+
+
+@needs_it
+@pytest.mark.any_loop
+def test_a_threshold_of_collections_set_while_it_looks_stays(run_script: RunScript) -> None:
+    script = run_script(
+        """
+        import gc
+        from areal_core import _frames
+
+        before = gc.get_threshold()
+        print(_frames._uncollected(lambda: gc.get_threshold()[0]), gc.get_threshold() == before)
+        _frames._uncollected(gc.set_threshold, 33, 3, 3)
+        print(gc.get_threshold())
+        gc.set_threshold(0)
+        print(_frames._uncollected(lambda: _frames._uncollected(int)), gc.get_threshold())
+        """,
+        flags=("-W", "error"),
+    )
+    assert (script.returncode, script.stdout) == (0, "0 True\n(33, 3, 3)\n0 (0, 3, 3)\n"), script.stderr
+
+
+@needs_it
+@pytest.mark.any_loop
+def test_a_child_forked_while_a_thread_looks_collects_and_can_look(run_script: RunScript) -> None:
+    script = run_script(
+        """
+        import gc, os, sys, threading
+        from areal_core import _frames
+
+        before = gc.get_threshold()
+        looking, forked = threading.Event(), threading.Event()
+
+        def look():
+            looking.set()
+            forked.wait()
+
+        thread = threading.Thread(target=_frames._uncollected, args=(look,))
+        thread.start()
+        looking.wait()
+        child = os.fork()
+        if child == 0:
+            print(gc.get_threshold() == before, len(_frames.frames_of_threads()), flush=True)
+            os._exit(0)
+        os.waitpid(child, 0)
+        forked.set()
+        thread.join()
+        print(gc.get_threshold() == before)
+        """,
+        timeout=20,
+    )
+    assert (script.returncode, script.stdout) == (0, "True 1\nTrue\n"), script.stderr

@@ -12,7 +12,7 @@ from typing import Any
 
 from areal_core import _process
 from areal_core._descriptors import require_descriptors_for_loop
-from areal_core._frames import frames_of_threads
+from areal_core._frames import frames_of_threads, with_callers
 from areal_core._runner.events import Events
 from areal_core._runner.gate import Gate, thread_of_gates
 
@@ -89,8 +89,9 @@ class LoopThread:
 
     def stack(self) -> str:
         """Say where the thread is at this moment."""
-        frame = frames_of_threads().get(self.thread.ident or 0)
-        return "".join(traceback.format_stack(frame)) if frame is not None else "(the thread has ended)"
+        frames = with_callers(frames_of_threads().get(self.thread.ident or 0))
+        calls = [(frame, frame.f_lineno) for frame in reversed(frames)]
+        return "".join(traceback.StackSummary.extract(iter(calls)).format()) or "(the thread has ended)"
 
     def _main(self) -> None:
         try:

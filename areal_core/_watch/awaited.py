@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType, FrameType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, NamedTuple
 
+from areal_core._frames import local_of
 from areal_core._watch.user_frames import short_place
 
 
@@ -211,10 +212,10 @@ def _only(candidates: Iterable[Any]) -> Any:
 
 def _children_in(frame: FrameType) -> list[Any]:
     """Return the tasks that a function of asyncio waits for, though it awaits a future of its own."""
-    local = _LOCALS.get(frame.f_code)
-    if local is None:
+    name = _LOCALS.get(frame.f_code)
+    if name is None:
         return []
-    value: Any = frame.f_locals.get(local)
+    value = local_of(frame, name)
     if issubclass(type(value), asyncio.TaskGroup):
         value = getattr(value, "_tasks", ())
     return list(value) if type(value) in (set, list, tuple, frozenset) else [value]

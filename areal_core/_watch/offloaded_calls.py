@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
 from areal_core import offload
-from areal_core._frames import frames_of_threads
+from areal_core._frames import frames_of_threads, local_of, with_callers
 from areal_core._offload.crew import Crew
 from areal_core._watch.awaited import Note
 from areal_core._watch.user_frames import short_place
@@ -18,7 +18,7 @@ def _on_loop(frame: FrameType) -> Note:
 
 
 def _in_thread(frame: FrameType) -> Note:
-    found = _frames_that_make(frame.f_locals.get("call"))
+    found = _frames_that_make(local_of(frame, "call"))
     if not found:
         return Note([f"in {_name_in(frame)}, which waits its turn for a thread"])
     places = [f"  {short_place(one)}" for one in found]
@@ -30,7 +30,7 @@ def _in_process(frame: FrameType) -> Note:
 
 
 def _at_worker(frame: FrameType) -> Note:
-    worker = frame.f_locals.get("worker")
+    worker = local_of(frame, "worker")
     if worker is None:
         return Note(["which waits its turn"])
     process = getattr(worker, "_process", None)
@@ -49,7 +49,7 @@ NOTES: dict[CodeType, Callable[[FrameType], Note]] = {
 
 
 def _name_in(frame: FrameType) -> str:
-    what: Any = frame.f_locals.get("what")
+    what = local_of(frame, "what")
     return str(getattr(what, "name", "a function"))
 
 
@@ -59,17 +59,11 @@ def _frames_that_make(call: Any) -> list[FrameType]:
         return []
     for innermost in frames_of_threads().values():
         above: list[FrameType] = []
-        for frame in _outwards(innermost):
+        for frame in with_callers(innermost):
             if frame.f_code is offload._called_in_thread.__code__:
-                if frame.f_locals.get("call") is call:
+                if local_of(frame, "call") is call:
                     return above[::-1]
                 break
             if frame.f_code is not offload._called.__code__:
                 above.append(frame)
     return []
-
-
-def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back

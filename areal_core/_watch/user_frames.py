@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import functools
 import sysconfig
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Literal
+
+from areal_core._frames import with_callers
 
 Origin = Literal["stdlib", "installed", "ours", "user"]
 
@@ -21,13 +23,13 @@ _STDLIB = tuple({f"{sysconfig.get_paths()[kind]}/" for kind in ("stdlib", "plats
 
 def frames_of_callback(frame: FrameType | None, base: int) -> list[FrameType]:
     """Return *frame* and its callers, innermost first, without the outermost *base* that run the loop."""
-    frames = list(_callers(frame))
+    frames = with_callers(frame)
     return frames[: max(0, len(frames) - base)]
 
 
 def depth(frame: FrameType | None) -> int:
     """Return how many frames *frame* and its callers are."""
-    return sum(1 for _ in _callers(frame))
+    return len(with_callers(frame))
 
 
 def users(frames: Sequence[FrameType]) -> list[FrameType]:
@@ -73,12 +75,6 @@ def is_nobodys(frame: FrameType) -> bool:
     """
     origin = _origin(frame.f_code.co_filename)
     return origin != "user" and (origin != "installed" or _package(frame) in _CLIENTS)
-
-
-def _callers(frame: FrameType | None) -> Iterator[FrameType]:
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
 
 
 def _package(frame: FrameType) -> str:
