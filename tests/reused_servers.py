@@ -34,6 +34,11 @@ class ReusedServer(EmbeddedServer):
         self.post("/update_weights_from_disk", {"model_path": first_weights, "weight_version": "default"})
         self._before, self._began = super().stats(), time.monotonic()
 
+    def start(self, *faults: str) -> None:
+        """Start it with *faults* turned on before anybody can call."""
+        self.options = dataclasses.replace(self.options, fault=faults)
+        super().start()
+
     def kill(self) -> None:
         super().kill()
         self._began, self._before = 0.0, ServerStats()

@@ -205,8 +205,7 @@ def test_weights_that_do_not_load_are_not_loaded_all_the_time(
         wait_until_out(engine, servers[0])
         monkeypatch.setattr("areal_core._engine.prober._PROBE_EVERY_S", 100.0)
         Path(path).unlink()
-        servers[0].start()
-        servers[0].faults(["latency=0,path=/update_weights_from_disk"])
+        servers[0].start("latency=0,path=/update_weights_from_disk")
         servers[0].stats(latency=1)
         servers[1].faults(["latency=0,path=/health"])
         servers[1].stats(latency=3)  # a quarter of the silence_timeout from one to the next
