@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import contextlib
+import inspect
 import io
 import json
 import logging
@@ -337,20 +339,50 @@ def test_a_value_that_cannot_be_shown_costs_itself_alone() -> None:
     assert (line["number"], line["many"], line["none"]) == (None, [1, [2]], None)
 
 
-@pytest.mark.any_loop
-def test_a_record_of_ours_is_text_to_handlers_that_send_it_elsewhere() -> None:
+@contextlib.contextmanager
+def records_of(logger: logging.Logger) -> Iterator[list[logging.LogRecord]]:
+    """Give what handlers of *logger* are handed."""
+
     class Keeping(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             records.append(record)
 
     records: list[logging.LogRecord] = []
     handler = Keeping()
-    OURS.addHandler(handler)
-    _log.get_logger().warning("attempt_failed", server="here", again_after_s=0.5)
-    OURS.removeHandler(handler)
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
+
+
+@pytest.mark.any_loop
+def test_a_record_of_ours_is_text_to_handlers_that_send_it_elsewhere() -> None:
+    with records_of(OURS) as records:
+        _log.get_logger().warning("attempt_failed", server="here", again_after_s=0.5)
     (record,) = records
     assert record.getMessage() == "attempt_failed server=here again_after_s=0.5"
     assert pickle.loads(pickle.dumps(record)).msg == record.getMessage()
+
+
+@pytest.mark.any_loop
+def test_a_record_says_that_ours_made_it_wherever_the_line_comes_from() -> None:
+    with records_of(OURS) as records:
+        _log.log(_log.get_logger(), "warning", "attempt_failed", {"server": "here"})
+    (record,) = records
+    lines, first = inspect.getsourcelines(_log._OurLogger.hand_on)
+    assert (record.pathname, record.funcName, record.args) == (_log.__file__, "hand_on", ())
+    assert first <= record.lineno < first + len(lines)
+
+
+@pytest.mark.any_loop
+def test_a_logger_of_ones_own_class_makes_its_records_itself() -> None:
+    class Own(logging.Logger):
+        def log(self, level: int, message: object, *args: object, **options: Any) -> None:
+            asked.append(str(message))
+
+    asked: list[str] = []
+    with records_of(own := Own("own")) as records:
+        _log.log(_log.get_logger(own), "warning", "attempt_failed", {"server": "here"})
+    assert (asked, records) == (["attempt_failed server=here"], [])
 
 
 @pytest.mark.any_loop
@@ -474,3 +506,9 @@ def test_a_value_whose_repr_raises_is_named_by_its_type_and_its_error() -> None:
 
     assert _log.text_of(Odd()).endswith("Odd whose repr raises LookupError>")
     assert _log.text_of(Odd()).startswith("<a test_a_value_whose")
+
+
+def test_an_error_that_carries_a_whole_prompt_is_cut() -> None:
+    described = _log.describe(ValueError("a" * 1000))
+
+    assert described == "ValueError: " + "a" * 488
