@@ -157,6 +157,14 @@ def test_a_workers_loop_ends_no_more_per_second_than_what_each_costs_it() -> Non
     assert forecast.bound_by == "the workers' loops"
 
 
+def test_a_pause_of_an_episode_takes_the_workers_loop_time() -> None:
+    costs = replace(FREE, worker_pause_s=0.002)
+    one = pauses(0.05, workers=1, slots_per_worker=128, compute_s=0.008, measured_s=20.0, costs=costs)
+    assert simulate(one).episodes_per_s == pytest.approx(100.0, rel=0.03)
+    without = simulate(replace(one, tool_s=0.0))
+    assert without.episodes_per_s == pytest.approx(125.0, rel=0.03)
+
+
 def test_a_loop_is_as_busy_as_its_episodes_make_it_on_average_of_all_workers() -> None:
     forecast = simulate(pauses(0.2, workers=4, slots_per_worker=5, compute_s=0.01, measured_s=20.0))
     assert 0.1 < forecast.workers_busy < 0.5

@@ -100,11 +100,12 @@ def test_no_reply_is_longer_than_where_it_is_cut_and_no_pace_slower_than_its_cap
 def test_what_the_code_costs_here_is_measured_and_what_ray_does_is_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name, value in {"_FEW": 256, "_MANY": 1024, "_WORKERS": 100, "_REQUESTS": 8, "_LONG": 40}.items():
+    sizes = {"_FEW": 256, "_MANY": 1024, "_PAUSES": 256, "_WORKERS": 100, "_REQUESTS": 8, "_LONG": 40}
+    for name, value in sizes.items():
         monkeypatch.setattr(calibration, name, value)
     found = calibrate(Costs(ray_driver_s=0.5, transport_s=0.25))
     assert (found.ray_driver_s, found.transport_s) == (0.5, 0.25)
-    for name in ("driver_rollout_s", "driver_episode_s", "worker_episode_s"):
+    for name in ("driver_rollout_s", "driver_episode_s", "worker_episode_s", "worker_pause_s"):
         assert 0.0 < getattr(found, name) < 0.01, name
     for name in Costs.__dataclass_fields__:
         assert 0.0 <= getattr(found, name) < 1.0, name

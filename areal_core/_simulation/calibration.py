@@ -28,6 +28,7 @@ from areal_core._simulation.loopback import (
     Instant,
     LoopedExecutor,
     Nowhere,
+    Pausing,
     Versions,
     pickled,
     picklers,
@@ -42,6 +43,9 @@ _SMALL, _LARGE = 1, 128
 """Episodes of an exchange."""
 _FEW, _MANY = 2_000, 10_000
 """Episodes in exchanges of either size."""
+_COMPUTES_S, _PAUSES_S = 0.5e-3, (0.03, 0.07)
+"""What an episode does whose pause is measured. What goes on after it finds other things in the caches."""
+_PAUSES = 2_560
 _WORKERS = 2_000
 _BUSY = "import os; parent = os.getppid()\nwhile os.getppid() == parent: sorted(range(1000), key=str)"
 _REQUESTS, _SHORT, _LONG, _MS_PER_TOKEN = 48, 8, 128, 8.0
@@ -55,7 +59,7 @@ def calibrate(costs: Costs | None = None) -> Costs:
     """
     with _busy_processors():
         rollout_s, driver_exchange_s, driver_episode_s = _driver()
-        worker_exchange_s, worker_episode_s = _worker()
+        worker_exchange_s, worker_episode_s, worker_pause_s = _worker()
         stage_s, looking_s = _stage(), _looking_at_workers()
     request_s, token_s = _engine()
     return replace(
@@ -65,6 +69,7 @@ def calibrate(costs: Costs | None = None) -> Costs:
         driver_episode_s=driver_episode_s,
         driver_stage_s=stage_s,
         driver_worker_s=looking_s,
+        worker_pause_s=worker_pause_s,
         worker_exchange_s=worker_exchange_s,
         worker_episode_s=worker_episode_s,
         worker_request_s=request_s,
@@ -184,22 +189,26 @@ def _least(work: Callable[[], object]) -> float:
 # -- a worker --------------------------------------------------------------------------------------
 
 
-def _worker() -> tuple[float, float]:
-    """Return what an exchange and an episode take of a worker."""
+def _worker() -> tuple[float, float, float]:
+    """Return what an exchange, an episode, and a pause take of a worker."""
     dumps, loads = picklers()
     setup = Setup(Versions, _LARGE, False, True, None, 1.0, None)
     before = Worker.engine
     worker = Worker(dumps(setup), loads, dumps)
     worker.begin()
     try:
-        plan = dumps(Plan(Instant(), None, 1, False, False))
-        _exchanged(worker, plan, _LARGE, _LARGE, dumps)
-        small = _exchanged(worker, plan, _SMALL, _FEW, dumps) / (_FEW // _SMALL)
-        large = _exchanged(worker, plan, _LARGE, _MANY, dumps) / (_MANY // _LARGE)
+        instant, pausing = (
+            dumps(Plan(workflow, None, 1, False, False))
+            for workflow in (Instant(), Pausing(_COMPUTES_S, _PAUSES_S))
+        )
+        _exchanged(worker, instant, _LARGE, _LARGE, dumps)
+        small = _exchanged(worker, instant, _SMALL, _FEW, dumps) / (_FEW // _SMALL)
+        large = _exchanged(worker, instant, _LARGE, _MANY, dumps) / (_MANY // _LARGE)
+        paused = _exchanged(worker, pausing, _LARGE, _PAUSES, dumps) / (_PAUSES // _LARGE)
     finally:
         worker.stop(5.0)
         Worker.engine = before
-    return _split(small, large)
+    return *_split(small, large), max(0.0, (paused - large) / _LARGE - _COMPUTES_S)
 
 
 _numbers = iter(range(1, 1 << 62))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import pickle
+import random
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -52,6 +54,22 @@ class Instant(RolloutWorkflow):
     async def arun_episode(self, engine: Any, data: Any) -> dict[str, Any]:
         """Play one episode."""
         return trajectory(engine.get_version())
+
+
+class Pausing(Instant):
+    """Computes for *compute_s* seconds, pauses for a time between *pauses_s*, and yields a trajectory."""
+
+    def __init__(self, compute_s: float, pauses_s: tuple[float, float]) -> None:
+        self._compute_s = compute_s
+        self._pauses_s = pauses_s
+
+    async def arun_episode(self, engine: Any, data: Any) -> dict[str, Any]:
+        """Play one episode."""
+        until = time.thread_time() + self._compute_s
+        while time.thread_time() < until:
+            pass
+        await asyncio.sleep(random.uniform(*self._pauses_s))
+        return await super().arun_episode(engine, data)
 
 
 def trajectory(version: int) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Costs:
     worker_episode_s: float = 70e-6
     """A worker's loop, for an episode beside its tokens."""
 
+    worker_pause_s: float = 70e-6
+    """A worker's loop, for a pause of an episode: the timer, and others have had the processor's caches."""
+
     worker_exchange_s: float = 130e-6
     """A worker, for an exchange with the driver."""
 

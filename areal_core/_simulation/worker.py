@@ -233,9 +233,13 @@ class VirtualWorker:
 
     def _use_tools(self, play: Play) -> None:
         if play.part.tool_s:
-            self._clock.at(self._clock.time() + play.part.tool_s, self._used_tools, play)
+            self._clock.at(self._clock.time() + play.part.tool_s, self._wake, play)
         else:
             self._used_tools(play)
+
+    def _wake(self, play: Play) -> None:
+        if self.is_alive and not play.is_gone:
+            self.loop.put(self._costs.worker_pause_s, self._used_tools, play)
 
     def _used_tools(self, play: Play) -> None:
         play.turn += 1
