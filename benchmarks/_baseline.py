@@ -69,13 +69,7 @@ def take(sandbox: Sandbox, patterns: Sequence[str], store: Path, watching: Sandb
     tests = list(plain.seconds)
     baseline = Baseline(plain.seconds, tests, {})
     if watching is not None:
-        directory = store / "reached"
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
-        seen = watching.run(tests, go_on=True, reached=directory)
-        if seen.outcome == "timeout" or not seen.started:
-            raise RedError(f"while it was watched: {seen.test} {seen.why}\n{watching.output()[-3000:]}")
-        baseline = _read(plain.seconds, seen, directory)
+        baseline = _watched(watching, plain.seconds, store)
     kept.write_text(json.dumps(asdict(baseline)))
     return baseline
 
@@ -93,21 +87,36 @@ def _see_green(sandbox: Sandbox, run: Callable[[Sequence[str]], Run], tests: Seq
             raise RedError(f"{seen.outcome}: {seen.test} {seen.why}\n{sandbox.output()[-3000:]}")
 
 
-def _read(seconds: dict[str, float], seen: Run, directory: Path) -> Baseline:
-    """Read which lines each test reached, and of which that is not known."""
-    everywhere = list(seen.failed)
+def _watched(watching: Sandbox, seconds: dict[str, float], store: Path) -> Baseline:
+    """Run the tests so that it is seen what they reach; one that hangs then is taken to reach everything."""
     reached: dict[str, dict[str, set[str]]] = {}
-    for place, test in ((str(place), test) for place, test in enumerate(seconds)):
+    everywhere, rest = list[str](), list(seconds)
+    while rest:
+        directory = store / "reached"
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir()
+        seen = watching.run(rest, go_on=True, reached=directory)
+        if seen.test not in rest if seen.outcome == "timeout" else not seen.started:
+            raise RedError(f"while it was watched: {seen.test} {seen.why}\n{watching.output()[-3000:]}")
+        run = rest if seen.outcome != "timeout" else rest[: rest.index(seen.test) + 1]
+        everywhere += _read(run, seen, directory, reached)
+        rest = rest[len(run) :]
+    lines = {file: {line: sorted(tests) for line, tests in known.items()} for file, known in reached.items()}
+    return Baseline(seconds, everywhere, lines)
+
+
+def _read(
+    tests: Sequence[str], seen: Run, directory: Path, reached: dict[str, dict[str, set[str]]]
+) -> list[str]:
+    """Read into *reached* which lines each test reached; return those of which that is not known."""
+    unknown = list(seen.failed)
+    for place, test in ((str(place), test) for place, test in enumerate(tests)):
         lines = (directory / place).read_text().splitlines() if (directory / place).exists() else []
         if test not in seen.started or lines.count(PROCESS) < seen.started[test]:
-            everywhere.append(test)
+            unknown.append(test)
         _note(reached, lines, test)
     _note(reached, (directory / "import").read_text().splitlines(), "")
-    return Baseline(
-        seconds,
-        everywhere,
-        {file: {line: sorted(tests) for line, tests in known.items()} for file, known in reached.items()},
-    )
+    return unknown
 
 
 def _note(reached: dict[str, dict[str, set[str]]], lines: Iterable[str], test: str) -> None:

@@ -53,12 +53,13 @@ def _follow(reader: int, asker: int, request: dict[str, Any]) -> dict[str, Any]:
     seconds: dict[str, float] = {}
     failed: list[str] = []
     started: dict[str, int] = {}
+    so_far: dict[str, Any] = {"seconds": seconds, "failed": failed, "started": started}
     current = "collection"
     deadline = _Deadline(request["collection_s"])
     for report in _reports(reader, asker, deadline):
         match report:
             case None:
-                return {"outcome": "timeout", "test": current, "seconds": seconds}
+                return {"outcome": "timeout", "test": current, **so_far}
             case ["start", test]:
                 current = test
                 deadline.set(request["limits"].get(test, request["limit_s"]))
@@ -71,14 +72,13 @@ def _follow(reader: int, asker: int, request: dict[str, Any]) -> dict[str, Any]:
             case ["started", test, count]:
                 started[test] = count
             case ["failed", test, why]:
-                return {"outcome": "failed", "test": test, "why": why, "seconds": seconds}
+                return {"outcome": "failed", "test": test, "why": why, **so_far}
             case ["import"]:
-                return {"outcome": "import", "seconds": seconds}
+                return {"outcome": "import", **so_far}
             case ["done", status]:
                 why = f"pytest ended with status {status}"
-                last = {"outcome": "failed" if status else "passed", "why": why}
-                return last | {"seconds": seconds, "failed": failed, "started": started}
-    return {"outcome": "failed", "test": current, "why": "the process died", "seconds": seconds}
+                return {"outcome": "failed" if status else "passed", "why": why, **so_far}
+    return {"outcome": "failed", "test": current, "why": "the process died", **so_far}
 
 
 class _Deadline:
