@@ -1,11 +1,11 @@
 """What other threads are doing, and where an error was raised.
 
 Python 3.11 collects garbage wherever an object is made, frames included, and they are made when they are
-asked for. What is collected may give the interpreter away, and then the other thread runs on in the middle
-of one step from a frame to its caller: the memory of that caller is another call's by the time it is read,
-and the process dies. The threads' frames are made under a lock that the collection of a `threading.local`
-takes as well: the process stands still. So collections are held off for each of these steps. Later versions
-collect between two instructions only.
+asked for: of a thread, of a frame's caller, of a coroutine. What is collected may give the interpreter away,
+and then the other thread runs on in the midst of that: what is made a frame of has ended by then, its memory
+is another call's, and the process dies. The threads' frames are made under a lock that the collection of a
+`threading.local` takes as well: the process stands still. So collections are held off for each such look.
+Later versions collect between two instructions only.
 
 What is not kept out is a thread of the program's that calls `gc.set_threshold` within these microseconds.
 """
@@ -31,19 +31,41 @@ _threshold = 0
 """Of the youngest generation, while a look has it at 0: none is collected."""
 
 
+def uncollected(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Return what *look* returns, with no collection of garbage in it.
+
+    It is for one look at what belongs to a thread that may be running on.
+    """
+    global _threshold
+    if not _COLLECTS_ANYWHERE:
+        return look(*args, **kwargs)
+    with _looking:
+        # Not gc.disable: programs ask whether collections are enabled, and enable them again or do not.
+        threshold = gc.get_threshold()[0]
+        try:
+            if threshold:
+                _threshold = threshold  # first: a child forked in between is to know it
+                gc.set_threshold(0)
+            return look(*args, **kwargs)
+        finally:
+            if threshold:
+                _restore(threshold)
+                _threshold = 0
+
+
 def frames_of_threads() -> dict[int, FrameType]:
     """Return the frame each thread is in, by the thread's id."""
-    return _uncollected(sys._current_frames)
+    return uncollected(sys._current_frames)
 
 
 def with_callers(frame: FrameType | None) -> list[FrameType]:
     """Return *frame* and its callers, innermost first, of a thread that may be running on."""
-    return _uncollected(_walk, frame)
+    return uncollected(_walk, frame)
 
 
 def local_of(frame: FrameType, name: str) -> Any:
     """Return what the variable *name* of *frame* is; None: it has none. Its thread may be running on."""
-    return _uncollected(_local_of, frame, name)
+    return uncollected(_local_of, frame, name)
 
 
 def traceback_of(error: BaseException) -> TracebackType | None:
@@ -62,25 +84,6 @@ def _walk(frame: FrameType | None) -> list[FrameType]:
 
 def _local_of(frame: FrameType, name: str) -> Any:
     return frame.f_locals.get(name)
-
-
-def _uncollected(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Return what *look* returns, with no collection of garbage in it."""
-    global _threshold
-    if not _COLLECTS_ANYWHERE:
-        return look(*args, **kwargs)
-    with _looking:
-        # Not gc.disable: programs ask whether collections are enabled, and enable them again or do not.
-        threshold = gc.get_threshold()[0]
-        try:
-            if threshold:
-                _threshold = threshold  # first: a child forked in between is to know it
-                gc.set_threshold(0)
-            return look(*args, **kwargs)
-        finally:
-            if threshold:
-                _restore(threshold)
-                _threshold = 0
 
 
 def _restore(threshold: int) -> None:

@@ -115,11 +115,11 @@ def test_a_threshold_of_collections_set_while_it_looks_stays(run_script: RunScri
         from areal_core import _frames
 
         before = gc.get_threshold()
-        print(_frames._uncollected(lambda: gc.get_threshold()[0]), gc.get_threshold() == before)
-        _frames._uncollected(gc.set_threshold, 33, 3, 3)
+        print(_frames.uncollected(lambda: gc.get_threshold()[0]), gc.get_threshold() == before)
+        _frames.uncollected(gc.set_threshold, 33, 3, 3)
         print(gc.get_threshold())
         gc.set_threshold(0)
-        print(_frames._uncollected(lambda: _frames._uncollected(int)), gc.get_threshold())
+        print(_frames.uncollected(lambda: _frames.uncollected(int)), gc.get_threshold())
         """,
         flags=("-W", "error"),
     )
@@ -141,7 +141,7 @@ def test_a_child_forked_while_a_thread_looks_collects_and_can_look(run_script: R
             looking.set()
             forked.wait()
 
-        thread = threading.Thread(target=_frames._uncollected, args=(look,))
+        thread = threading.Thread(target=_frames.uncollected, args=(look,))
         thread.start()
         looking.wait()
         child = os.fork()
@@ -156,3 +156,70 @@ def test_a_child_forked_while_a_thread_looks_collects_and_can_look(run_script: R
         timeout=20,
     )
     assert (script.returncode, script.stdout) == (0, "True 1\nTrue\n"), script.stderr
+
+
+@needs_it
+@pytest.mark.any_loop
+def test_a_coroutine_that_ends_while_its_frame_is_made_leaves_no_frame_of_memory_that_is_anothers(
+    run_script: RunScript,
+) -> None:
+    script = run_script(
+        """
+        import gc, sys, threading, time, types, weakref
+        from areal_core._frames import uncollected
+
+        class GivesTheInterpreterAway:
+            def __init__(self):
+                self.cycle = self
+
+            def __del__(self):
+                time.sleep(0.0005)
+
+        class Pause:
+            def __await__(self):
+                yield
+
+        async def pause():
+            await Pause()
+
+        def run_on():
+            while not done.is_set():
+                coroutine = pause()
+                coroutine.send(None)
+                there.append(coroutine)
+                time.sleep(0.0001)
+                try:
+                    coroutine.send(None)
+                except StopIteration:
+                    pass
+
+        done, there = threading.Event(), []
+        thread = threading.Thread(target=run_on)
+        thread.start()
+        frame_of = types.CoroutineType.cr_frame.__get__
+        kept, end = set(), time.monotonic() + 0.5
+        gc.set_threshold(0)
+        try:
+            while time.monotonic() < end:
+                GivesTheInterpreterAway()
+                coroutine = there.pop() if there else None
+                gc.set_threshold(1)
+                frame = uncollected(frame_of, coroutine) if coroutine is not None else None
+                gc.set_threshold(0)
+                there.clear()
+                if frame is None:
+                    continue
+                gone = weakref.ref(coroutine)
+                del coroutine
+                while gone() is not None:
+                    time.sleep(0)
+                kept.add(sys.getrefcount(frame))  # a frame of nobody's is referred to for ever
+        finally:
+            done.set()
+        thread.join()
+        print(*kept - {2})
+        """,
+        timeout=30,
+        flags=("-W", "error"),
+    )
+    assert (script.returncode, script.stdout, script.stderr) == (0, "\n", "")

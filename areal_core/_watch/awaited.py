@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import CodeType, FrameType, GetSetDescriptorType, MemberDescriptorType
 from typing import Any, NamedTuple
 
-from areal_core._frames import local_of
+from areal_core._frames import local_of, uncollected
 from areal_core._watch.user_frames import short_place
 
 
@@ -180,7 +180,7 @@ def _has(one: Any, name: str) -> bool:
 
 def _get(one: Any, name: str) -> Any:
     found = _descriptor(one, name)
-    return None if found is None else found.__get__(one)
+    return None if found is None else uncollected(found.__get__, one)
 
 
 def _descriptor(one: Any, name: str) -> Any:
