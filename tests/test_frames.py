@@ -201,11 +201,14 @@ def test_a_coroutine_that_ends_while_its_frame_is_made_leaves_no_frame_of_memory
         gc.set_threshold(0)
         try:
             while time.monotonic() < end:
+                if not there:
+                    continue
                 GivesTheInterpreterAway()
-                coroutine = there.pop() if there else None
+                coroutine = there.pop()
                 gc.set_threshold(1)
-                frame = uncollected(frame_of, coroutine) if coroutine is not None else None
+                frame = uncollected(frame_of, coroutine)
                 gc.set_threshold(0)
+                gc.collect()
                 there.clear()
                 if frame is None:
                     continue
