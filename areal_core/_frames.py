@@ -41,15 +41,19 @@ def uncollected(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> 
         return look(*args, **kwargs)
     with _looking:
         # Not gc.disable: programs ask whether collections are enabled, and enable them again or do not.
-        threshold = gc.get_threshold()[0]
+        before = restored = gc.get_threshold()[0]
         try:
-            if threshold:
-                _threshold = threshold  # first: a child forked in between is to know it
+            if before:
+                _threshold = before  # first: a child forked in between is to know it
                 gc.set_threshold(0)
-            return look(*args, **kwargs)
+            found = look(*args, **kwargs)
+            if gc.get_threshold()[0]:  # the program has set it meanwhile
+                restored = 0
+            return found
         finally:
-            if threshold:
-                _restore(threshold)
+            if restored:  # no call of Python code before it is set: a Ctrl-C would get in between
+                gc.set_threshold(restored)
+            if before:
                 _threshold = 0
 
 
@@ -64,7 +68,12 @@ def with_callers(frame: FrameType | None) -> list[FrameType]:
 
 
 def local_of(frame: FrameType, name: str) -> Any:
-    """Return what the variable *name* of *frame* is; None: it has none. Its thread may be running on."""
+    """Return what the variable *name* of *frame* is; None: it has none. Its thread may be running on.
+
+    All variables are copied into a dict that stays with the frame, and what that has of an earlier look goes.
+    Where it is the last to hold it, what runs then may give the interpreter away, as a collection may: ask
+    only of functions whose variables do not change any more once they wait.
+    """
     return uncollected(_local_of, frame, name)
 
 
@@ -86,18 +95,13 @@ def _local_of(frame: FrameType, name: str) -> Any:
     return frame.f_locals.get(name)
 
 
-def _restore(threshold: int) -> None:
-    if gc.get_threshold()[0] == 0:  # otherwise the program has set it meanwhile
-        gc.set_threshold(threshold)
-
-
 def _arrive_in_child() -> None:
     """Do for the thread that was looking, and is not here, what it cannot do any more."""
     global _looking, _threshold
     _looking = threading.RLock()
-    if _threshold:
-        _restore(_threshold)
-        _threshold = 0
+    if _threshold and not gc.get_threshold()[0]:
+        gc.set_threshold(_threshold)
+    _threshold = 0
 
 
 _process.call_in_child(_arrive_in_child)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import pytest
 
+from areal_core._frames import frames_of_threads
 from children import RunScript
+from interrupts import each_step, interrupt
 
 
 @pytest.mark.any_loop
@@ -226,3 +229,69 @@ def test_a_coroutine_that_ends_while_its_frame_is_made_leaves_no_frame_of_memory
         flags=("-W", "error"),
     )
     assert (script.returncode, script.stdout, script.stderr) == (0, "\n", "")
+
+
+@needs_it
+@pytest.mark.any_loop
+def test_a_ctrl_c_at_any_step_of_a_look_leaves_collections_as_they_were() -> None:
+    before, after = list[int](), list[int]()
+
+    def look() -> None:
+        before.append(gc.get_threshold()[0])
+        try:
+            frames_of_threads()
+        finally:
+            after.append(gc.get_threshold()[0])
+
+    for step in each_step():
+        outcome = interrupt(look, step)
+        assert {*before} == {*after}, outcome.where
+        if not outcome.tripped:
+            break
+    assert step > 5
+    assert before[0] > 0
+
+
+@pytest.mark.any_loop
+def test_what_dies_in_a_close_of_anybodys_cannot_kill_the_process_of_who_registers_a_cleanup(
+    run_script: RunScript,
+) -> None:
+    script = run_script(
+        """
+        import asyncio, threading
+        from areal_core.loop_cleanup import register_loop_cleanup
+
+        class Handle:
+            def __del__(self):
+                ended.append(self)
+
+        class Thing:
+            def close(self):
+                handle = Handle()
+                inside.set()
+                looked.wait()
+                handle = Handle()  # the one before is held by what has looked, if anything has
+                inside_again.set()
+                looked_again.wait()
+
+        def register():
+            loop = asyncio.new_event_loop()
+            register_loop_cleanup(lambda: None, loop=loop)
+            loop.close()
+
+        inside, looked, inside_again, looked_again = (threading.Event() for _ in range(4))
+        ended = []
+        thread = threading.Thread(target=Thing().close)
+        thread.start()
+        inside.wait()
+        register()
+        looked.set()
+        inside_again.wait()
+        print(len(ended))
+        looked_again.set()
+        thread.join()
+        """,
+        timeout=30,
+        flags=("-W", "error"),
+    )
+    assert (script.returncode, script.stdout, script.stderr) == (0, "1\n", "")

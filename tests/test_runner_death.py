@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import uvloop
 
+from areal_core._runner import lifecycle
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import ArealError, RunnerDiedError
+from areal_core.loop_cleanup import register_loop_cleanup
 from conftest import MakeRunner
 from doors import Door, break_down, give, start_blocked, turn_loop
 from logged import LogLines
@@ -202,3 +204,30 @@ def test_each_way_into_the_loop_is_guarded(make_runner: MakeRunner) -> None:
         assert runner.thread is not None
         runner.thread.join(10)
         assert repr(died(lambda runner=runner: runner.submit(give)).__cause__) == "OSError('broken')"  # type: ignore[misc]
+
+
+@pytest.mark.any_loop
+def test_a_start_after_a_death_does_not_wait_for_ever_for_the_thread_that_died(
+    make_runner: MakeRunner, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifecycle, "DESTROY_TIMEOUT_S", 0.1)
+    runner, may_end = make_runner(leave=True), threading.Event()
+
+    async def register() -> None:
+        register_loop_cleanup(may_end.wait)
+
+    def fault() -> None:
+        raise OSError("broken")
+
+    runner.run(register)
+    life = runner._life
+    assert life is not None
+    life.thread.post(fault)
+    assert runner.exiting.wait(10)
+    try:
+        runner.initialize()
+        assert [line for line in log_lines if "loop_thread_left_behind" in line.message]
+        assert runner.run(give, 1) == 1
+    finally:
+        may_end.set()
+        life.thread.thread.join(10)
