@@ -331,7 +331,7 @@ class Shelf:
 
 
 def _left(deadline: float | None) -> float | None:
-    return None if deadline is None else max(0.0, deadline - time.monotonic())
+    return None if deadline is None else deadline - time.monotonic()
 
 
 def _finish_time(item: tuple[int, Job]) -> int:
