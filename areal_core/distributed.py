@@ -323,6 +323,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             episode_timeout_s,
             self._config.cancel_grace,
             self._worker_loop_factory,
+            self._config.loop_block_warning,
         )
         self._link = RayLink(setup, self._ray_options, life, self._log_of_workers)
         return FarDesk(life, self._lease_rules, self._link)

@@ -47,6 +47,12 @@ class Acting(RolloutWorkflow):
     async def _fail(self, engine: InferenceEngine, error: Exception | None) -> None:
         raise OddError(1, 2) if error is None else error
 
+    async def _ask(self, engine: InferenceEngine, text: str) -> Any:
+        raise ApiError(text)
+
+    async def _name(self, engine: InferenceEngine, name: str) -> Any:
+        return {**trajectory_of(1), LoneKey(name): trajectory_of(1)["input_ids"]}
+
     async def _member(self, engine: InferenceEngine, number: int) -> Any:
         return trajectory_of(1000 * number + (workflow_context.get().sample_idx or 0))
 
@@ -147,6 +153,29 @@ class Leaving:
         raise SystemExit(3)
 
 
+class ApiError(Exception):
+    """Has what was answered as its attributes, and nothing else: not the notes that others ask for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+class LoneKey(str):
+    """A name that cannot be pickled."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        raise MuteError
+
+
+class StayingThere:
+    """Does not return from being unpickled."""
+
+    def __reduce__(self) -> Any:
+        return time.sleep, (3600,)
+
+
 class MuteThere:
     """Cannot be made again from what was pickled, and does not say why."""
 
@@ -216,6 +245,10 @@ async def dies_at_work() -> None:
 
 async def unsendable() -> Any:
     raise OddError(1, 2)
+
+
+async def asks(text: str) -> None:
+    raise ApiError(text)
 
 
 async def fails(text: str) -> None:

@@ -219,7 +219,7 @@ def test_one_that_hangs_on_is_killed_and_what_it_had_begun_is_lost() -> None:
     office.report(1, stalled_s=15.5)
     assert (
         office.link.killed
-        == [(1, "its loop, or a call of its engine, did not go on for 16 s")]
+        == [(1, "its loop, a call of its engine, or reading what it was given did not go on for 16 s")]
         == office.gone
     )
     assert office.lost == [plain] and not office.dispatcher.workers

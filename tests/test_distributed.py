@@ -26,6 +26,7 @@ from areal_core.errors import RemoteError, RunnerDiedError, RunnerStoppedError, 
 from executor_tools import WAIT_S, TellingEngine, statuses_of, value_of
 from far_rollouts import (
     Acting,
+    ApiError,
     DeafEngine,
     FarEngine,
     Leaving,
@@ -33,7 +34,9 @@ from far_rollouts import (
     MuteThere,
     OddError,
     StayingEngine,
+    StayingThere,
     Unsendable,
+    asks,
     blocking_engine,
     dies,
     dies_at_work,
@@ -247,7 +250,10 @@ def test_a_worker_whose_engine_does_not_take_the_version_is_killed_as_if_it_hung
 
     assert trajectory is not None and value_of(trajectory) == 4
     assert trajectory["versions"].tolist() == [[1]]
-    assert "a call of its engine, did not go on for" in log_lines.wait_for("worker_died worker=1").message
+    assert (
+        "a call of its engine, or reading what it was given did not go on for"
+        in log_lines.wait_for("worker_died worker=1").message
+    )
 
 
 def test_what_waits_for_an_engine_that_does_not_take_the_version_goes_to_others_and_is_not_lost(
@@ -419,6 +425,44 @@ def test_what_cannot_be_sent_or_read_fails_alone_and_says_so(make_far: MakeFar) 
     assert "cannot read what it was to play: far_rollouts.MuteError: <exc" in said[2]
     executor.submit(("answer", 2), Acting())
     assert value_of(executor.wait(1, timeout=WAIT_S)[0]) == 2
+
+
+def test_an_error_or_a_name_that_is_odd_fails_its_rollout_alone_and_ends_no_worker(make_far: MakeFar) -> None:
+    executor = make_far(2, config={"check_trajectory_format": False})
+    before = set(_pids(executor))
+    odd = [executor.submit(("ask", "busy"), Acting()), executor.submit(("name", "z"), Acting())]
+    good = [executor.submit(("answer", 1), Acting()) for _ in range(10)]
+
+    outcomes = {outcome.task_id: outcome for outcome in executor.wait_outcomes(12, timeout=WAIT_S)}
+
+    assert statuses_of(outcomes.values()) == {
+        **dict.fromkeys(odd, "failed"),
+        **dict.fromkeys(good, "accepted"),
+    }
+    assert isinstance(outcomes[odd[0]].error, ApiError) and str(outcomes[odd[0]].error) == "busy"
+    assert "the workflow returned 'z', which cannot be sent" in str(outcomes[odd[1]].error)
+    with pytest.raises(ApiError) as raised:  # no match: that asks for notes
+        executor.run_everywhere(asks, "busier")
+    assert str(raised.value) == "busier"
+    assert set(_pids(executor)) == before and executor.dispatch_stats().died == 0
+
+
+def test_an_item_that_does_not_return_from_being_unpickled_is_lost_in_the_end_and_it_alone(
+    make_far: MakeFar, log_lines: LogLines
+) -> None:
+    executor = make_far(slots=2, hang_s=0.5, drain_s=1.0, max_losses=1)
+    executor.pause()
+    good = [executor.submit(("answer", number), Acting()) for number in range(3)]
+    bad = executor.submit(("answer", StayingThere()), Acting())
+    good += [executor.submit(("answer", number), Acting()) for number in range(3)]
+    executor.resume()
+
+    outcomes = {outcome.task_id: outcome for outcome in executor.wait_outcomes(7, timeout=LONG_S)}
+
+    assert statuses_of(outcomes.values()) == {**dict.fromkeys(good, "accepted"), bad: "failed"}
+    assert isinstance(outcomes[bad].error, WorkerLostError)
+    assert executor.dispatch_stats().died == 2
+    assert "did not go on for" in log_lines.wait_for("worker_died worker=1").message
 
 
 def test_a_call_runs_on_every_worker_and_its_error_is_raised_here(make_far: MakeFar) -> None:
@@ -846,15 +890,21 @@ SHARED = """
             print(type(error).__name__)
         third.destroy()
         print(ray.is_initialized())
+        fourth = start()
+        ray.shutdown()
+        ray.init(include_dashboard=False, log_to_driver=False)  # another, which is the program's own
+        fourth.destroy()
+        print(ray.is_initialized())
 """
 
 
+@pytest.mark.timeout(180)
 def test_a_ray_of_several_executors_ends_with_the_last_and_none_is_started_in_its_place(
     run_script: Any,
 ) -> None:
-    ended = run_script(SHARED, flags=(), env=_environment(), timeout=90.0)
+    ended = run_script(SHARED, flags=(), env=_environment(), timeout=150.0)
 
-    assert ended.stdout.splitlines() == ["7 0", "False", "WorkerLostError", "False"], ended.stderr
+    assert ended.stdout.splitlines() == ["7 0", "False", "WorkerLostError", "False", "True"], ended.stderr
 
 
 def _environment() -> dict[str, str]:

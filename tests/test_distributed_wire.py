@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.wire import HELD, InTurn, Orders, decode, encode, ship, unship
+from areal_core._distributed.wire import HELD, InTurn, Orders, decode, encode, ship, text_of, unship
 from areal_core._executor.freshness import Ages
 from areal_core._executor.rollout import Verdict
 from areal_core.errors import RemoteError
@@ -69,6 +69,58 @@ class OddlyNotedError(Exception):
     def __init__(self, text: str) -> None:
         super().__init__(text)
         vars(self)["__notes__"] = "no list"
+
+
+class ApiError(Exception):
+    """Has what was answered as its attributes, and nothing else: not the notes that others ask for."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise KeyError(name)
+
+
+class LockedApiError(ApiError, LockedError):
+    """Has that, and something that belongs to its process."""
+
+
+class MuteApiError(ApiError):
+    """Cannot say what it is, nor what it is not."""
+
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+class Key(str):
+    """Is a str, and cannot be pickled."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        raise TypeError("not to be pickled")
+
+
+class LeavingKey(str):
+    """Is a str, and ends the process that reads it, if that lets it."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> Any:
+        return _leave, ()
+
+
+class MuteKey(Key):
+    """Cannot be shown either."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        raise ValueError
+
+
+class Closed(dict[str, Any]):
+    """Does not say what is in it."""
+
+    def items(self) -> Any:
+        raise KeyError("closed")
 
 
 class Leaving:
@@ -167,6 +219,43 @@ def test_a_value_that_cannot_be_read_here_fails_its_episode_alone() -> None:
     assert fine.verdict.trajectory["rewards"].tolist() == [2.0]
 
 
+@pytest.mark.parametrize(
+    ("odd", "told"),
+    [
+        ({Key("z"): 1.0}, "returned 'z', which cannot be sent to the trainer (TypeError: not to be pickled)"),
+        ({MuteKey("z"): 1.0}, "returned <a MuteKey whose repr raises ValueError>, which cannot be sent"),
+        ({LeavingKey("z"): 1.0}, "cannot be read in the trainer's process (SystemExit: leaving)"),
+    ],
+    ids=["not pickled", "nor shown", "not made again"],
+)
+def test_a_name_that_cannot_be_sent_or_read_fails_its_episode_alone(odd: dict[Any, Any], told: str) -> None:
+    trajectory = {"rewards": np.array([1.0]), **{name: np.array([value]) for name, value in odd.items()}}
+    failed, fine = sent(an_end(Verdict(trajectory)), an_end(Verdict({"rewards": np.array([2.0])}))).ended
+    assert failed.verdict is None and failed.error is not None and told in str(failed.error)
+    assert fine.verdict is not None and fine.verdict.trajectory is not None
+    assert fine.verdict.trajectory["rewards"].tolist() == [2.0]
+
+
+def test_a_trajectory_that_does_not_say_what_is_in_it_fails_its_episode_alone() -> None:
+    failed, fine = sent(an_end(Verdict(Closed())), an_end(Verdict({"rewards": np.array([2.0])}))).ended
+    assert failed.verdict is None and isinstance(failed.error, RemoteError)
+    assert "what the workflow returned cannot be sent to the trainer (KeyError: 'closed')" in str(
+        failed.error
+    )
+    assert fine.verdict is not None and fine.verdict.trajectory is not None
+    assert fine.verdict.trajectory["rewards"].tolist() == [2.0]
+
+
+def test_a_name_that_is_no_str_arrives_as_it_was() -> None:
+    brought: dict[Any, Any] = {7: np.array([1.0]), "rewards": np.array([2.0])}
+    (came,) = sent(an_end(Verdict(brought))).ended
+    assert came.verdict is not None and came.verdict.trajectory is not None
+    assert {name: value.tolist() for name, value in came.verdict.trajectory.items()} == {
+        "rewards": [2.0],
+        7: [1.0],
+    }
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -209,8 +298,9 @@ def test_a_cause_that_is_hidden_is_not_told() -> None:
         (LeavingError("bye"), "test_distributed_wire.LeavingError: bye"),
         (ImpostorError("who"), "test_distributed_wire.ImpostorError: who"),
         (MuteError(), "test_distributed_wire.MuteError: <exception str() failed>"),
+        (LockedApiError("busy"), "LockedApiError: busy"),
     ],
-    ids=["not pickled", "not made again", "leaves", "no error", "says nothing"],
+    ids=["not pickled", "not made again", "leaves", "no error", "says nothing", "not asked"],
 )
 def test_an_error_that_cannot_be_sent_arrives_as_its_text(error: Exception, text: str) -> None:
     came = sent_error(error)
@@ -221,6 +311,30 @@ def test_an_error_that_cannot_be_sent_arrives_as_its_text(error: Exception, text
 def test_an_error_whose_notes_are_its_own_arrives_without_ours() -> None:
     came = sent_error(OddlyNotedError("odd"))
     assert type(came) is OddlyNotedError and came.args == ("odd",)
+
+
+def test_an_error_that_cannot_be_asked_for_notes_arrives_without_ours() -> None:
+    came = sent_error(ApiError("busy"))
+    assert type(came) is ApiError and came.args == ("busy",)
+
+
+def test_an_error_of_syntax_in_what_is_no_text_arrives_as_it_was() -> None:
+    where: Any = ("reply", 1, 1, {"n": 3})
+    came = sent_error(SyntaxError("bad reply", where))
+    assert type(came) is SyntaxError and came.args == ("bad reply", where)
+    assert "in _raised\n    raise error" in notes_of(came)
+
+
+def test_an_error_of_which_nothing_can_be_said_has_its_name_as_its_text() -> None:
+    assert text_of(MuteApiError()) == "MuteApiError (its str raises)"
+    assert text_of(ApiError("busy")) == "ApiError: busy"
+
+
+def test_an_error_whose_cause_cannot_be_told_is_told_without_it() -> None:
+    error = ValueError("no")
+    error.__cause__ = _raised(ApiError("busy"))
+    told = notes_of(sent_error(error))
+    assert "in _raised\n    raise error" in told and "busy" not in told
 
 
 def test_errors_that_end_programs_arrive_like_others() -> None:

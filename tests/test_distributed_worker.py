@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import logging
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -31,6 +33,8 @@ class Driver:
     def __init__(self, engine: Engine, loop_factory: Callable[[], Any]) -> None:
         self._sent: list[Any] = [Setup(lambda: engine, 2, False, False, None, 0.1, loop_factory)]
         self._numbers = itertools.count(1)
+        self.before_reading: Callable[[], Any] = lambda: None
+        """Called before each thing that is read."""
         self.worker = Worker(b"0", self._loads, self._dumps)
         assert self.worker.begin() is None
 
@@ -72,6 +76,7 @@ class Driver:
         return str(len(self._sent) - 1).encode()
 
     def _loads(self, data: bytes) -> Any:
+        self.before_reading()
         return self._sent[int(data)]
 
 
@@ -178,6 +183,63 @@ def test_an_engine_that_raises_as_it_is_told_costs_a_line_and_nothing_else(
     assert driver.take() == [0] and engine.held
     line = log_lines.wait_for("engine_took_no_news")
     assert (line.level, line.error) == ("error", error) and "method=set_version" in line.message
+
+
+def test_a_line_that_cannot_be_logged_costs_no_rollout(drive: Callable[[Engine], Driver]) -> None:
+    driver, logger = drive(Odd(ValueError("no"))), logging.getLogger("areal_core")
+
+    def refuse(record: logging.LogRecord) -> bool:
+        raise LookupError(record.name)
+
+    logger.addFilter(refuse)
+    try:
+        driver.give(version=1)
+        assert driver.take() == [0]
+        driver.give(version=2)
+        assert driver.take() == [0]
+    finally:
+        logger.removeFilter(refuse)
+
+
+def test_what_does_not_return_from_being_read_is_told_of_as_what_does_not_go_on(
+    drive: Callable[[Engine], Driver],
+) -> None:
+    driver = drive(FarEngine())
+    may_go = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        driver.before_reading = may_go.wait
+        giving = pool.submit(driver.give)
+        try:
+            report, stalled, deadline = Report(), [0.0], time.monotonic() + WAIT_S
+            while not report.stages:
+                assert time.monotonic() < deadline, "it is not told of"
+                report = unship(driver.worker.take(0.01), driver._loads)
+                stalled.append(report.stalled_s)
+            assert stalled == sorted(stalled)
+            ((parcel, place, stage),) = report.stages
+            assert (parcel, place, stage[0]) == (1, 0, "being unpickled at its worker")
+            assert stage[2] == pytest.approx(report.stalled_s)
+        finally:
+            may_go.set()
+        assert giving.result(WAIT_S) == 1
+    assert driver.take() == [0]
+    report = unship(driver.worker.take(0.0), driver._loads)
+    assert not report.stages
+
+
+def test_an_error_that_cannot_be_asked_for_notes_is_the_error_of_its_call(
+    drive: Callable[[Engine], Driver],
+) -> None:
+    class ApiError(Exception):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyError(name)
+
+    async def ask() -> None:
+        raise ApiError("busy")
+
+    with pytest.raises(ApiError) as raised:  # no match: that asks for notes
+        drive(FarEngine()).call(ask)
+    assert str(raised.value) == "busy"
 
 
 def test_an_engine_that_does_not_return_holds_up_neither_the_sign_of_life_nor_the_stop(

@@ -376,8 +376,8 @@ def test_a_record_says_that_ours_made_it_wherever_the_line_comes_from() -> None:
 @pytest.mark.any_loop
 def test_a_logger_of_ones_own_class_makes_its_records_itself() -> None:
     class Own(logging.Logger):
-        def log(self, level: int, message: object, *args: object, **options: Any) -> None:
-            asked.append(str(message))
+        def log(self, level: int, msg: object, *args: object, **options: Any) -> None:
+            asked.append(str(msg))
 
     asked: list[str] = []
     with records_of(own := Own("own")) as records:
@@ -434,14 +434,15 @@ def events_in_code() -> dict[str, Event]:
             for one in [name + ending for ending in _ENDINGS.get(name, ("",)) if name]:
                 event = found.setdefault(one, Event())
                 event.levels.add("error" if level == "exception" else level)
-                event.fields |= {word.arg for word in node.keywords if word.arg}  # type: ignore[attr-defined]
+                event.fields |= _fields(node)  # type: ignore[arg-type]
     return found
 
 
 def _logged(call: ast.Call) -> tuple[str, str]:
     """Return level and event of what *call* logs; "" where it logs nothing."""
     method = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    first, second = [*map(_text, call.args[:2]), "", ""][:2]
+    has_logger_first = isinstance(call.func, ast.Name) and method == "log"
+    first, second = [*map(_text, call.args[has_logger_first:][:2]), "", ""][:2]
     if method == "_say" and _EVENT.fullmatch(first):
         return "warning", first
     if method in _LEVELS:
@@ -449,6 +450,12 @@ def _logged(call: ast.Call) -> tuple[str, str]:
     if first in _LEVELS or method == "line":
         return first or "info", second if second in _ENDINGS or _EVENT.fullmatch(second) else ""
     return "", ""
+
+
+def _fields(call: ast.Call) -> set[str]:
+    """Return the names of what *call* says beside the event, by keyword or in a dict."""
+    said = {word.arg for word in call.keywords if word.arg}
+    return said.union(*(map(_text, filter(None, one.keys)) for one in call.args if isinstance(one, ast.Dict)))
 
 
 def _text(node: ast.AST) -> str:

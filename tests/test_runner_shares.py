@@ -38,7 +38,7 @@ class LoopThatTells(asyncio.SelectorEventLoop):
         super().__init__()
         self.stop_is_posted = threading.Event()
 
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:
+    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
         handle = super().call_soon_threadsafe(callback, *args, context=context)
         if callback == self.stop:
             self.stop_is_posted.set()

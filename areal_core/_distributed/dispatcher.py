@@ -300,7 +300,8 @@ class Dispatcher:
         """
         stalled_s, hang_s = worker.stalled_s, self._rules.hang_s
         if worker.is_hung and stalled_s > hang_s + self._rules.drain_s:
-            self._kill(worker, f"its loop, or a call of its engine, did not go on for {stalled_s:.0f} s")
+            what = "its loop, a call of its engine, or reading what it was given"
+            self._kill(worker, f"{what} did not go on for {stalled_s:.0f} s")
         elif worker.is_hung != (stalled_s > hang_s):
             worker.is_hung = not worker.is_hung
             if worker.is_hung:

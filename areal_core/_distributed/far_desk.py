@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 from areal_core._distributed.dispatcher import Dispatcher
 from areal_core._distributed.leases import Ended, LeaseRules, Link, Report
-from areal_core._executor.desk import Desk
+from areal_core._executor.desk import Desk, Whereabouts
 from areal_core._executor.rollout import Episode, Rollout
 from areal_core._log import get_logger, log
 from areal_core._runner.job import Job
@@ -42,6 +42,7 @@ class FarDesk(Desk):
         self.dispatcher = Dispatcher(rules, link, self, self._take, self._lose, link.gone)
         self._told: tuple[int, bool] | None = None
         self._unfollow: Callable[[], object] = _nothing
+        self._is_watched = False
 
     def follow(self, subscribe: Callable[[Callable[[bool], None]], Callable[[], object]]) -> None:
         """Have workers told, until the end, when the engine to which *subscribe* belongs closes and opens."""
@@ -60,14 +61,32 @@ class FarDesk(Desk):
         """Tell *episode* to end; its worker gives it the grace."""
         self.dispatcher.cancel(episode)
 
+    def whereabouts(self, episode: Episode) -> Whereabouts:
+        """Return which worker has it, and whether it was told to end. Only the worker knows more."""
+        worker = episode.record.worker
+        return Whereabouts(
+            place=None if worker is None else f"worker {worker}",
+            decision="cancelled" if episode.told_to_end else None,
+        )
+
     def _gathered(self) -> Callable[[], None]:
         core = self.core
+        self._watch_while(bool(core.scheduler.running))
         told = core.budget.version, core.scheduler.is_paused
         if told != self._told:
             self._told = told
             self._link.tell(*told)
         self.dispatcher.go_on()
         return self._link.flush
+
+    def _watch_while(self, anything_runs: bool) -> None:
+        """Have this loop watched as long as there is anything to pickle for workers, or to read of them."""
+        if self.watch is not None and anything_runs != self._is_watched:
+            self._is_watched = anything_runs
+            if anything_runs:
+                self._begin_watch()
+            else:
+                self.watch.rest()
 
     # -- what the link brings, from any thread -----------------------------------------------------
 

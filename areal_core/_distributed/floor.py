@@ -13,20 +13,20 @@ from typing import Any
 from msgspec.structs import replace
 
 from areal_core._distributed.outbox import Outbox
+from areal_core._distributed.reading import Entry, Plans, Reader
 from areal_core._distributed.wire import HELD, MOST_PLANS, EndedHere, Head, Orders, text_of
+from areal_core._executor.desk import begun
 from areal_core._executor.local_desk import EpisodeJob
 from areal_core._executor.playing import Player
-from areal_core._executor.rollout import Episode, Lane, Plan, Rollout
+from areal_core._executor.rollout import Episode, Lane, Rollout
 from areal_core._record import EpisodeRecord
 from areal_core._runner.ending import Ending
 from areal_core._runner.guest import Guest
 from areal_core._runner.job import Job
 from areal_core._runner.life import Life
 from areal_core._runner.results import Status
+from areal_core._watch.loop_watch import LoopWatch
 from areal_core.errors import RemoteError
-
-_Plans = dict[int, Plan | BaseException]
-_Entry = tuple[int, Head | BaseException | None, list[int]]
 
 _ANY_CONTEXT = Context()
 _JUDGE = -1
@@ -53,10 +53,11 @@ class Floor(Guest):
         self._slots = slots
         self._timeout_s = timeout_s
         self._out = out
-        self._loads = loads
+        self.reader = Reader(loads)
+        """Unpickles what is given."""
         self._lock = threading.Lock()
-        self._inbox: deque[tuple[Orders, _Plans, list[_Entry], int]] = deque()
-        self._plans: _Plans = {}
+        self._inbox: deque[tuple[Orders, Plans, list[Entry], int]] = deque()
+        self._plans: Plans = {}
         self._rollouts: dict[int, Rollout] = {}  # by parcel; of a group until it is told to forget it
         # By parcel and place, with the number of the news that the engine has to know before.
         self._pending: OrderedDict[tuple[int, int], tuple[Episode, int]] = OrderedDict()
@@ -71,6 +72,8 @@ class Floor(Guest):
         self._is_held = False
         self.ending: Ending | None = None
         """Why nothing begins any more: the runner ends."""
+        self.watch: LoopWatch | None = None
+        """Told when episodes are played, and when none is; None: nobody watches."""
         self._launcher = life.host(self)
 
     # -- from any thread ---------------------------------------------------------------------------
@@ -80,11 +83,7 @@ class Floor(Guest):
 
         What is to be played begins when the engine knows the *news* of that number; see `knows`.
         """
-        plans = {number: self._read(data) for number, data in orders.plans.items()}
-        entries = [
-            (number, None if head is None else self._read(head), places)
-            for number, head, places in orders.give
-        ]
+        plans, entries = self.reader.read(orders)
         self._inbox.append((orders, plans, entries, news))
         self._post(self._work)
 
@@ -128,12 +127,6 @@ class Floor(Guest):
                 stage = record.stage, record.server, age_s, record.segments, record.newest_version
                 news.append((number, job.episode.sample_idx, stage))
         return news
-
-    def _read(self, data: bytes) -> Any:
-        try:
-            return self._loads(data)
-        except BaseException as error:  # of the user's code, which may do anything
-            return error
 
     # -- with the lock -----------------------------------------------------------------------------
 
@@ -214,6 +207,7 @@ class Floor(Guest):
 
     def _launch(self, jobs: Sequence[EpisodeJob]) -> None:
         if jobs:
+            self.watch = begun(self.watch)
             self._launcher.launch(jobs)
 
     def _cancel(self, number: int, place: int) -> None:
@@ -249,6 +243,8 @@ class Floor(Guest):
         jobs = self._next()
         if ended:
             self._send(ended)
+        if self.watch is not None and not self._jobs:
+            self.watch.rest()
         self._launch(jobs)  # after it: from Python 3.12 on their first steps are taken here and now
 
     def decide(self, job: Job, decision: Status) -> bool:
@@ -276,6 +272,8 @@ class Floor(Guest):
     def finish_end(self) -> None:
         """Let nobody wait for what does not come any more."""
         self._out.close()
+        if self.watch is not None:
+            self.watch.leave()
 
     def jobs(self) -> Iterable[EpisodeJob]:
         """Return those that run."""

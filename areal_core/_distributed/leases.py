@@ -23,8 +23,8 @@ class LeaseRules(Struct, frozen=True, kw_only=True):
     lease_s: float = 30.0
     """How long a worker may give no sign of life before it is taken for dead."""
     hang_s: float = 300.0
-    """How long its loop, or a call of its engine, may not go on before it is lent nothing, and what it has
-    not begun is taken back."""
+    """How long its loop, a call of its engine, or reading what it was given may stand still before it is lent
+    nothing, and what it has not begun is taken back."""
     drain_s: float = 30.0
     """How much longer it keeps the rest, for what it still brings, before it is killed."""
     max_losses: int = 3
@@ -81,7 +81,7 @@ class WorkerState(Struct, eq=False):
     looks: int = 0
     """How often it was looked at since its last sign of life."""
     stalled_s: float = 0.0
-    """For how long its loop, or a call of its engine, has not gone on."""
+    """For how long its loop, a call of its engine, or reading what it was given has stood still."""
     is_draining: bool = False
     """Whether it is to finish what it has, and go."""
     is_hung: bool = False
@@ -119,7 +119,7 @@ class Report(Struct):
     """Parcel and place of those whose stage is another than before; the stage, server, its age in seconds,
     segments and newest version."""
     stalled_s: float = 0.0
-    """For how long its loop, or a call of its engine, has not gone on."""
+    """For how long its loop, a call of its engine, or reading what it was given has stood still."""
     number: int = 0
     """How many it gave before."""
 

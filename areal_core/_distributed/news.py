@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from areal_core._distributed.wire import Orders
-from areal_core._log import get_logger
+from areal_core._log import get_logger, log
 
 
 class News:
@@ -70,7 +70,7 @@ class News:
         try:
             tell(news)
         except BaseException as error:  # of the user's code, which may do anything
-            get_logger().error("engine_took_no_news", method=what, exc_info=error)
+            log(get_logger(), "error", "engine_took_no_news", {"method": what, "exc_info": error})
             return False
         return True
 

@@ -26,17 +26,21 @@ class Parts(NamedTuple):
     layout: Layout
     arrays: list[Any]
     """Those of numbers, in the order of the layout."""
-    rest: dict[str, Any]
-    """What is none."""
+    rest: dict[Any, Any]
+    """What is none; and what has a name that is not just a str, and may not be one at the other end."""
 
 
 def apart(trajectory: dict[str, Any]) -> Parts:
     """Tell the arrays of numbers of *trajectory* from what else it has."""
     layout: list[tuple[str, str, tuple[int, ...]]] = []
     arrays: list[Any] = []
-    rest: dict[str, Any] = {}
+    rest: dict[Any, Any] = {}
     for name, value in trajectory.items():
-        if type(value) is np.ndarray and (kind := _kind_of(value.dtype)) is not None:
+        if (
+            type(value) is np.ndarray
+            and (kind := _kind_of(value.dtype)) is not None
+            and type(name) is str  # it is sent with those of others
+        ):
             layout.append((name, kind, value.shape))
             arrays.append(value)
         else:

@@ -20,8 +20,6 @@ from areal_core._distributed.wire import Orders, Shipment, encode, unship
 from areal_core._distributed.worker import TAKES, Setup
 from areal_core._runner.life import Life
 
-_BEAT_S = 1.0 * TAKES  # a call of a worker that has nothing to say: a sign of life each second, in all
-
 
 class RayLink(FarLink):
     """Between a desk and its workers. All but the first part happens on the loop thread.
@@ -179,8 +177,9 @@ class RayLink(FarLink):
     # -- what is fetched ---------------------------------------------------------------------------
 
     def _fetch(self, actor: Actor) -> None:
+        patience_s = actor.beats.patience_s(time.monotonic())
         try:
-            future: Future[Shipment] = ask(actor.handle.take, "take", _BEAT_S).future()
+            future: Future[Shipment] = ask(actor.handle.take, "take", patience_s).future()
         except Exception as error:  # of Ray, which goes down
             self._fail(actor, in_words(error, "nothing could be fetched from it"))
             return

@@ -15,6 +15,8 @@ from areal_core._distributed.leases import Ended, Report
 from areal_core._distributed.packing import Packed, Parts, apart, pack, unpack
 from areal_core._executor.freshness import Ages
 from areal_core._executor.rollout import Verdict
+from areal_core._log import describe
+from areal_core._log import text_of as shown
 from areal_core.errors import RemoteError
 
 EndedHere = Ended
@@ -72,28 +74,36 @@ def ship(
     dumps: Callable[[Any], bytes],
     number: int = 0,
 ) -> Shipment:
-    """Return a report of that, to be sent; *dumps* pickles errors."""
+    """Return a report of that, to be sent; *dumps* pickles errors. What cannot be sent fails alone."""
     rows: list[Row] = []
     trajectories: list[Parts] = []
     for one in ended:
-        what, with_it = _told(one, trajectories, dumps)
+        try:
+            what, with_it = _told(one, trajectories, dumps)
+        except BaseException as error:  # of the user's code, which may do anything
+            what, with_it = _ERROR, (None, f"what the workflow returned {_cannot_be_sent(error)}", "")
         rows.append((one.parcel, one.sample_idx, one.seconds, one.figures, what, with_it, one.timed_out))
     return rows, pack(trajectories), returned, stages, stalled_s, number
 
 
 def unship(shipment: Shipment, loads: Callable[[bytes], Any]) -> Report:
-    """Return the report that was sent."""
+    """Return the report that was sent. What cannot be read fails alone."""
     rows, packed, returned, stages, stalled_s, number = shipment
     trajectories = unpack(packed)
     ended = []
     for parcel, place, seconds, figures, what, with_it, timed_out in rows:
-        verdict, error = None, None
-        if what == _TRAJECTORY:
-            verdict, error = _verdict(next(trajectories), with_it, loads)
-        elif what == _REJECTED:
-            verdict = Verdict(None, with_it)
-        else:
-            error = load_error(with_it, loads)
+        verdict: Verdict | None = None
+        error: BaseException | None = None
+        try:
+            if what == _TRAJECTORY:
+                verdict = _verdict(next(trajectories), with_it, loads)
+            elif what == _REJECTED:
+                verdict = Verdict(None, with_it)
+            else:
+                error = load_error(with_it, loads)
+        except BaseException as odd:  # of the user's code, which may do anything
+            told = f"what the workflow returned cannot be read in the trainer's process ({text_of(odd)})"
+            error = RemoteError(f"{told}; return what can be unpickled there")
         ended.append(Ended(parcel, place, verdict, error, timed_out, seconds, figures))
     return Report(ended, returned, stages, stalled_s, number)
 
@@ -129,61 +139,65 @@ def _told(one: EndedHere, trajectories: list[Parts], dumps: Callable[[Any], byte
     try:
         data = dumps(parts.rest) if parts.rest else None
     except BaseException as error:  # of the user's code, which may do anything
-        names = ", ".join(map(repr, parts.rest))
-        refused = TypeError(
-            f"beside arrays of numbers the workflow returned {names}, which cannot be sent to the trainer "
-            f"({text_of(error)}); return what can be pickled"
-        )
-        return _ERROR, dump_error(refused, dumps)
+        names = ", ".join(map(shown, parts.rest))
+        refused = f"beside arrays of numbers the workflow returned {names}, which {_cannot_be_sent(error)}"
+        return _ERROR, dump_error(TypeError(refused), dumps)
     trajectories.append(parts)
     return _TRAJECTORY, (astuple(verdict.ages), data)
 
 
+def _cannot_be_sent(error: BaseException) -> str:
+    return f"cannot be sent to the trainer ({text_of(error)}); return what can be pickled"
+
+
 def _verdict(
     arrays: dict[str, Any], with_it: tuple[tuple[Any, ...], bytes | None], loads: Callable[[bytes], Any]
-) -> tuple[Verdict | None, BaseException | None]:
+) -> Verdict:
     ages, rest = with_it
-    try:
-        trajectory = arrays if rest is None else {**arrays, **loads(rest)}
-    except BaseException as error:
-        told = f"what the workflow returned cannot be read in the trainer's process ({text_of(error)})"
-        return None, RemoteError(f"{told}; return what can be unpickled there")
-    return Verdict(trajectory, ages=Ages(*ages)), None
+    return Verdict(arrays if rest is None else {**arrays, **loads(rest)}, ages=Ages(*ages))
 
 
 def dump_error(error: BaseException | None, dumps: Callable[[Any], bytes]) -> tuple[bytes | None, str, str]:
-    """Return an error pickled, if it can be; its text; and where it was raised."""
+    """Return an error pickled, if it can be; its text; and where it was raised. Never raises."""
     assert error is not None
-    try:
-        return dumps(error), text_of(error), _where(error)
-    except BaseException:
-        return None, text_of(error), _where(error)
+    data: bytes | None = None
+    with contextlib.suppress(BaseException):  # of the user's code, which may do anything
+        data = dumps(error)
+    return data, text_of(error), _where(error)
 
 
 def text_of(error: BaseException) -> str:
-    """Return what *error* is and says, also where it cannot say it."""
-    return "".join(traceback.format_exception_only(error)).strip()
+    """Return what *error* is and says, also where it cannot say it. Never raises."""
+    try:
+        return "".join(traceback.format_exception_only(error)).strip()
+    except BaseException:  # its notes, or what a SyntaxError tells of the code, are not what they are to be
+        return describe(error)
 
 
 def _where(error: BaseException) -> str:
-    """Return the traceback of *error*, with that of its causes, which are not pickled with it."""
-    context = None if error.__suppress_context__ else error.__context__
-    if error.__cause__ is None and context is None:
+    """Return the traceback of *error*, with that of its causes, which do not travel. Never raises."""
+    try:
+        context = None if error.__suppress_context__ else error.__context__
+        if error.__cause__ is not None or context is not None:
+            return "".join(traceback.format_exception(error))
+    except BaseException:  # see `text_of`
+        pass
+    try:
         return "".join(traceback.format_tb(error.__traceback__))
-    return "".join(traceback.format_exception(error))
+    except BaseException:
+        return ""
 
 
 def load_error(dumped: tuple[bytes | None, str, str], loads: Callable[[bytes], Any]) -> BaseException:
     """Return the error that was dumped, or one that has its text; with where it was raised as a note."""
     data, text, where = dumped
-    loaded: Any = None
+    error: BaseException | None = None
     if data is not None:
-        try:
+        with contextlib.suppress(BaseException):  # of the user's code, which may do anything
             loaded = loads(data)
-        except BaseException:  # of the user's code, which may do anything
-            loaded = None
-    error = loaded if isinstance(loaded, BaseException) else RemoteError(text)
+            error = loaded if isinstance(loaded, BaseException) else None
+    error = RemoteError(text) if error is None else error
     if where:
-        with contextlib.suppress(TypeError):  # where it has notes of its own kind
+        with contextlib.suppress(Exception):  # where it has notes of its own kind, or none can be asked for
             BaseException.add_note(error, f"At its worker:\n{where.rstrip()}")
     return error

@@ -19,8 +19,10 @@ from areal_core._distributed.outbox import Outbox
 from areal_core._distributed.wire import Shipment, decode, dump_error, ship, text_of
 from areal_core._executor.playing import Player
 from areal_core._executor.within import within
+from areal_core._log import get_logger, log
 from areal_core._runner.lifecycle import life_of
 from areal_core._runner.loop_thread import LoopFactory
+from areal_core._watch.loop_watch import Blocked, Late, LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.workflow_context import ensure_descriptors
 
@@ -48,6 +50,7 @@ class Setup(Struct):
     episode_timeout_s: float | None
     cancel_grace_s: float
     loop_factory: LoopFactory | None
+    loop_block_warning_s: float | None = None
 
 
 class Worker:
@@ -95,13 +98,19 @@ class Worker:
         self._floor = Floor(
             life_of(self._runner), player, made.slots, made.episode_timeout_s, self._out, self._loads
         )
+        if made.loop_block_warning_s is not None:
+            thread = life_of(self._runner).thread
+            self._floor.watch = LoopWatch(
+                thread.loop, thread.thread.ident or 0, made.loop_block_warning_s, _log_blocked
+            )
         self._news = News(self._engine, self._floor.knows)
 
     def give(self, data: bytes) -> None:
         """Follow orders; *data* is `Orders`. Does nothing once the loop ends.
 
         An engine that does not return from what it is told keeps from its beginning what was sent with that
-        or later. It holds up nothing else: that can be cancelled, and handed back.
+        or later. It holds up nothing else: that can be cancelled, and handed back. What does not return from
+        being unpickled holds up all orders, and is told of as a loop that hangs.
         """
         orders = decode(data)
         self._floor.give(orders, self._news.tell(orders))
@@ -119,8 +128,9 @@ class Worker:
             if self._returns.is_set():
                 self._returns.clear()
                 returned = self._floor.returned()
-            stalled_s = max(self._floor.stalled_s(), self._news.telling_s())
-            stages = self._floor.stages()
+            reading_s, unread = self._floor.reader.look()
+            stalled_s = max(self._floor.stalled_s(), self._news.telling_s(), reading_s)
+            stages = self._floor.stages() + unread
         return ship(ended, returned, stages, stalled_s, self._dumps, number)
 
     def run(self, call: bytes, number: int, timeout_s: float | None = None) -> tuple[bool, Any]:
@@ -164,6 +174,12 @@ class Worker:
         destroy = getattr(self._engine, "destroy", None)
         if callable(destroy):
             destroy()
+
+
+def _log_blocked(found: Blocked | Late) -> None:
+    """Say here, where the stack is, which function, or functions, kept the loop from going on."""
+    event = "loop_is_late" if isinstance(found, Late) else "loop_blocked"
+    log(get_logger(), "warning", event, found.fields())
 
 
 async def _limited(

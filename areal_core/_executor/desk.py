@@ -16,7 +16,7 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.core import Core
@@ -37,6 +37,17 @@ _Op = tuple[Callable[..., object], tuple[Any, ...]]
 
 _GLIMPSES = 5
 _AT_A_TIME = 500  # things that are done before the loop turns: some milliseconds
+
+
+class Whereabouts(NamedTuple):
+    """What a desk knows of an episode beside its record."""
+
+    task: object = None
+    """What plays it on this loop; None: nothing does."""
+    place: str | None = None
+    """Who plays it elsewhere, in words; None: nobody does."""
+    decision: str | None = None
+    """What its end will be, where that is decided though it runs on."""
 
 
 class Desk(Guest):
@@ -236,6 +247,10 @@ class Desk(Guest):
         """Tell *episode* to end; it has the runner's grace to clean up."""
 
     @abstractmethod
+    def whereabouts(self, episode: Episode) -> Whereabouts:
+        """Return where *episode* is played, and whether its end is decided. For `glimpse`."""
+
+    @abstractmethod
     def _gathered(self) -> Callable[[], None] | None:
         """Return what lets the episodes go that were started in this piece of work; None: there are none.
 
@@ -249,6 +264,10 @@ class Desk(Guest):
     def time(self) -> float:
         """Return the time, also after the loop's end."""
         return time.monotonic()
+
+    def _begin_watch(self) -> None:
+        """Have the loop watched from now on, if it is to be."""
+        self.watch = begun(self.watch)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
         """Call *callback* on the loop thread, as the core's owner."""
@@ -279,6 +298,16 @@ class Desk(Guest):
 
     def _note_ends(self) -> None:
         """Put the ends of episodes on the desk that nobody has told of yet."""
+
+
+def begun(watch: LoopWatch | None) -> LoopWatch | None:
+    """Begin to watch, also again; return *watch*, or None where there is no thread to be had for it."""
+    if watch is not None:
+        try:
+            watch.begin()
+        except RuntimeError:  # who blocks the loop is not worth a rollout
+            return None
+    return watch
 
 
 class _Answer:

@@ -24,7 +24,7 @@ from areal_core import _process, _record
 from areal_core._executor.aside import aside
 from areal_core._executor.capacity import capacity_of, wish_of
 from areal_core._executor.core import Core
-from areal_core._executor.desk import Desk
+from areal_core._executor.desk import Desk, Whereabouts
 from areal_core._executor.events import Log
 from areal_core._executor.explanation import (
     MOST_ROLLOUTS,
@@ -65,9 +65,7 @@ class _Seen(NamedTuple):
     rollout: Rollout
     episode: Episode | None
     """The one that has been in its stage for longest; None: no member runs just now."""
-    task: object
-    decision: str | None
-    """What its end will be, where that is decided though it runs on."""
+    whereabouts: Whereabouts
     age_s: float
     stage_s: float
 
@@ -146,7 +144,7 @@ class Explainer:
             for one in rollout.members()
         )
         return _Facts(
-            [_seen(rollout, now) for rollout in islice(running.values(), MOST_ROLLOUTS)],
+            [_seen(rollout, self._desk, now) for rollout in islice(running.values(), MOST_ROLLOUTS)],
             max(0, len(running) - MOST_ROLLOUTS),
             paused,
             capacity_of(core, self._rules, self._desk.left()),
@@ -204,26 +202,22 @@ def oldest_episode(rollout: Rollout) -> Episode | None:
     return min(alive, key=lambda one: one.record.since, default=None)
 
 
-def _seen(rollout: Rollout, now: float) -> _Seen:
+def _seen(rollout: Rollout, desk: Desk, now: float) -> _Seen:
     episode = oldest_episode(rollout)
-    job = None if episode is None else episode.job
     return _Seen(
         rollout,
         episode,
-        None if job is None else job.task,
-        None if job is None else job.decision,
+        Whereabouts() if episode is None else desk.whereabouts(episode),
         now - rollout.started_at,
         now - (rollout.started_at if episode is None else episode.record.since),
     )
 
 
 def _describe(seen: _Seen) -> StuckRollout:
-    from areal_core._watch.offloaded_calls import NOTES  # not before somebody asks
-
     rollout, record = seen.rollout, seen.episode.record if seen.episode is not None else None
     stage = "waiting for slots for the rest of its group" if record is None else record.stage
-    if seen.decision is not None:
-        stage += f", though it was told to end ({seen.decision})"
+    if seen.whereabouts.decision is not None:
+        stage += f", though it was told to end ({seen.whereabouts.decision})"
     size = rollout.plan.group_size
     return StuckRollout(
         task_id=rollout.task_id,
@@ -236,8 +230,16 @@ def _describe(seen: _Seen) -> StuckRollout:
         server=None if record is None else record.server,
         segments=0 if record is None else record.segments,
         members=None if size == 1 else f"{rollout.alive} of a group of {size} run",
-        stack="(no task)" if seen.task is None else stack_of(seen.task, {**NOTES, **_NOT_SHOWN}),
+        stack=_stack(seen.whereabouts),
     )
+
+
+def _stack(whereabouts: Whereabouts) -> str:
+    from areal_core._watch.offloaded_calls import NOTES  # not before somebody asks
+
+    if whereabouts.place is not None:
+        return f"({whereabouts.place} has it, and alone knows where in its workflow it is)"
+    return "(no task)" if whereabouts.task is None else stack_of(whereabouts.task, {**NOTES, **_NOT_SHOWN})
 
 
 def short_name(data_id: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from areal_core._executor.desk import Desk
+from areal_core._executor.desk import Desk, Whereabouts
 from areal_core._executor.playing import Player
 from areal_core._executor.rollout import Episode
 from areal_core._runner.job import Job
@@ -67,13 +67,6 @@ class LocalDesk(Desk):
             self._jobs.add(job)
             self._to_launch.append(job)
 
-    def _begin_watch(self) -> None:
-        if self.watch is not None:
-            try:
-                self.watch.begin()
-            except RuntimeError:  # no thread to be had: who blocks the loop is not worth a rollout
-                self.watch = None
-
     def cancel(self, episode: Episode) -> None:
         """Tell *episode* to end; it has the runner's grace to clean up."""
         job = episode.job
@@ -81,6 +74,11 @@ class LocalDesk(Desk):
             job.decision = "cancelled"
             if self._launcher is not None and self._life.thread.is_current():
                 self._launcher.cancel(job)  # else the loop is blocked, and left behind
+
+    def whereabouts(self, episode: Episode) -> Whereabouts:
+        """Return its task, as long as it has one, and whether its end is decided."""
+        job: EpisodeJob | None = episode.job
+        return Whereabouts() if job is None else Whereabouts(job.task, decision=job.decision)
 
     def _gathered(self) -> Callable[[], None] | None:
         launcher, jobs = self._launcher, self._to_launch
