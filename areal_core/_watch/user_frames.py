@@ -15,7 +15,7 @@ Origin = Literal["stdlib", "installed", "ours", "user"]
 
 _OURS = str(Path(__file__).parent.parent) + "/"  # all of areal_core
 _ABOVE_OURS = str(Path(__file__).parent.parent.parent) + "/"
-_CLIENTS = frozenset(("aiohttp", "anyio", "httpcore", "httpx", "openai", "opentelemetry", "uvloop"))
+_CLIENTS = frozenset(("aiohttp", "anyio", "httpcore", "httpx", "openai", "opentelemetry", "ray", "uvloop"))
 """Packages whose callbacks are the library's work: nobody can take them elsewhere."""
 _INSTALLED = ("/site-packages/", "/dist-packages/")
 _STDLIB = tuple({f"{sysconfig.get_paths()[kind]}/" for kind in ("stdlib", "platstdlib")})
