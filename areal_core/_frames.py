@@ -46,10 +46,11 @@ def uncollected(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> 
             if before:
                 _threshold = before  # first: a child forked in between is to know it
                 gc.set_threshold(0)
-            found = look(*args, **kwargs)
-            if gc.get_threshold()[0]:  # the program has set it meanwhile
-                restored = 0
-            return found
+            try:
+                return look(*args, **kwargs)
+            finally:
+                if gc.get_threshold()[0]:  # the program has set it meanwhile
+                    restored = 0
         finally:
             if restored:  # no call of Python code before it is set: a Ctrl-C would get in between
                 gc.set_threshold(restored)

@@ -263,11 +263,7 @@ def _is_being_closed(loop: asyncio.AbstractEventLoop) -> bool:
     asyncio's gives up the interpreter between "is it closed?" and "now it is", for long enough to lose
     most registrations that race with it. uvloop's, compiled, does not.
     """
-    codes = {
-        vars(kind)["close"].__code__
-        for kind in type(loop).__mro__
-        if kind.__module__.startswith("asyncio.") and "close" in vars(kind)
-    }
+    codes = {getattr(vars(kind).get("close"), "__code__", None) for kind in type(loop).__mro__}
     return any(
         frame.f_code in codes and local_of(frame, "self") is loop
         for innermost in frames_of_threads().values()
