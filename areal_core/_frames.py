@@ -47,6 +47,8 @@ def uncollected(look: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> 
                 _threshold = before  # first: a child forked in between is to know it
                 gc.set_threshold(0)
             try:
+                # Not by way of a variable: what is returned may have this very frame in it, which would keep
+                # it, and with it what other threads have in theirs, until the next collection.
                 return look(*args, **kwargs)
             finally:
                 if gc.get_threshold()[0]:  # the program has set it meanwhile

@@ -39,6 +39,7 @@ from areal_core._executor.requests import Request, Want
 from areal_core._executor.resumed import Resumed
 from areal_core._executor.rollout import Lane, Rollout
 from areal_core._executor.shift import Shift
+from areal_core._executor.steering import Steering
 from areal_core._executor.within import within
 from areal_core._executor.work import Planner, Workflow
 from areal_core._observe.showing import show
@@ -58,7 +59,7 @@ R = TypeVar("R")
 _LEAST_S = 1.0  # of destroy's timeout, for what is to be written, whoever has used it up
 
 
-class WorkflowExecutor(Committing):
+class WorkflowExecutor(Steering, Committing):
     """Decides which rollouts may start, runs them, keeps every result, and bounds how stale the data is.
 
     Use it as a context manager, or call ``initialize`` and ``destroy``, as often as you like. Any thread may
@@ -350,32 +351,7 @@ class WorkflowExecutor(Committing):
         shift = self._on_shift()
         shift.desk.call(shift.desk.core.give_back, check_count("count", count))
 
-    # -- steering ----------------------------------------------------------------------------------
-
-    def pause(self) -> None:
-        """Stop starting rollouts. Those that run go on, and are delivered. Raises RunnerStoppedError."""
-        self._steer("pause")
-
-    def resume(self) -> None:
-        """Start what may start. Raises RunnerStoppedError."""
-        self._steer("resume")
-
-    def is_paused(self) -> bool:
-        """Return whether rollouts are kept from starting."""
-        return self._shift is not None and self._on_shift().is_paused()
-
-    def on_version_changed(self) -> None:
-        """Look at the policy version: there may be new budget.
-
-        A version provider that has ``subscribe`` tells by itself, as `RemoteInfEngine` does; for any other
-        this has to be called after each change. Raises RunnerStoppedError.
-        """
-        shift = self._on_shift()
-        shift.desk.post(shift.desk.core.set_version, shift.read_version())
-
-    def reset_failures(self) -> None:
-        """Go on after a FailureBudgetError, and count failures anew. Raises RunnerStoppedError."""
-        self._steer("reset_failures")
+    # -- beside them -------------------------------------------------------------------------------
 
     def run_everywhere(
         self, async_fn: Callable[..., Awaitable[R]], /, *args: Any, timeout: float | None = None
@@ -394,11 +370,6 @@ class WorkflowExecutor(Committing):
         return LocalDesk(life, player, episode_timeout_s)
 
     # -- inside ------------------------------------------------------------------------------------
-
-    def _steer(self, event: str) -> None:
-        shift = self._on_shift()
-        shift.raise_if_ended()
-        shift.desk.call(getattr(shift.desk.core, event))
 
     def _obtain(
         self,

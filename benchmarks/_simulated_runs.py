@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from areal_core._simulation.loopback import Versions
+from areal_core._simulation.loopback import Versions, compute
 from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor
 from areal_core.embedded import EmbeddedServer
@@ -48,9 +48,7 @@ class Takes(RolloutWorkflow):
 
     async def arun_episode(self, engine: Any, data: Any) -> dict[str, Any]:
         """Play one episode."""
-        until = time.thread_time() + self._compute_s
-        while time.thread_time() < until:
-            pass
+        compute(self._compute_s)
         if self._seconds:
             await asyncio.sleep(self._seconds)
         ones = np.ones((1, TOKENS), np.int64)

@@ -11,6 +11,7 @@ import numpy as np
 
 from areal_core._runner.life import Life
 from areal_core._runner.lifecycle import life_of
+from areal_core.explain import Explanation, StuckRollout
 from areal_core.types import InferenceEngine, ModelRequest, ModelResponse, RolloutWorkflow
 from areal_core.workflow_executor import RolloutLedger, RolloutOutcome, WorkflowExecutor
 
@@ -104,6 +105,23 @@ class Answering(RolloutWorkflow):
 answering = Answering()
 
 
+class ReplyingEngine(Engine):
+    """Answers each request at once."""
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        return ModelResponse(
+            input_tokens=list(request.input_ids),
+            output_tokens=[1],
+            output_logprobs=[0.0],
+            output_versions=[0],
+            versions_exact=True,
+            stop_reason="stop",
+            latency=0.0,
+            ttft=0.0,
+            segments=1,
+        )
+
+
 class Nothing:
     """No workflow."""
 
@@ -113,6 +131,11 @@ nothing = Nothing()
 
 def accept_even(trajectory: dict[str, Any]) -> bool:
     return int(trajectory["input_ids"][0, 0]) % 2 == 0
+
+
+def only(explanation: Explanation) -> StuckRollout:
+    (rollout,) = explanation.rollouts
+    return rollout
 
 
 async def _act(data: Any) -> Any:
@@ -140,6 +163,11 @@ class Lists:
             first = self.next
             self.next += self._size
             yield list(range(first, self.next))
+
+
+def no_thread_to_be_had(*_: object) -> None:
+    """Raise what Python does where the system has no more threads."""
+    raise RuntimeError("can't start new thread")
 
 
 def life_under(executor: WorkflowExecutor) -> Life:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from areal_core import workflow_context
@@ -12,6 +13,7 @@ from areal_core._distributed.floor import Floor
 from areal_core._distributed.leases import Ended
 from areal_core._distributed.outbox import Outbox
 from areal_core._distributed.wire import Orders
+from areal_core._distributed.worker import Worker
 from areal_core._executor.playing import Player
 from areal_core._executor.rollout import Plan
 from areal_core._runner.lifecycle import life_of
@@ -19,6 +21,18 @@ from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.types import InferenceEngine, RolloutWorkflow
 from doors import LONG_S
 from executor_tools import Engine
+
+
+@contextlib.contextmanager
+def workers_here() -> Iterator[list[Worker]]:
+    """Give a list for workers of this process; stop them, and have the engine be the one of before."""
+    made, before = list[Worker](), Worker.engine
+    try:
+        yield made
+    finally:
+        for worker in made:
+            worker.stop(5.0)
+        Worker.engine = before
 
 
 class Calling(RolloutWorkflow):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +51,6 @@ def looked_on(reader: Reader) -> Said:
         if stages:
             assert {stage for _, _, stage in stages} == {(UNPICKLED, None, passed_s, 0, None)}
             return [(number, place) for number, place, _ in stages]
-        threading.Event().wait(0.01)
     raise AssertionError("it is not told of")
 
 

@@ -18,9 +18,9 @@ from areal_core._watch.loop_watch import Late, LoopWatch
 from areal_core.config import InferenceEngineConfig
 from children import RunScript
 from doors import LONG_S, Door, turn_loop
-from executor_tools import WAIT_S, Engine, Playing, answering, trajectory_of, value_of
+from executor_tools import WAIT_S, Engine, Playing, answering, no_thread_to_be_had, trajectory_of, value_of
 from far_rollouts import FarEngine
-from floors import CALLING
+from floors import CALLING, workers_here
 from logged import LogLines
 from near_workers import NearExecutor
 
@@ -90,18 +90,14 @@ class Driver:
 @pytest.fixture
 def drive(loop_factory: Callable[[], Any]) -> Iterator[Callable[[float | None], Driver]]:
     """Make workers, and stop them."""
-    made: list[Worker] = []
+    with workers_here() as made:
 
-    def make(warning_s: float | None) -> Driver:
-        driver = Driver(loop_factory, warning_s)
-        made.append(driver.worker)
-        return driver
+        def make(warning_s: float | None) -> Driver:
+            driver = Driver(loop_factory, warning_s)
+            made.append(driver.worker)
+            return driver
 
-    before = Worker.engine
-    yield make
-    for worker in made:
-        worker.stop(5.0)
-    Worker.engine = before
+        yield make
 
 
 Drive = Callable[[float | None], Driver]
@@ -166,10 +162,7 @@ def test_without_the_setting_nobody_watches_a_worker(drive: Drive, log_lines: Lo
 def test_a_worker_that_has_no_thread_for_it_plays_all_the_same(
     drive: Drive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(watch: LoopWatch) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(LoopWatch, "begin", begin)
+    monkeypatch.setattr(LoopWatch, "begin", no_thread_to_be_had)
     driver = drive(WARNING_S)
     driver.give(answer, answer)
     driver.take(2)
@@ -241,10 +234,7 @@ def test_without_the_setting_nobody_watches_the_trainer(make_near: MakeNear, log
 def test_where_no_thread_is_to_be_had_the_trainer_goes_on(
     make_near: MakeNear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(watch: LoopWatch) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(LoopWatch, "begin", begin)
+    monkeypatch.setattr(LoopWatch, "begin", no_thread_to_be_had)
     executor = make_near(loop_block_warning=WARNING_S)
     for _ in range(2):
         executor.submit(1, answering)

@@ -23,7 +23,7 @@ from areal_core._executor.rollout import Plan
 from areal_core._runner.lifecycle import life_of
 from executor_tools import WAIT_S, Engine, trajectory_of
 from far_rollouts import FarEngine
-from floors import CALLING, trajectory_in
+from floors import CALLING, trajectory_in, workers_here
 from logged import LogLines
 
 
@@ -109,18 +109,14 @@ class Blocked(FarEngine):
 @pytest.fixture
 def drive(loop_factory: Callable[[], Any]) -> Iterator[Callable[[Engine], Driver]]:
     """Make workers, and stop them."""
-    made: list[Worker] = []
+    with workers_here() as made:
 
-    def make(engine: Engine) -> Driver:
-        driver = Driver(engine, loop_factory)
-        made.append(driver.worker)
-        return driver
+        def make(engine: Engine) -> Driver:
+            driver = Driver(engine, loop_factory)
+            made.append(driver.worker)
+            return driver
 
-    before = Worker.engine
-    yield make
-    for worker in made:
-        worker.stop(5.0)
-    Worker.engine = before
+        yield make
 
 
 @pytest.mark.parametrize("has_process", [False, True])
@@ -136,13 +132,13 @@ def test_only_a_worker_with_a_process_of_its_own_spares_the_garbage_collector(
 
     setup = pickle.dumps(None)
     made = Setup(Looking, 2, False, False, None, 0.1, loop_factory)
-    worker, before, known = Worker(setup, lambda _: made, pickle.dumps), Worker.engine, gc.get_freeze_count()
+    known = gc.get_freeze_count()
     try:
-        assert worker.begin(has_process) is None
-        assert (frozen[0] > known) is has_process, "before the engine is made, which may go again"
+        with workers_here() as workers:
+            workers.append(Worker(setup, lambda _: made, pickle.dumps))
+            assert workers[0].begin(has_process) is None
+            assert (frozen[0] > known) is has_process, "before the engine is made, which may go again"
     finally:
-        worker.stop(5.0)
-        Worker.engine = before
         if has_process:
             gc.unfreeze()
 

@@ -28,6 +28,7 @@ from executor_tools import (
     accept_even,
     answering,
     counts,
+    no_thread_to_be_had,
     obeying,
     trajectory_of,
     values_of,
@@ -406,9 +407,6 @@ def test_a_manager_that_never_returns_does_not_keep_destroy_from_ending(
 def test_where_no_thread_is_to_be_had_nobody_watches_and_nothing_is_lost(
     make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def begin(watch: LoopWatch) -> None:
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(LoopWatch, "begin", begin)
+    monkeypatch.setattr(LoopWatch, "begin", no_thread_to_be_had)
     executor = make_executor(consumer_batch_size=2)
     assert values_of(executor.rollout_batch([1, 2], answering)) == [1, 2]

@@ -15,40 +15,29 @@ from areal_core.embedded import EmbeddedServer
 from areal_core.errors import RunnerStoppedError
 from areal_core.explain import Explanation, StuckRollout
 from areal_core.staleness_manager import StalenessManager
-from areal_core.types import GenerationHyperparameters, ModelRequest, ModelResponse
+from areal_core.types import GenerationHyperparameters
 from areal_core.workflow_executor import WorkflowExecutor
 from areal_core.workflows import SingleTurnWorkflow
 from conftest import MakeExecutor
 from doors import Caller, Door, in_thread, start_blocked, turn_loop
 from engine_tools import an_engine
-from executor_tools import WAIT_S, Engine, Lists, Playing, answering, obeying, park, trajectory_of
+from executor_tools import (
+    WAIT_S,
+    Engine,
+    Lists,
+    Playing,
+    ReplyingEngine,
+    answering,
+    obeying,
+    only,
+    park,
+    trajectory_of,
+)
 from logged import LogLines
 
 WARNING_S = 0.3
 ITEM = {"input_ids": [9_137, 9_138], "data_id": "item-7", "question": "a secret of the data"}
 GCONFIG = GenerationHyperparameters(max_new_tokens=2)
-
-
-class ReplyingEngine(Engine):
-    """Answers each request at once."""
-
-    async def agenerate(self, request: ModelRequest) -> ModelResponse:
-        return ModelResponse(
-            input_tokens=list(request.input_ids),
-            output_tokens=[1],
-            output_logprobs=[0.0],
-            output_versions=[0],
-            versions_exact=True,
-            stop_reason="stop",
-            latency=0.0,
-            ttft=0.0,
-            segments=1,
-        )
-
-
-def only(explanation: Explanation) -> StuckRollout:
-    (rollout,) = explanation.rollouts
-    return rollout
 
 
 def logged(lines: LogLines, event: str) -> str:

@@ -10,14 +10,16 @@ from typing import Any, Protocol
 
 import pytest
 
-from areal_core.explain import Explanation, StuckRollout
-from areal_core.types import GenerationHyperparameters, ModelRequest, ModelResponse
+from areal_core.config import InferenceEngineConfig
+from areal_core.explain import StuckRollout
+from areal_core.types import GenerationHyperparameters
 from areal_core.workflow_executor import WorkflowExecutor
 from areal_core.workflows import SingleTurnWorkflow
 from conftest import MakeExecutor
 from doors import Door, turn_loop
-from executor_tools import WAIT_S, Engine, Playing, answering, park, trajectory_of
+from executor_tools import WAIT_S, Engine, Playing, ReplyingEngine, answering, only, park, trajectory_of
 from logged import LogLines
+from near_workers import NearExecutor
 
 WARNING_S = 0.3
 THERE = "(worker 1 has it, and alone knows where in its workflow it is)"
@@ -37,9 +39,6 @@ def place(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def make(place: str, make_executor: MakeExecutor, loop_factory: Callable[[], Any]) -> Iterator[Make]:
     """Make initialized executors whose episodes are played at *place*; no Ray is needed for that."""
-    from areal_core.config import InferenceEngineConfig
-    from near_workers import NearExecutor
-
     with contextlib.ExitStack() as made:
 
         def at_a_worker(engine: Any = None, **config: Any) -> WorkflowExecutor:
@@ -50,11 +49,6 @@ def make(place: str, make_executor: MakeExecutor, loop_factory: Callable[[], Any
             return executor
 
         yield make_executor if place == "here" else at_a_worker
-
-
-def only(explanation: Explanation) -> StuckRollout:
-    (rollout,) = explanation.rollouts
-    return rollout
 
 
 def when_it_is(executor: WorkflowExecutor, stage: str) -> StuckRollout:
@@ -74,23 +68,6 @@ def check_stack(rollout: StuckRollout, place: str, innermost: str) -> None:
         assert innermost in rollout.stack and THERE not in rollout.stack
     else:
         assert rollout.stack == THERE
-
-
-class ReplyingEngine(Engine):
-    """Answers each request at once."""
-
-    async def agenerate(self, request: ModelRequest) -> ModelResponse:
-        return ModelResponse(
-            input_tokens=list(request.input_ids),
-            output_tokens=[1],
-            output_logprobs=[0.0],
-            output_versions=[0],
-            versions_exact=True,
-            stop_reason="stop",
-            latency=0.0,
-            ttft=0.0,
-            segments=1,
-        )
 
 
 async def score_never(prompt: list[int], output: list[int], data: Any) -> float:
@@ -170,9 +147,6 @@ def test_the_rest_of_a_group_that_waits_for_slots_has_no_task(make: Make) -> Non
 
 @pytest.mark.any_loop
 def test_what_no_worker_has_room_for_is_with_none(loop_factory: Callable[[], Any]) -> None:
-    from areal_core.config import InferenceEngineConfig
-    from near_workers import NearExecutor
-
     executor = NearExecutor(InferenceEngineConfig(), Engine(), loop_factory)
     executor.initialize()
     try:

@@ -253,7 +253,7 @@ def test_a_ctrl_c_at_any_step_of_a_look_leaves_collections_as_they_were() -> Non
 
 
 @pytest.mark.any_loop
-def test_what_dies_in_a_close_of_anybodys_cannot_kill_the_process_of_who_registers_a_cleanup(
+def test_who_registers_a_cleanup_asks_no_close_that_is_no_loops_for_its_variables(
     run_script: RunScript,
 ) -> None:
     script = run_script(

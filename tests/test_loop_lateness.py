@@ -251,9 +251,10 @@ FLOW = (f"{USER} flow", f"{USER} reward", f"{LIB} sympy")
         ({FLOW: 4, (): 6}, None),
         ({(f"{OURS} engine", f"{STDLIB} json"): 10}, None),
         ({(f"{LIB} aiohttp.client_proto", f"{STDLIB} json"): 10}, None),
+        ({(f"{LIB} ray.actor", f"{STDLIB} json"): 10}, None),
         ({(f"{USER} flow", f"{LIB} aiohttp.client"): 10}, ["flow.f 100%"]),
     ],
-    ids=["one", "several", "an installed one", "little of it", "ours", "a client's", "in a client"],
+    ids=["one", "several", "an installed one", "little of it", "ours", "a client's", "Ray's", "in a client"],
 )
 @pytest.mark.any_loop
 def test_it_is_the_users_code_that_is_named(

@@ -26,9 +26,8 @@ from areal_core.workflow_executor import WorkflowExecutor
 from areal_core.workflows import SingleTurnWorkflow
 from conftest import MakeExecutor
 from doors import turn_loop
-from executor_tools import WAIT_S, Playing, trajectory_of
+from executor_tools import WAIT_S, Playing, ReplyingEngine, trajectory_of
 from scraping import collected, counters, series_of, value
-from test_explain import ReplyingEngine
 from threaded_loops import turns_until
 
 GCONFIG = GenerationHyperparameters(max_new_tokens=1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import selectors
-import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -29,20 +28,6 @@ class _Hasty(selectors.DefaultSelector):
         if not ready and timeout:
             self.now += timeout
         return ready
-
-
-class LoopThatTells(asyncio.SelectorEventLoop):
-    """Tells of a stop that another thread has posted."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stop_is_posted = threading.Event()
-
-    def call_soon_threadsafe(self, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        handle = super().call_soon_threadsafe(callback, *args, context=context)
-        if callback == self.stop:
-            self.stop_is_posted.set()
-        return handle
 
 
 class HastyLoop(asyncio.SelectorEventLoop):
@@ -170,29 +155,3 @@ def test_a_task_that_ends_in_the_very_last_turn_is_not_abandoned(
     assert ended == [True]
     assert [line.message for line in log_lines] == ["tasks_cancelled_by_destroy count=1"]
     assert runner.stats() == RunnerStats(submitted=1, finished=1, state="stopped")
-
-
-@pytest.mark.any_loop
-def test_a_task_that_ends_in_the_turn_in_which_the_loop_stops_has_ended_by_itself(
-    make_runner: MakeRunner,
-) -> None:
-    runner, under_way = make_runner(loop_factory=LoopThatTells), threading.Event()
-    futures = list[asyncio.Future[int]]()
-
-    async def end_when_told() -> int:
-        futures.append(asyncio.get_running_loop().create_future())
-        return await futures[0]
-
-    async def tell() -> None:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, LoopThatTells)
-        under_way.set()
-        assert loop.stop_is_posted.wait(10)
-        futures[0].set_result(7)  # comes after the stop, in the same turn
-
-    runner.submit(end_when_told, task_id=1)
-    runner.submit(tell, task_id=2)
-    assert under_way.wait(10)
-    runner.destroy()
-    ended, other = runner.wait_for_task(1), runner.wait_for_task(2)
-    assert (ended.status, ended.data, other.status) == ("completed", 7, "completed")

@@ -27,6 +27,7 @@
 | `observer`, `snapshot`, `wording` | the same in numbers, for all who show it |
 | `stuck` | when it says so unasked |
 | `committing` | what the trainer says of its checkpoints |
+| `steering` | what it says beside its rollouts: stop starting them, go on, there is a new version |
 | `aside` | looking, and opening files, in a thread where no Ctrl-C comes |
 | `within` | a caller's coroutine with a limit of time |
 """

@@ -230,7 +230,6 @@ class Life:
         self._events.ending = True
         deadline = self._deadline or time.monotonic() + DESTROY_TIMEOUT_S
         loop = self.thread.loop
-        self._task_launcher.flush()  # what ended by itself is not ours to end
         for guest, launcher in self._guests:
             launcher.flush()
             guest.begin_end(self.ending or _STOPPED)

@@ -65,11 +65,16 @@ class Pausing(Instant):
 
     async def arun_episode(self, engine: Any, data: Any) -> dict[str, Any]:
         """Play one episode."""
-        until = time.thread_time() + self._compute_s
-        while time.thread_time() < until:
-            pass
+        compute(self._compute_s)
         await asyncio.sleep(random.uniform(*self._pauses_s))
         return await super().arun_episode(engine, data)
+
+
+def compute(seconds: float) -> None:
+    """Use the processor in this thread for so long."""
+    until = time.thread_time() + seconds
+    while time.thread_time() < until:
+        pass
 
 
 def trajectory(version: int) -> dict[str, Any]:
