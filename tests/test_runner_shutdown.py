@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 
@@ -201,6 +204,63 @@ def test_a_generator_that_refuses_is_given_up_and_closed_after_the_loop(
     assert loop.is_closed()
     assert [line.message for line in log_lines] == ["shutdown_step_timed_out step=async generators"]
     assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_a_generator_that_a_task_left_behind_goes_through_still_cleans_up(make_runner: MakeRunner) -> None:
+    runner, ended = make_runner(cancel_grace=0), list[str]()
+    begun = threading.Event()
+
+    async def generate() -> AsyncIterator[int]:
+        try:
+            yield 1
+            begun.set()
+            while True:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.get_running_loop().create_future()
+        except GeneratorExit:  # not just anything that ends it
+            ended.append("generator")
+            raise
+
+    async def go_through() -> None:
+        try:
+            async for _ in generate():
+                pass
+        finally:
+            ended.append("task")
+
+    runner.submit(go_through)
+    assert begun.wait(LONG_S)
+    runner.destroy()
+    assert ended == ["generator", "task"]
+
+
+def test_a_generator_that_nobody_can_close_is_kept_for_good(
+    make_runner: MakeRunner, log_lines: LogLines, caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, kept = make_runner(), list[Any]()
+
+    async def stay() -> None:
+        while True:
+            with contextlib.suppress(BaseException):
+                await asyncio.get_running_loop().create_future()
+
+    async def generate() -> AsyncIterator[int]:
+        await stay()
+        yield 1
+
+    async def start() -> None:
+        kept.append(generate())
+        kept.append(kept[0].__anext__())
+        kept[1].send(None)  # by hand: no task goes through it, and it is busy for ever
+
+    runner.run(start)
+    runner.destroy()
+    (line,) = (record for record in caplog.records if record.name == "asyncio")
+    assert "asynchronous generator is already running" in str(line.exc_info)
+    gone = weakref.ref(kept[0])
+    kept.clear()
+    gc.collect()  # if it went, what it awaits would complain that it ignored its end
+    assert gone() is not None
 
 
 def test_a_thread_of_the_executor_that_still_works_is_waited_for(

@@ -12,6 +12,7 @@ from typing import Any, cast
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
+from areal_core._distributed.worker import ENOUGH
 from areal_core._engine.server import Pin
 from areal_core._executor.freshness import Ages
 from areal_core._simulation.clock import VirtualClock, VirtualThread
@@ -352,7 +353,7 @@ def test_what_has_ended_waits_a_moment_for_company() -> None:
     assert at_s == pytest.approx(0.51) and count == 3
 
 
-@pytest.mark.parametrize(("count", "is_last"), [(1, True), (256, False)])
+@pytest.mark.parametrize(("count", "is_last"), [(1, True), (ENOUGH, False)])
 def test_what_is_enough_or_the_last_goes_at_once(count: int, is_last: bool) -> None:
     _, outbox, given = an_outbox()
     outbox.put(some(count), is_last=is_last)
@@ -374,8 +375,8 @@ def test_what_is_more_than_enough_goes_in_parts_to_all_who_ask() -> None:
     clock, outbox, given = an_outbox()
     outbox.fetch()
     outbox.fetch()
-    outbox.put(some(600), is_last=False)
-    assert given == [(0.0, 256), (0.0, 256)]
+    outbox.put(some(2 * ENOUGH + 88), is_last=False)
+    assert given == [(0.0, ENOUGH), (0.0, ENOUGH)]
     outbox.fetch()
     outbox.fetch()
     assert given[2:] == [(0.0, 88)]

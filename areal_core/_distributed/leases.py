@@ -18,7 +18,7 @@ class LeaseRules(Struct, frozen=True, kw_only=True):
     """How many episodes a worker plays at once."""
     most_ahead: int
     """How many more it may hold that it has not begun."""
-    exchange_s: float = 0.05
+    exchange_s: float = 0.2
     """How long it takes at most from an end at a worker until what takes its place arrives there."""
     lease_s: float = 30.0
     """How long a worker may give no sign of life before it is taken for dead."""

@@ -29,7 +29,7 @@ from areal_core.workflow_context import ensure_descriptors
 LINGER_S = 0.01
 """How long what has ended waits for more to go with it."""
 
-ENOUGH = 256
+ENOUGH = 512
 """How many ends go at once."""
 
 TAKES = 2
