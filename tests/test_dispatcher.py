@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 
+from areal_core._distributed.pace import linger_s
 from areal_core._executor.rollout import Rollout
 from areal_core._record import ENDED, FAR, PLAYING, REWARDED, WAITING_FOR_ROOM
 from lending import BROUGHT, Office, an_end
@@ -63,7 +65,7 @@ def test_an_end_makes_room_for_the_next() -> None:
 def test_a_worker_holds_ahead_what_ends_there_while_an_exchange_is_under_way(
     most_ahead: int, ahead: int
 ) -> None:
-    office = Office(workers=1, slots=100, most_ahead=most_ahead, exchange_s=0.05)
+    office = Office(workers=1, slots=100, most_ahead=most_ahead, exchange_s=0.04)
     rollouts = office.start(1200)
     for second in range(10):  # 100 end in each
         office.clock.pass_over(1.0)
@@ -71,6 +73,17 @@ def test_a_worker_holds_ahead_what_ends_there_while_an_exchange_is_under_way(
         office.report(1, [an_end(office.parcel(one).number) for one in ended])
     assert office.dispatcher.workers[1].rate == pytest.approx(100, abs=0.1)
     assert office.loads() == {1: 100 + ahead}
+
+
+def test_a_worker_holds_more_ahead_where_many_are_heard_of_seldom() -> None:
+    office = Office(workers=50, slots=10, most_ahead=100, exchange_s=0.05)
+    office.start(1000)
+    worker = office.dispatcher.workers[1]
+    for _ in range(10):  # 100 end in each second
+        office.clock.pass_over(0.1)
+        office.report(1, [an_end(number) for number in list(worker.parcels)[:10]])
+    assert office.loads()[1] == 10 + math.ceil(worker.rate * (0.05 + linger_s(50)))
+    assert linger_s(50) > 0.05
 
 
 def test_a_worker_where_nothing_ends_any_more_holds_nothing_ahead() -> None:
@@ -88,7 +101,7 @@ def test_a_worker_where_nothing_ends_any_more_holds_nothing_ahead() -> None:
 
 
 def test_what_a_worker_holds_ahead_follows_what_ends_there_within_half_a_second() -> None:
-    office = Office(workers=1, slots=100, most_ahead=1000, exchange_s=0.05)
+    office = Office(workers=1, slots=100, most_ahead=1000, exchange_s=0.04)
     rollouts = office.start(2000)
     for turn in range(10):  # 1667 a second
         office.clock.pass_over(0.06)

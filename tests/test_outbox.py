@@ -87,6 +87,14 @@ def test_the_first_waits_a_moment_for_more(aside: ThreadPoolExecutor) -> None:
     assert 0.2 <= time.monotonic() - began < LONG_S / 2
 
 
+def test_a_call_may_say_for_how_long_the_first_waits() -> None:
+    outbox = Outbox(LONG_S, 10)
+    outbox.put([1], is_last=False)
+    began = time.monotonic()
+    assert outbox.take(LONG_S, 0.05) == [1]
+    assert 0.05 <= time.monotonic() - began < LONG_S / 2
+
+
 def test_enough_wait_for_no_more(aside: ThreadPoolExecutor) -> None:
     outbox = Outbox(LONG_S, 3)
     taking = taken(outbox, aside)

@@ -12,13 +12,14 @@ from typing import Any, cast
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
+from areal_core._distributed.pace import BEAT_S, linger_s
 from areal_core._distributed.worker import ENOUGH
 from areal_core._engine.server import Pin
 from areal_core._executor.freshness import Ages
 from areal_core._simulation.clock import VirtualClock, VirtualThread
 from areal_core._simulation.driver import VirtualLink
 from areal_core._simulation.items import Part
-from areal_core._simulation.outbox import BEAT_S, VirtualOutbox
+from areal_core._simulation.outbox import VirtualOutbox
 from areal_core._simulation.routing import Asked, BoundlessEngine, VirtualEngine
 from areal_core._simulation.server import InferenceServer, Request
 from areal_core._simulation.worker import Given, Message, VirtualWorker
@@ -212,11 +213,11 @@ class Hearing:
         self.reports: list[tuple[float, Report]] = []
         engine = BoundlessEngine(self.server, 0.1)
         self.worker = VirtualWorker(1, 2, self.clock, replace(FREE, **costs), 0.0, engine, self._hear)
-        self.worker.fetch()
+        self.worker.fetch(1)
 
     def _hear(self, worker: VirtualWorker, report: Report) -> None:
         self.reports.append((self.clock.time(), report))
-        worker.fetch()
+        worker.fetch(1)
 
     def give(
         self, parcel: int, *tokens: int, places: Sequence[int] | None = None, is_first: bool = True
@@ -351,6 +352,16 @@ def test_what_has_ended_waits_a_moment_for_company() -> None:
     clock.run_until(0.6)
     [(at_s, count)] = given
     assert at_s == pytest.approx(0.51) and count == 3
+
+
+def test_with_many_workers_what_has_ended_waits_for_longer_and_signs_of_life_are_fewer() -> None:
+    clock, outbox, given = an_outbox()
+    outbox.fetch(workers=1_000)
+    clock.run_until(3.0)
+    outbox.put(some(1), is_last=False)
+    outbox.fetch(workers=1_000)
+    clock.run_until(20.0)
+    assert given == [(linger_s(1_000), 1), (pytest.approx(2 * linger_s(1_000)), 0)]
 
 
 @pytest.mark.parametrize(("count", "is_last"), [(1, True), (ENOUGH, False)])

@@ -17,10 +17,12 @@
 | `dispatcher`, `noting` | which worker plays what; who is alive, full, hung, draining. Also simulated |
 | `backlog`, `quarantine` | what waits for a worker; what may be together, as it may be what kills them |
 | `far_desk` | the core's port: a dispatcher beside the core, on the loop of the driver |
-| `wire`, `packing` | what goes to and fro, in batches; arrays without a copy |
+| `wire`, `packing`, `pickles` | what goes to and fro, in batches; arrays without a copy |
 | `letters` | what is to be sent to a worker, until it goes |
 | `ray_link`, `crew`, `ray_calls` | what goes through Ray; its actors and their lives. These import it |
 | `ray_life` | who started Ray, and who is the last to use it |
 | `worker`, `floor`, `outbox` | the process of a worker: its calls, its loop, what waits to be fetched |
+| `reading` | what it was given, unpickled: that too may not return |
+| `pace` | how often workers are heard of, where they are many |
 | `news` | what its engine is told, apart from all that: it may not return |
 """

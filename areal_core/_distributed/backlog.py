@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 from areal_core._distributed.leases import LeaseRules, Parcel, WorkerState
+from areal_core._distributed.pace import linger_s
 from areal_core._distributed.quarantine import is_to_be_alone, may_join
 
 
@@ -118,7 +119,8 @@ class Backlog:
         if worker.is_draining or worker.is_hung:
             return 0
         # What ends there while an exchange is under way: it never runs dry, and hoards nothing.
-        ahead = math.ceil(worker.rate * self._rules.exchange_s)
+        wait_s = self._rules.exchange_s + linger_s(len(self._workers))
+        ahead = math.ceil(worker.rate * wait_s)
         return self._rules.slots + min(self._rules.most_ahead, ahead)
 
 

@@ -15,15 +15,14 @@ import ray
 import ray.cloudpickle
 from msgspec import Struct, field
 
-from areal_core._distributed.beats import Beats
 from areal_core._distributed.letters import Letter
+from areal_core._distributed.pace import Beats
 from areal_core._distributed.ray_calls import ask, in_turn, in_words, kill, result_of
 from areal_core._distributed.wire import InTurn, load_error
 from areal_core._distributed.worker import TAKES, Setup, Worker
 from areal_core._runner.life import Life
 from areal_core.errors import RunnerStoppedError, WorkerLostError
 
-_BEAT_S = 1.0  # from one sign of life of a worker that has nothing to say to the next
 _GROUPS = {"give": 1, "take": TAKES, "run": 8, "end": 1, "stop": 1}
 _NEEDS = ("num_cpus", "num_gpus", "memory", "resources", "accelerator_type")
 _MOST_DOUBLINGS = 10
@@ -58,7 +57,7 @@ class Actor(Struct, eq=False):
     is_ending: bool = False
     """Whether it has nothing any more, and is about to end."""
     reports: InTurn = field(default_factory=InTurn)
-    beats: Beats = field(default_factory=functools.partial(Beats, _BEAT_S))
+    beats: Beats = field(default_factory=Beats)
     takes: int = 0
     """How many calls that fetch from it are under way."""
     failed: str | None = None

@@ -19,7 +19,8 @@ class LeaseRules(Struct, frozen=True, kw_only=True):
     most_ahead: int
     """How many more it may hold that it has not begun."""
     exchange_s: float = 0.2
-    """How long it takes at most from an end at a worker until what takes its place arrives there."""
+    """How long it takes at most from an end at a worker until what takes its place arrives there, beside what
+    it waits there for company."""
     lease_s: float = 30.0
     """How long a worker may give no sign of life before it is taken for dead."""
     hang_s: float = 300.0

@@ -37,12 +37,14 @@ class Outbox:
             self._is_closed = True
             self._changed.notify_all()
 
-    def take(self, patience_s: float) -> list[Any]:
-        """Return what is there; wait *patience_s* seconds for the first, and a moment for more.
+    def take(self, patience_s: float, linger_s: float | None = None) -> list[Any]:
+        """Return what is there; wait *patience_s* seconds for the first, and *linger_s* for more.
 
-        Where there is more than enough, the rest is for the next call: while one lot is read, that is made.
+        *linger_s* is None for as long as it was made for. Where there is more than enough, the rest is for
+        the next call: while one lot is read, that is made.
         """
         deadline = time.monotonic() + patience_s
+        linger_s = self._linger_s if linger_s is None else linger_s
         lingers_until: float | None = None
         with self._changed:
             while not (self._is_closed or self._is_due):
@@ -50,7 +52,7 @@ class Outbox:
                 if not self._things:  # another call was faster
                     lingers_until = None
                 elif lingers_until is None:
-                    lingers_until = now + self._linger_s
+                    lingers_until = now + linger_s
                 left_s = (deadline if lingers_until is None else lingers_until) - now
                 if left_s <= 0:
                     break

@@ -14,6 +14,7 @@ from areal_core._distributed.crew import Actor, Crew, loads
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import Order, Report
 from areal_core._distributed.letters import Clerk
+from areal_core._distributed.pace import beat_s, linger_s
 from areal_core._distributed.pickles import Pickles
 from areal_core._distributed.ray_calls import ask, in_words, kill
 from areal_core._distributed.wire import Orders, Shipment, encode, unship
@@ -177,9 +178,10 @@ class RayLink(FarLink):
     # -- what is fetched ---------------------------------------------------------------------------
 
     def _fetch(self, actor: Actor) -> None:
-        patience_s = actor.beats.patience_s(time.monotonic())
+        workers = len(self._actors)
+        patience_s = actor.beats.patience_s(time.monotonic(), beat_s(workers))
         try:
-            future: Future[Shipment] = ask(actor.handle.take, "take", patience_s).future()
+            future: Future[Shipment] = ask(actor.handle.take, "take", patience_s, linger_s(workers)).future()
         except Exception as error:  # of Ray, which goes down
             self._fail(actor, in_words(error, "nothing could be fetched from it"))
             return

@@ -16,6 +16,7 @@ from msgspec import Struct
 from areal_core._distributed.floor import Floor
 from areal_core._distributed.news import News
 from areal_core._distributed.outbox import Outbox
+from areal_core._distributed.pace import linger_s
 from areal_core._distributed.wire import Shipment, decode, dump_error, ship, text_of
 from areal_core._executor.playing import Player
 from areal_core._executor.within import within
@@ -25,9 +26,6 @@ from areal_core._runner.loop_thread import LoopFactory
 from areal_core._watch.loop_watch import Blocked, Late, LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.workflow_context import ensure_descriptors
-
-LINGER_S = 0.01
-"""How long what has ended waits for more to go with it."""
 
 ENOUGH = 512
 """How many ends go at once."""
@@ -64,7 +62,7 @@ class Worker:
 
     def __init__(self, setup: bytes, loads: Callable[[bytes], Any], dumps: Callable[[Any], bytes]) -> None:
         self._setup, self._loads, self._dumps = setup, loads, dumps
-        self._out = Outbox(LINGER_S, ENOUGH)
+        self._out = Outbox(linger_s(1), ENOUGH)
         self._returns = threading.Event()
         self._reporting = threading.Lock()
         self._reports = itertools.count()
@@ -118,9 +116,9 @@ class Worker:
             self._returns.set()
             self._out.put((), is_last=True)
 
-    def take(self, patience_s: float) -> Shipment:
-        """Return what has ended, as soon as there is something, and how things are."""
-        ended = self._out.take(patience_s)
+    def take(self, patience_s: float, linger_s: float | None = None) -> Shipment:
+        """Return what has ended, as soon as there is something, and how things are. As `Outbox.take`."""
+        ended = self._out.take(patience_s, linger_s)
         if self._floor.ending is not None and not ended:
             raise RuntimeError(f"the loop of this worker has ended: {text_of(self._floor.ending.error())}")
         with self._reporting:  # what it says of stages is in the order of the numbers

@@ -150,7 +150,7 @@ class VirtualLink(FarLink):
         self.desk.reported(worker.number, report)
 
     def _fetch(self, worker: VirtualWorker) -> None:
-        self._clock.at(self._clock.time() + self._costs.transport_s, worker.fetch)
+        self._clock.at(self._clock.time() + self._costs.transport_s, worker.fetch, len(self.workers))
 
 
 class VirtualDesk(FarDesk):

@@ -6,11 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from areal_core._distributed.leases import Ended
-from areal_core._distributed.worker import ENOUGH, LINGER_S
+from areal_core._distributed.pace import beat_s, linger_s
+from areal_core._distributed.worker import ENOUGH
 from areal_core._simulation.clock import VirtualClock
-
-BEAT_S = 1.0
-"""How often one that has nothing to say gives a sign of life; as `ray_link` has it, which needs Ray."""
 
 
 class VirtualOutbox:
@@ -22,6 +20,7 @@ class VirtualOutbox:
         self._things: list[Ended] = []
         self._is_due = False
         self._asked = 0  # how many calls wait
+        self._linger_s, self._beat_s = linger_s(1), beat_s(1)
         self._alarm = 0
         self._alarm_at = math.inf
 
@@ -35,15 +34,16 @@ class VirtualOutbox:
         if self._is_ripe():
             self._give()
         elif was_empty:
-            self._set_alarm(LINGER_S)
+            self._set_alarm(self._linger_s)
 
-    def fetch(self) -> None:
-        """Take note that a call has come."""
+    def fetch(self, workers: int = 1) -> None:
+        """Take note that a call has come, to one of *workers*."""
         self._asked += 1
+        self._linger_s, self._beat_s = linger_s(workers), beat_s(workers)
         if self._things and self._is_ripe():
             self._give()
         else:
-            self._set_alarm(LINGER_S if self._things else BEAT_S)
+            self._set_alarm(self._linger_s if self._things else self._beat_s)
 
     @property
     def things(self) -> Sequence[Ended]:
@@ -78,4 +78,4 @@ class VirtualOutbox:
             if not self._things:
                 break
         if self._asked:
-            self._set_alarm(BEAT_S)
+            self._set_alarm(self._beat_s)

@@ -130,10 +130,10 @@ class VirtualWorker:
             costs = self._costs
             self.loop.put((costs.worker_exchange_s + costs.ray_worker_s) / 2, self._follow, message)
 
-    def fetch(self) -> None:
-        """Take a call for what has ended, which has just arrived."""
+    def fetch(self, workers: int) -> None:
+        """Take a call for what has ended, which has just arrived; it is one of so many."""
         if self.is_alive:
-            self.outbox.fetch()
+            self.outbox.fetch(workers)
 
     def _follow(self, message: Message) -> None:
         if not self.is_alive:

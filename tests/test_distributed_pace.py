@@ -1,0 +1,46 @@
+"""How often workers are heard of, and signs of life of one that has nothing to say."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+
+import pytest
+
+from areal_core._distributed.pace import BEAT_S, Beats, beat_s, linger_s
+
+pytestmark = pytest.mark.any_loop
+
+
+def times_of_return(beats: Beats, began: float, count: int) -> list[float]:
+    """Return when two calls that are made again as soon as they return do so, with nothing."""
+    waits = sorted(began + beats.patience_s(began, 1.0) for _ in range(2))
+    returned = list[float]()
+    while len(returned) < count:
+        returned.append(now := heapq.heappop(waits))
+        heapq.heappush(waits, now + beats.patience_s(now, 1.0))
+    return returned
+
+
+def test_a_worker_with_nothing_to_say_gives_a_sign_each_second_whichever_call_brings_it() -> None:
+    assert times_of_return(Beats(), 100.0, 6) == [101.0, 102.0, 103.0, 104.0, 105.0, 106.0]
+
+
+def test_calls_that_brought_much_in_no_time_do_not_make_the_next_sign_late() -> None:
+    beats = Beats()
+    for number in range(100):
+        assert 0.0 < beats.patience_s(number / 100, 1.0) <= 2.0
+    signs = [1.0, *times_of_return(beats, 1.0, 8)]
+    assert max(late - early for early, late in itertools.pairwise(signs)) <= 1.0
+    assert signs[-1] >= 5.0  # nor are there many more of them
+
+
+def test_few_workers_are_heard_of_at_once_and_many_as_often_as_the_driver_can_listen() -> None:
+    assert linger_s(1) == linger_s(2) <= 0.01
+    assert [workers / linger_s(workers) for workers in (10, 100, 1_000)] == pytest.approx([250.0] * 3)
+    assert linger_s(1_000_000) < 30.0 / 4, "a lease would run out before it is renewed"
+
+
+def test_a_worker_gives_no_sign_of_life_sooner_than_it_would_bring_something() -> None:
+    assert beat_s(1) == beat_s(100) == BEAT_S
+    assert beat_s(1_000) == linger_s(1_000) > BEAT_S
