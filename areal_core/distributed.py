@@ -325,7 +325,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             self._worker_loop_factory,
             self._config.loop_block_warning,
         )
-        self._link = RayLink(setup, self._ray_options, life, self._log_of_workers)
+        self._link = RayLink(setup, self._ray_options, self._lease_rules.lease_s, life, self._log_of_workers)
         return FarDesk(life, self._lease_rules, self._link)
 
     def _log_of_workers(self, level: str, event: str, **fields: Any) -> None:

@@ -82,8 +82,8 @@ def test_a_worker_holds_more_ahead_where_many_are_heard_of_seldom() -> None:
     for _ in range(10):  # 100 end in each second
         office.clock.pass_over(0.1)
         office.report(1, [an_end(number) for number in list(worker.parcels)[:10]])
-    assert office.loads()[1] == 10 + math.ceil(worker.rate * (0.05 + linger_s(50)))
-    assert linger_s(50) > 0.05
+    assert office.loads()[1] == 10 + math.ceil(worker.rate * (0.05 + linger_s(50, 30.0)))
+    assert linger_s(50, 30.0) > 0.05
 
 
 def test_a_worker_where_nothing_ends_any_more_holds_nothing_ahead() -> None:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.pace import BEAT_S, linger_s
+from areal_core._distributed.pace import BEAT_S
 from areal_core._distributed.worker import ENOUGH
 from areal_core._engine.server import Pin
 from areal_core._executor.freshness import Ages
@@ -213,11 +213,11 @@ class Hearing:
         self.reports: list[tuple[float, Report]] = []
         engine = BoundlessEngine(self.server, 0.1)
         self.worker = VirtualWorker(1, 2, self.clock, replace(FREE, **costs), 0.0, engine, self._hear)
-        self.worker.fetch(1)
+        self.worker.fetch(0.01, 1.0)
 
     def _hear(self, worker: VirtualWorker, report: Report) -> None:
         self.reports.append((self.clock.time(), report))
-        worker.fetch(1)
+        worker.fetch(0.01, 1.0)
 
     def give(
         self, parcel: int, *tokens: int, places: Sequence[int] | None = None, is_first: bool = True
@@ -305,6 +305,7 @@ def a_link() -> tuple[VirtualClock, VirtualThread, VirtualLink, list[str]]:
         clock,
         thread,
         costs,
+        30.0,
         lambda: happened.append("started"),
         lambda worker: happened.append(f"killed {worker.number}"),
     )
@@ -354,14 +355,15 @@ def test_what_has_ended_waits_a_moment_for_company() -> None:
     assert at_s == pytest.approx(0.51) and count == 3
 
 
-def test_with_many_workers_what_has_ended_waits_for_longer_and_signs_of_life_are_fewer() -> None:
+def test_a_call_says_how_long_what_has_ended_waits_and_when_it_wants_a_sign_of_life() -> None:
     clock, outbox, given = an_outbox()
-    outbox.fetch(workers=1_000)
-    clock.run_until(3.0)
+    outbox.fetch(linger_s=2.0, beat_s=5.0)
+    clock.run_until(1.0)
     outbox.put(some(1), is_last=False)
-    outbox.fetch(workers=1_000)
+    clock.run_until(3.5)
+    outbox.fetch(linger_s=2.0, beat_s=5.0)
     clock.run_until(20.0)
-    assert given == [(linger_s(1_000), 1), (pytest.approx(2 * linger_s(1_000)), 0)]
+    assert given == [(3.0, 1), (8.5, 0)]
 
 
 @pytest.mark.parametrize(("count", "is_last"), [(1, True), (ENOUGH, False)])

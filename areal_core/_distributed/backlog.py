@@ -119,7 +119,7 @@ class Backlog:
         if worker.is_draining or worker.is_hung:
             return 0
         # What ends there while an exchange is under way: it never runs dry, and hoards nothing.
-        wait_s = self._rules.exchange_s + linger_s(len(self._workers))
+        wait_s = self._rules.exchange_s + linger_s(len(self._workers), self._rules.lease_s)
         ahead = math.ceil(worker.rate * wait_s)
         return self._rules.slots + min(self._rules.most_ahead, ahead)
 

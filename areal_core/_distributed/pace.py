@@ -5,19 +5,21 @@ from __future__ import annotations
 BEAT_S = 1.0
 """From one sign of life of a worker that has nothing to say to the next, where workers are few."""
 
-_LEAST_LINGER_S = 0.01
-_MOST_LINGER_S = 5.0  # a lease is renewed in time, several times over
+LEAST_LINGER_S = 0.01
+"""For how long what has ended at a worker waits for more to go with it, where workers are few."""
+
+_PER_LEASE = 6  # a lease is renewed that often, however many workers there are
 _EACH_S = 0.004  # what an exchange takes of the driver, Ray's share included, twice: half of it is for others
 
 
-def linger_s(workers: int) -> float:
+def linger_s(workers: int, lease_s: float) -> float:
     """Return for how long what has ended at one of *workers* waits for more to go with it."""
-    return min(_MOST_LINGER_S, max(_LEAST_LINGER_S, _EACH_S * workers))
+    return min(lease_s / _PER_LEASE, max(LEAST_LINGER_S, _EACH_S * workers))
 
 
-def beat_s(workers: int) -> float:
+def beat_s(workers: int, lease_s: float) -> float:
     """Return how often one of *workers* that has nothing to say gives a sign of life."""
-    return max(BEAT_S, linger_s(workers))
+    return min(lease_s / _PER_LEASE, max(BEAT_S, _EACH_S * workers))
 
 
 class Beats:

@@ -25,10 +25,14 @@ from areal_core._runner.life import Life
 class RayLink(FarLink):
     """Between a desk and its workers. All but the first part happens on the loop thread.
 
-    *options* are those of `ray.remote` for each actor. *log* is called with an event and its fields.
+    *options* are those of `ray.remote` for each actor. *log* is called with an event and its fields. Workers
+    that have nothing to say give signs of life several times in *lease_s*.
     """
 
-    def __init__(self, setup: Setup, options: dict[str, Any], life: Life, log: Callable[..., None]) -> None:
+    def __init__(
+        self, setup: Setup, options: dict[str, Any], lease_s: float, life: Life, log: Callable[..., None]
+    ) -> None:
+        self._lease_s = lease_s
         self._life = life
         self._log = log
         self.crew = Crew(setup, options, life, self._started, log)
@@ -178,10 +182,10 @@ class RayLink(FarLink):
     # -- what is fetched ---------------------------------------------------------------------------
 
     def _fetch(self, actor: Actor) -> None:
-        workers = len(self._actors)
-        patience_s = actor.beats.patience_s(time.monotonic(), beat_s(workers))
+        of_these = len(self._actors), self._lease_s
+        waits_s = actor.beats.patience_s(time.monotonic(), beat_s(*of_these)), linger_s(*of_these)
         try:
-            future: Future[Shipment] = ask(actor.handle.take, "take", patience_s, linger_s(workers)).future()
+            future: Future[Shipment] = ask(actor.handle.take, "take", *waits_s).future()
         except Exception as error:  # of Ray, which goes down
             self._fail(actor, in_words(error, "nothing could be fetched from it"))
             return

@@ -16,7 +16,7 @@ from msgspec import Struct
 from areal_core._distributed.floor import Floor
 from areal_core._distributed.news import News
 from areal_core._distributed.outbox import Outbox
-from areal_core._distributed.pace import linger_s
+from areal_core._distributed.pace import LEAST_LINGER_S
 from areal_core._distributed.wire import Shipment, decode, dump_error, ship, text_of
 from areal_core._executor.playing import Player
 from areal_core._executor.within import within
@@ -62,7 +62,7 @@ class Worker:
 
     def __init__(self, setup: bytes, loads: Callable[[bytes], Any], dumps: Callable[[Any], bytes]) -> None:
         self._setup, self._loads, self._dumps = setup, loads, dumps
-        self._out = Outbox(linger_s(1), ENOUGH)
+        self._out = Outbox(LEAST_LINGER_S, ENOUGH)
         self._returns = threading.Event()
         self._reporting = threading.Lock()
         self._reports = itertools.count()

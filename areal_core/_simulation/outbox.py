@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from areal_core._distributed.leases import Ended
-from areal_core._distributed.pace import beat_s, linger_s
+from areal_core._distributed.pace import BEAT_S, LEAST_LINGER_S
 from areal_core._distributed.worker import ENOUGH
 from areal_core._simulation.clock import VirtualClock
 
@@ -20,7 +20,7 @@ class VirtualOutbox:
         self._things: list[Ended] = []
         self._is_due = False
         self._asked = 0  # how many calls wait
-        self._linger_s, self._beat_s = linger_s(1), beat_s(1)
+        self._linger_s, self._beat_s = LEAST_LINGER_S, BEAT_S
         self._alarm = 0
         self._alarm_at = math.inf
 
@@ -36,10 +36,10 @@ class VirtualOutbox:
         elif was_empty:
             self._set_alarm(self._linger_s)
 
-    def fetch(self, workers: int = 1) -> None:
-        """Take note that a call has come, to one of *workers*."""
+    def fetch(self, linger_s: float = LEAST_LINGER_S, beat_s: float = BEAT_S) -> None:
+        """Take note that a call has come, which says how soon it wants what has ended, or a sign of life."""
         self._asked += 1
-        self._linger_s, self._beat_s = linger_s(workers), beat_s(workers)
+        self._linger_s, self._beat_s = linger_s, beat_s
         if self._things and self._is_ripe():
             self._give()
         else:

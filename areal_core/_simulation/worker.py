@@ -130,10 +130,10 @@ class VirtualWorker:
             costs = self._costs
             self.loop.put((costs.worker_exchange_s + costs.ray_worker_s) / 2, self._follow, message)
 
-    def fetch(self, workers: int) -> None:
-        """Take a call for what has ended, which has just arrived; it is one of so many."""
+    def fetch(self, linger_s: float, beat_s: float) -> None:
+        """Take a call for what has ended, which has just arrived."""
         if self.is_alive:
-            self.outbox.fetch(workers)
+            self.outbox.fetch(linger_s, beat_s)
 
     def _follow(self, message: Message) -> None:
         if not self.is_alive:

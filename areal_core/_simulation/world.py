@@ -40,8 +40,8 @@ class _World:
         self._clock = clock = VirtualClock()
         self._loop = VirtualThread(clock)
         costs = scenario.costs
-        self._link = VirtualLink(clock, self._loop, costs, self._start_later, self._kill)
         lease_rules = LeaseRules(slots=scenario.slots, most_ahead=_AHEAD_PER_SLOT * scenario.slots)
+        self._link = VirtualLink(clock, self._loop, costs, lease_rules.lease_s, self._start_later, self._kill)
         self._desk = VirtualDesk(clock, self._loop, costs, lease_rules, self._link)
         self._witness, self._tally = Counting(), Tally()
         policy = Policy()
