@@ -33,6 +33,7 @@ from areal_core._checks import check_integer, check_number, check_seconds
 from areal_core._distributed import ray_life
 from areal_core._distributed.far_desk import FarDesk
 from areal_core._distributed.leases import LeaseRules
+from areal_core._distributed.pace import AHEAD_PER_SLOT
 from areal_core._executor.desk import Desk
 from areal_core._executor.playing import Player
 from areal_core._runner import arguments
@@ -60,8 +61,7 @@ _OURS = {
     "max_task_retries",
     "name",
 }
-_LEAST_LEASE_S = 5.0  # a sign of life comes every second, if the machine is not busy
-_AHEAD_PER_SLOT = 4  # of a worker's slots, how many more episodes it may hold at most
+_LEAST_LEASE_S = 5.0  # so that signs of life are a second apart, if the machine is not busy
 _CLOSE_S = 10.0
 
 
@@ -158,7 +158,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             self._slots = check_integer("slots_per_worker", slots_per_worker, least=1)
         self._lease_rules = LeaseRules(
             slots=self._slots,
-            most_ahead=_AHEAD_PER_SLOT * self._slots,
+            most_ahead=AHEAD_PER_SLOT * self._slots,
             lease_s=check_number("lease_s", lease_s, least=_LEAST_LEASE_S),
             hang_s=check_seconds("hang_s", hang_s),
             drain_s=check_number("drain_s", drain_s, least=0.0),
@@ -325,7 +325,7 @@ class DistributedWorkflowExecutor(WorkflowExecutor):
             self._worker_loop_factory,
             self._config.loop_block_warning,
         )
-        self._link = RayLink(setup, self._ray_options, self._lease_rules.lease_s, life, self._log_of_workers)
+        self._link = RayLink(setup, self._ray_options, life, self._log_of_workers)
         return FarDesk(life, self._lease_rules, self._link)
 
     def _log_of_workers(self, level: str, event: str, **fields: Any) -> None:

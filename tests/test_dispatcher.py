@@ -7,7 +7,6 @@ import math
 
 import pytest
 
-from areal_core._distributed.pace import linger_s
 from areal_core._executor.rollout import Rollout
 from areal_core._record import ENDED, FAR, PLAYING, REWARDED, WAITING_FOR_ROOM
 from lending import BROUGHT, Office, an_end
@@ -82,8 +81,8 @@ def test_a_worker_holds_more_ahead_where_many_are_heard_of_seldom() -> None:
     for _ in range(10):  # 100 end in each second
         office.clock.pass_over(0.1)
         office.report(1, [an_end(number) for number in list(worker.parcels)[:10]])
-    assert office.loads()[1] == 10 + math.ceil(worker.rate * (0.05 + linger_s(50, 30.0)))
-    assert linger_s(50, 30.0) > 0.05
+    assert office.loads()[1] == 10 + math.ceil(worker.rate * (0.05 + office.dispatcher.pace.linger_s))
+    assert office.dispatcher.pace.linger_s > 0.05
 
 
 def test_a_worker_where_nothing_ends_any_more_holds_nothing_ahead() -> None:

@@ -7,7 +7,14 @@ import itertools
 
 import pytest
 
-from areal_core._distributed.pace import BEAT_S, LEAST_LINGER_S, Beats, beat_s, linger_s
+from areal_core._distributed.pace import (
+    AHEAD_PER_SLOT,
+    LEAST_BEAT_S,
+    LEAST_LINGER_S,
+    Beats,
+    enough,
+    pace_of,
+)
 
 pytestmark = pytest.mark.any_loop
 
@@ -38,18 +45,20 @@ def test_calls_that_brought_much_in_no_time_do_not_make_the_next_sign_late() -> 
 
 
 def test_few_workers_are_heard_of_at_once_and_many_as_often_as_the_driver_can_listen() -> None:
-    assert linger_s(1, LEASE_S) == linger_s(2, LEASE_S) == LEAST_LINGER_S
-    often = [workers / linger_s(workers, LEASE_S) for workers in (10, 100, 1_000)]
+    assert pace_of(1, LEASE_S) == pace_of(2, LEASE_S) == (LEAST_LINGER_S, LEAST_BEAT_S)
+    often = [workers / pace_of(workers, LEASE_S).linger_s for workers in (10, 100, 900)]
     assert often == pytest.approx([250.0] * 3)
 
 
-def test_a_worker_gives_no_sign_of_life_sooner_than_it_would_bring_something() -> None:
-    assert beat_s(1, LEASE_S) == beat_s(100, LEASE_S) == BEAT_S
-    assert beat_s(1_000, LEASE_S) == linger_s(1_000, LEASE_S) > BEAT_S
-
-
-@pytest.mark.parametrize("lease_s", [3.0, 5.0, LEASE_S])
+@pytest.mark.parametrize("lease_s", [5.0, LEASE_S])
 @pytest.mark.parametrize("workers", [1, 100, 1_000_000])
 def test_a_lease_is_renewed_in_time_however_many_workers_there_are(workers: int, lease_s: float) -> None:
-    most = lease_s / 4 / 1.5  # it is looked at four times, and late by half by the time it is read
-    assert linger_s(workers, lease_s) <= beat_s(workers, lease_s) <= most
+    linger_s, beat_s = pace_of(workers, lease_s)
+    assert linger_s < beat_s
+    longest = beat_s + linger_s  # something ends right before the beat, and waits for company
+    assert longest < lease_s / 2
+
+
+def test_what_a_worker_may_hold_ahead_is_enough() -> None:
+    assert enough(1) == AHEAD_PER_SLOT and enough(16) == 16 * AHEAD_PER_SLOT
+    assert enough(10_000) == enough(1_000) < 1_000

@@ -95,6 +95,22 @@ def test_a_call_may_say_for_how_long_the_first_waits() -> None:
     assert 0.05 <= time.monotonic() - began < LONG_S / 2
 
 
+def test_two_that_wait_linger_from_when_the_first_came_not_one_after_the_other(
+    aside: ThreadPoolExecutor,
+) -> None:
+    outbox = Outbox(LONG_S, 10)
+    outbox.put([1], is_last=False)
+    came_at = outbox._since
+    taking = [aside.submit(outbox.take, 0.4, 0.4) for _ in range(2)]
+    assert sorted(one.result(LONG_S) for one in taking) == [[], [1]]
+    outbox.put([2], is_last=False)
+    assert outbox._since >= came_at + 0.4
+    outbox._since -= LONG_S  # as if it had been there for long when a call comes
+    began = time.monotonic()
+    assert outbox.take(LONG_S) == [2]
+    assert time.monotonic() - began < LONG_S / 2
+
+
 def test_enough_wait_for_no_more(aside: ThreadPoolExecutor) -> None:
     outbox = Outbox(LONG_S, 3)
     taking = taken(outbox, aside)

@@ -12,8 +12,7 @@ from typing import Any, cast
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.pace import BEAT_S
-from areal_core._distributed.worker import ENOUGH
+from areal_core._distributed.pace import LEAST_BEAT_S
 from areal_core._engine.server import Pin
 from areal_core._executor.freshness import Ages
 from areal_core._simulation.clock import VirtualClock, VirtualThread
@@ -26,6 +25,8 @@ from areal_core._simulation.worker import Given, Message, VirtualWorker
 from simulated_runs import FREE
 
 pytestmark = pytest.mark.any_loop
+
+ENOUGH = 256
 
 
 def test_calls_come_in_the_order_of_their_times_and_then_of_their_asking() -> None:
@@ -305,7 +306,6 @@ def a_link() -> tuple[VirtualClock, VirtualThread, VirtualLink, list[str]]:
         clock,
         thread,
         costs,
-        30.0,
         lambda: happened.append("started"),
         lambda worker: happened.append(f"killed {worker.number}"),
     )
@@ -335,7 +335,11 @@ def test_a_worker_that_goes_is_ended_and_another_started() -> None:
 
 def an_outbox() -> tuple[VirtualClock, VirtualOutbox, list[tuple[float, int]]]:
     clock, given = VirtualClock(), list[tuple[float, int]]()
-    return clock, VirtualOutbox(clock, lambda things: given.append((clock.time(), len(things)))), given
+    return (
+        clock,
+        VirtualOutbox(clock, ENOUGH, lambda things: given.append((clock.time(), len(things)))),
+        given,
+    )
 
 
 def some(count: int) -> list[Ended]:
@@ -358,12 +362,24 @@ def test_what_has_ended_waits_a_moment_for_company() -> None:
 def test_a_call_says_how_long_what_has_ended_waits_and_when_it_wants_a_sign_of_life() -> None:
     clock, outbox, given = an_outbox()
     outbox.fetch(linger_s=2.0, beat_s=5.0)
-    clock.run_until(1.0)
+    clock.run_until(4.0)
     outbox.put(some(1), is_last=False)
-    clock.run_until(3.5)
+    clock.run_until(5.0)
     outbox.fetch(linger_s=2.0, beat_s=5.0)
     clock.run_until(20.0)
-    assert given == [(3.0, 1), (8.5, 0)]
+    assert given == [(6.0, 1), (11.0, 0)]
+
+
+def test_what_came_while_no_call_waited_waits_no_longer_for_that() -> None:
+    clock, outbox, given = an_outbox()
+    outbox.put(some(1), is_last=False)
+    clock.run_until(1.5)
+    outbox.fetch(linger_s=2.0, beat_s=5.0)
+    clock.run_until(2.5)
+    outbox.put(some(1), is_last=False)
+    clock.run_until(5.0)
+    outbox.fetch(linger_s=2.0, beat_s=5.0)
+    assert given == [(2.0, 1), (5.0, 1)]
 
 
 @pytest.mark.parametrize(("count", "is_last"), [(1, True), (ENOUGH, False)])
@@ -381,7 +397,7 @@ def test_a_worker_gives_a_sign_of_life_when_nothing_has_ended() -> None:
     clock, outbox, given = an_outbox()
     outbox.fetch()
     clock.run_until(5.0)
-    assert given == [(BEAT_S, 0)]
+    assert given == [(LEAST_BEAT_S, 0)]
 
 
 def test_what_is_more_than_enough_goes_in_parts_to_all_who_ask() -> None:
@@ -394,4 +410,4 @@ def test_what_is_more_than_enough_goes_in_parts_to_all_who_ask() -> None:
     outbox.fetch()
     assert given[2:] == [(0.0, 88)]
     clock.run_until(5.0)
-    assert given[3:] == [(BEAT_S, 0)]
+    assert given[3:] == [(LEAST_BEAT_S, 0)]

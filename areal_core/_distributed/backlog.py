@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 from areal_core._distributed.leases import LeaseRules, Parcel, WorkerState
-from areal_core._distributed.pace import linger_s
+from areal_core._distributed.pace import pace_of
 from areal_core._distributed.quarantine import is_to_be_alone, may_join
 
 
@@ -118,8 +118,8 @@ class Backlog:
     def _most_for(self, worker: WorkerState) -> int:
         if worker.is_draining or worker.is_hung:
             return 0
-        # What ends there while an exchange is under way: it never runs dry, and hoards nothing.
-        wait_s = self._rules.exchange_s + linger_s(len(self._workers), self._rules.lease_s)
+        # What ends there until the driver has heard of it and sent more: it does not run dry.
+        wait_s = pace_of(len(self._workers), self._rules.lease_s).linger_s + self._rules.exchange_s
         ahead = math.ceil(worker.rate * wait_s)
         return self._rules.slots + min(self._rules.most_ahead, ahead)
 

@@ -14,6 +14,7 @@ from collections.abc import Set as AbstractSet
 from areal_core._distributed.backlog import Backlog
 from areal_core._distributed.leases import Ended, LeaseRules, Link, Order, Parcel, Report, WorkerState
 from areal_core._distributed.noting import count_ends, enter, fill_in, never_begun, take_stage
+from areal_core._distributed.pace import Pace, pace_of
 from areal_core._distributed.quarantine import begun_at, excused
 from areal_core._executor.port import Clock
 from areal_core._executor.rollout import Episode, Rollout, State
@@ -64,6 +65,11 @@ class Dispatcher:
     def waiting(self) -> int:
         """How many rollouts wait for room at a worker."""
         return len(self._backlog)
+
+    @property
+    def pace(self) -> Pace:
+        """How often each worker is heard of now."""
+        return pace_of(len(self.workers), self._rules.lease_s)
 
     # -- what the core wants -----------------------------------------------------------------------
 

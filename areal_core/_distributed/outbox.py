@@ -16,6 +16,7 @@ class Outbox:
         self._enough = enough
         self._changed = threading.Condition(threading.Lock())
         self._things: list[Any] = []
+        self._since = 0.0  # when the first of them came
         self._is_due = False
         self._is_closed = False
 
@@ -26,6 +27,8 @@ class Outbox:
         """
         with self._changed:
             was_empty = not self._things
+            if was_empty:
+                self._since = time.monotonic()
             self._things += things
             self._is_due = self._is_due or is_last or len(self._things) >= self._enough
             if was_empty or self._is_due:
@@ -45,15 +48,11 @@ class Outbox:
         """
         deadline = time.monotonic() + patience_s
         linger_s = self._linger_s if linger_s is None else linger_s
-        lingers_until: float | None = None
         with self._changed:
             while not (self._is_closed or self._is_due):
-                now = time.monotonic()
-                if not self._things:  # another call was faster
-                    lingers_until = None
-                elif lingers_until is None:
-                    lingers_until = now + linger_s
-                left_s = (deadline if lingers_until is None else lingers_until) - now
+                # All who wait go by when the first came: one after the other they would wait half as long.
+                until = self._since + linger_s if self._things else deadline
+                left_s = until - time.monotonic()
                 if left_s <= 0:
                     break
                 self._changed.wait(left_s)

@@ -1,36 +1,51 @@
-"""How often workers are heard of: soon, and not more often than the driver can listen to all of them."""
+"""How much and how often workers are heard of: soon, and not more than the driver can listen to them all."""
 
 from __future__ import annotations
 
-BEAT_S = 1.0
-"""From one sign of life of a worker that has nothing to say to the next, where workers are few."""
+from typing import NamedTuple
+
+AHEAD_PER_SLOT = 4
+"""How many more episodes a worker may hold for each of its slots, at most."""
 
 LEAST_LINGER_S = 0.01
-"""For how long what has ended at a worker waits for more to go with it, where workers are few."""
+LEAST_BEAT_S = 1.0
 
-_PER_LEASE = 6  # a lease is renewed that often, however many workers there are
+_MOST_AT_ONCE = 512
 _EACH_S = 0.004  # what an exchange takes of the driver, Ray's share included, twice: half of it is for others
 
 
-def linger_s(workers: int, lease_s: float) -> float:
-    """Return for how long what has ended at one of *workers* waits for more to go with it."""
-    return min(lease_s / _PER_LEASE, max(LEAST_LINGER_S, _EACH_S * workers))
+class Pace(NamedTuple):
+    """What a call that fetches from a worker is told."""
+
+    linger_s: float
+    """For how long what has ended waits for more to go with it."""
+    beat_s: float
+    """When it is to return with nothing, as a sign of life."""
 
 
-def beat_s(workers: int, lease_s: float) -> float:
-    """Return how often one of *workers* that has nothing to say gives a sign of life."""
-    return min(lease_s / _PER_LEASE, max(BEAT_S, _EACH_S * workers))
+def pace_of(workers: int, lease_s: float) -> Pace:
+    """Return how often each of *workers* is heard of: several times in a lease, however many they are.
+
+    A sign of life takes the driver as long as anything else, so there are fewer of them than of the rest.
+    """
+    linger_s = max(LEAST_LINGER_S, _EACH_S * workers)
+    return Pace(min(lease_s / 8, linger_s), min(lease_s / 5, max(LEAST_BEAT_S, 2 * linger_s)))
+
+
+def enough(slots: int) -> int:
+    """Return how many ends go at once: a worker that waits for more would have nothing left to begin."""
+    return min(_MOST_AT_ONCE, AHEAD_PER_SLOT * slots)
 
 
 class Beats:
-    """Has one of two calls that wait at a worker return each *every_s* seconds, and not both together."""
+    """Has one of two calls that wait at a worker return each beat, and not both of them together."""
 
     def __init__(self) -> None:
         self._latest = 0.0
 
-    def patience_s(self, now: float, every_s: float) -> float:
+    def patience_s(self, now: float, beat_s: float) -> float:
         """Return for how long a call that is made *now* is to wait for something."""
-        if self._latest > now + every_s:  # the other waits for longer
-            return every_s
-        self._latest = max(now, self._latest) + every_s
+        if self._latest > now + beat_s:  # the other waits for longer
+            return beat_s
+        self._latest = max(now, self._latest) + beat_s
         return self._latest - now

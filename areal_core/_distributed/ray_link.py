@@ -14,7 +14,6 @@ from areal_core._distributed.crew import Actor, Crew, loads
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import Order, Report
 from areal_core._distributed.letters import Clerk
-from areal_core._distributed.pace import beat_s, linger_s
 from areal_core._distributed.pickles import Pickles
 from areal_core._distributed.ray_calls import ask, in_words, kill
 from areal_core._distributed.wire import Orders, Shipment, encode, unship
@@ -25,14 +24,10 @@ from areal_core._runner.life import Life
 class RayLink(FarLink):
     """Between a desk and its workers. All but the first part happens on the loop thread.
 
-    *options* are those of `ray.remote` for each actor. *log* is called with an event and its fields. Workers
-    that have nothing to say give signs of life several times in *lease_s*.
+    *options* are those of `ray.remote` for each actor. *log* is called with an event and its fields.
     """
 
-    def __init__(
-        self, setup: Setup, options: dict[str, Any], lease_s: float, life: Life, log: Callable[..., None]
-    ) -> None:
-        self._lease_s = lease_s
+    def __init__(self, setup: Setup, options: dict[str, Any], life: Life, log: Callable[..., None]) -> None:
         self._life = life
         self._log = log
         self.crew = Crew(setup, options, life, self._started, log)
@@ -182,10 +177,11 @@ class RayLink(FarLink):
     # -- what is fetched ---------------------------------------------------------------------------
 
     def _fetch(self, actor: Actor) -> None:
-        of_these = len(self._actors), self._lease_s
-        waits_s = actor.beats.patience_s(time.monotonic(), beat_s(*of_these)), linger_s(*of_these)
+        assert self._desk is not None
+        linger_s, beat_s = self._desk.dispatcher.pace
+        patience_s = actor.beats.patience_s(time.monotonic(), beat_s)
         try:
-            future: Future[Shipment] = ask(actor.handle.take, "take", *waits_s).future()
+            future: Future[Shipment] = ask(actor.handle.take, "take", patience_s, linger_s).future()
         except Exception as error:  # of Ray, which goes down
             self._fail(actor, in_words(error, "nothing could be fetched from it"))
             return

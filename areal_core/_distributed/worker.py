@@ -16,7 +16,7 @@ from msgspec import Struct
 from areal_core._distributed.floor import Floor
 from areal_core._distributed.news import News
 from areal_core._distributed.outbox import Outbox
-from areal_core._distributed.pace import LEAST_LINGER_S
+from areal_core._distributed.pace import LEAST_LINGER_S, enough
 from areal_core._distributed.wire import Shipment, decode, dump_error, ship, text_of
 from areal_core._executor.playing import Player
 from areal_core._executor.within import within
@@ -26,9 +26,6 @@ from areal_core._runner.loop_thread import LoopFactory
 from areal_core._watch.loop_watch import Blocked, Late, LoopWatch
 from areal_core.async_task_runner import AsyncTaskRunner
 from areal_core.workflow_context import ensure_descriptors
-
-ENOUGH = 512
-"""How many ends go at once."""
 
 TAKES = 2
 """How many calls that fetch them are under way: while one comes here, another brings what there is."""
@@ -62,7 +59,6 @@ class Worker:
 
     def __init__(self, setup: bytes, loads: Callable[[bytes], Any], dumps: Callable[[Any], bytes]) -> None:
         self._setup, self._loads, self._dumps = setup, loads, dumps
-        self._out = Outbox(LEAST_LINGER_S, ENOUGH)
         self._returns = threading.Event()
         self._reporting = threading.Lock()
         self._reports = itertools.count()
@@ -92,6 +88,7 @@ class Worker:
             _OWN_TASKS, cancel_grace=made.cancel_grace_s, loop_factory=made.loop_factory
         )
         self._runner.initialize()
+        self._out = Outbox(LEAST_LINGER_S, enough(made.slots))
         player = Player(self._engine, made.checks_format, made.masks)
         self._floor = Floor(
             life_of(self._runner), player, made.slots, made.episode_timeout_s, self._out, self._loads

@@ -46,7 +46,7 @@ def ages_of(trajectory: dict[str, Any]) -> Ages:
 def _ages_of(chosen: Any) -> Ages:
     if not len(chosen):
         return UNKNOWN
-    # Where they are and not what they are: numpy finds it in a third of the time, of as many as these.
+    # Where they are and not what they are: of some thousand numpy finds it in a third of the time.
     return Ages(int(chosen[chosen.argmin()]), int(chosen[chosen.argmax()]), len(chosen))
 
 

@@ -8,7 +8,6 @@ from typing import cast
 
 from areal_core._distributed.far_desk import FarDesk, FarLink
 from areal_core._distributed.leases import LeaseRules, Order, Report
-from areal_core._distributed.pace import beat_s, linger_s
 from areal_core._distributed.worker import TAKES
 from areal_core._executor.core import Core
 from areal_core._executor.rollout import Episode
@@ -29,14 +28,12 @@ class VirtualLink(FarLink):
         clock: VirtualClock,
         loop: VirtualThread,
         costs: Costs,
-        lease_s: float,
         start: Callable[[], None],
         kill: Callable[[VirtualWorker], None],
     ) -> None:
         self._clock = clock
         self._loop = loop
         self._costs = costs
-        self._lease_s = lease_s
         self._start = start
         self._kill = kill
         self.desk: VirtualDesk | None = None
@@ -153,9 +150,8 @@ class VirtualLink(FarLink):
         self.desk.reported(worker.number, report)
 
     def _fetch(self, worker: VirtualWorker) -> None:
-        of_these = len(self.workers), self._lease_s
-        arrives_at = self._clock.time() + self._costs.transport_s
-        self._clock.at(arrives_at, worker.fetch, linger_s(*of_these), beat_s(*of_these))
+        assert self.desk is not None
+        self._clock.at(self._clock.time() + self._costs.transport_s, worker.fetch, *self.desk.dispatcher.pace)
 
 
 class VirtualDesk(FarDesk):

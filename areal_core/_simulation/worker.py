@@ -12,6 +12,7 @@ from msgspec import Struct
 
 from areal_core import _record
 from areal_core._distributed.leases import Ended, Report
+from areal_core._distributed.pace import enough
 from areal_core._distributed.wire import HELD
 from areal_core._engine.server import Pin
 from areal_core._executor.freshness import UNKNOWN, Ages
@@ -110,7 +111,7 @@ class VirtualWorker:
         self.engine = engine
         self._send = send
         self.loop = VirtualThread(clock)
-        self.outbox = VirtualOutbox(clock, self._ship)
+        self.outbox = VirtualOutbox(clock, enough(slots), self._ship)
         self.is_alive = True
         self._version = 0
         self._is_held = False

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from areal_core._distributed.leases import LeaseRules
+from areal_core._distributed.pace import AHEAD_PER_SLOT
 from areal_core._executor import settings
 from areal_core._executor.books import BothBooks, RolloutLedger
 from areal_core._executor.core import Core
@@ -22,7 +23,6 @@ from areal_core._simulation.server import InferenceServer
 from areal_core._simulation.trainer import Policy, Trainer
 from areal_core._simulation.worker import Engine, VirtualWorker
 
-_AHEAD_PER_SLOT = 4  # as `areal_core.distributed` has it
 _NEVER = 1 << 40
 
 
@@ -40,8 +40,8 @@ class _World:
         self._clock = clock = VirtualClock()
         self._loop = VirtualThread(clock)
         costs = scenario.costs
-        lease_rules = LeaseRules(slots=scenario.slots, most_ahead=_AHEAD_PER_SLOT * scenario.slots)
-        self._link = VirtualLink(clock, self._loop, costs, lease_rules.lease_s, self._start_later, self._kill)
+        lease_rules = LeaseRules(slots=scenario.slots, most_ahead=AHEAD_PER_SLOT * scenario.slots)
+        self._link = VirtualLink(clock, self._loop, costs, self._start_later, self._kill)
         self._desk = VirtualDesk(clock, self._loop, costs, lease_rules, self._link)
         self._witness, self._tally = Counting(), Tally()
         policy = Policy()
