@@ -64,7 +64,7 @@ def test_an_end_makes_room_for_the_next() -> None:
 def test_a_worker_holds_ahead_what_ends_there_while_an_exchange_is_under_way(
     most_ahead: int, ahead: int
 ) -> None:
-    office = Office(workers=1, slots=100, most_ahead=most_ahead, exchange_s=0.04)
+    office = Office(workers=1, slots=100, most_ahead=most_ahead, exchange_s=0.02)
     rollouts = office.start(1200)
     for second in range(10):  # 100 end in each
         office.clock.pass_over(1.0)
@@ -100,7 +100,7 @@ def test_a_worker_where_nothing_ends_any_more_holds_nothing_ahead() -> None:
 
 
 def test_what_a_worker_holds_ahead_follows_what_ends_there_within_half_a_second() -> None:
-    office = Office(workers=1, slots=100, most_ahead=1000, exchange_s=0.04)
+    office = Office(workers=1, slots=100, most_ahead=1000, exchange_s=0.02)
     rollouts = office.start(2000)
     for turn in range(10):  # 1667 a second
         office.clock.pass_over(0.06)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import pytest
 
 from areal_core._distributed.leases import Ended, Report
-from areal_core._distributed.pace import LEAST_BEAT_S
+from areal_core._distributed.pace import LEAST_BEAT_S, LEAST_LINGER_S
 from areal_core._engine.server import Pin
 from areal_core._executor.freshness import Ages
 from areal_core._simulation.clock import VirtualClock, VirtualThread
@@ -352,11 +352,11 @@ def test_what_has_ended_waits_a_moment_for_company() -> None:
     outbox.fetch()
     clock.run_until(0.5)
     outbox.put(some(1), is_last=False)
-    clock.run_until(0.505)
+    clock.run_until(0.52)
     outbox.put(some(2), is_last=False)
     clock.run_until(0.6)
     [(at_s, count)] = given
-    assert at_s == pytest.approx(0.51) and count == 3
+    assert at_s == pytest.approx(0.5 + LEAST_LINGER_S) and count == 3
 
 
 def test_a_call_says_how_long_what_has_ended_waits_and_when_it_wants_a_sign_of_life() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 AHEAD_PER_SLOT = 4
 """How many more episodes a worker may hold for each of its slots, at most."""
 
-LEAST_LINGER_S = 0.01
+LEAST_LINGER_S = 0.03
 LEAST_BEAT_S = 1.0
 
 _MOST_AT_ONCE = 512
