@@ -42,7 +42,7 @@ class FarWorker:
         self._waiting: list[Callable[[], None]] = []
         self._order = -1
         self._returns = False
-        self._out = Outbox(0.0, 1)
+        self._out = Outbox(1)
         player = Player(
             cast(InferenceEngine, self), checks_format=False, masks=world.rules.on_stale == "mask"
         )
@@ -91,7 +91,7 @@ class FarWorker:
         self._returns = self._returns or orders.takes_back
 
     def write_report(self) -> None:
-        ended, returned = self._out.take(0.0), []
+        ended, returned = self._out.take(0.0, 0.0), []
         if self._returns:
             self._returns, returned = False, self.floor.returned()
         stalled_s = 0.0 if self.hangs_since is None else self._world.time() - self.hangs_since

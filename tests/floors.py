@@ -58,7 +58,8 @@ class Playground:
         enough: int = 1,
     ) -> None:
         self.runner = runner
-        self.out = Outbox(linger_s, enough)
+        self._linger_s = linger_s
+        self.out = Outbox(enough)
         player = Player(Engine(), checks_format=False, masks=False)
         self.floor = Floor(life_of(runner), player, slots, timeout_s, self.out, self._loads)
         self._numbers = itertools.count(1)
@@ -124,7 +125,7 @@ class Playground:
         deadline = time.monotonic() + LONG_S
         while len(ended) < count:
             assert time.monotonic() < deadline, f"of {count} only {len(ended)} have ended"
-            ended += self.out.take(LONG_S)
+            ended += self.out.take(LONG_S, self._linger_s)
         assert len(ended) == count
         return ended
 

@@ -40,7 +40,7 @@ class NearWorker:
     def __init__(self, player: Player, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
         self.runner = AsyncTaskRunner[Any](100, cancel_grace=0.5, loop_factory=loop_factory)
         self.runner.initialize()
-        self.out = Outbox(0.0, 1)
+        self.out = Outbox(1)
         self._sent: list[Any] = []
         self.floor = Floor(life_of(self.runner), player, _SLOTS, None, self.out, self._loads)
         self._is_over = False
@@ -61,7 +61,7 @@ class NearWorker:
 
     def _report(self, take: Callable[[Report], None]) -> None:
         while not self._is_over:
-            ended, stages = self.out.take(_TAKE_S), self.floor.stages()
+            ended, stages = self.out.take(_TAKE_S, 0.0), self.floor.stages()
             if ended or stages:
                 take(Report(ended, [], stages))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 
 import pytest
 
@@ -81,8 +80,9 @@ def test_a_worker_holds_more_ahead_where_many_are_heard_of_seldom() -> None:
     for _ in range(10):  # 100 end in each second
         office.clock.pass_over(0.1)
         office.report(1, [an_end(number) for number in list(worker.parcels)[:10]])
-    assert office.loads()[1] == 10 + math.ceil(worker.rate * (0.05 + office.dispatcher.pace.linger_s))
-    assert office.dispatcher.pace.linger_s > 0.05
+    assert office.dispatcher.pace.linger_s == 0.2
+    assert 90 < worker.rate < 100
+    assert office.loads()[1] == 10 + 25, "what ends in a quarter of a second"
 
 
 def test_a_worker_where_nothing_ends_any_more_holds_nothing_ahead() -> None:

@@ -274,7 +274,7 @@ def test_to_cancel_what_has_ended_or_never_was_changes_nothing(floor: Playground
     floor.cancel(group, 0)
     floor.cancel(group, 5)
     turn_loop(floor.runner)
-    assert value_of(trajectory_in(ended)) == 7 and floor.out.take(0.0) == []
+    assert value_of(trajectory_in(ended)) == 7 and floor.out.take(0.0, 0.0) == []
 
 
 # -- groups ----------------------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_what_a_blocked_loop_has_not_come_to_is_given_back_too(floor: Playground
     blockade.lift()
     assert where_of(floor.take()) == [(blocking, 0)]
     turn_loop(floor.runner)
-    assert played.begun == [] and floor.has_nothing() and floor.out.take(0.0) == []
+    assert played.begun == [] and floor.has_nothing() and floor.out.take(0.0, 0.0) == []
 
 
 def test_whatever_is_given_back_has_not_begun_and_all_else_ends(runner: AsyncTaskRunner[Any]) -> None:
@@ -400,7 +400,7 @@ def test_whatever_is_given_back_has_not_begun_and_all_else_ends(runner: AsyncTas
     def give_back() -> None:
         while not all_given.is_set():
             back.extend(floor.floor.returned())
-            ended.extend(floor.out.take(0.0))
+            ended.extend(floor.out.take(0.0, 0.0))
             floor.floor.stages()
 
     thread = threading.Thread(target=give_back)
@@ -419,7 +419,7 @@ def test_whatever_is_given_back_has_not_begun_and_all_else_ends(runner: AsyncTas
     assert sorted(where_of(ended) + back) == [(parcel, 0) for parcel in parcels], "each, and each once"
     never = [one for one in ended if isinstance(one.error, asyncio.CancelledError) and not one.seconds]
     assert len(begun) == len(ended) - len(never) and {one.parcel for one in never} <= set(cancelled)
-    assert floor.has_nothing() and floor.out.take(0.0) == []
+    assert floor.has_nothing() and floor.out.take(0.0, 0.0) == []
 
 
 # -- what is seen ----------------------------------------------------------------------------------
@@ -571,7 +571,7 @@ def test_nothing_begins_any_more_when_the_runner_ends(floor: Playground) -> None
     floor.runner.destroy()
     assert played.begun == [0, 1]
     began = time.monotonic()
-    while floor.out.take(LONG_S):
+    while floor.out.take(LONG_S, 0.0):
         pass
     assert time.monotonic() - began < LONG_S / 2, "nobody waits"
 
@@ -584,7 +584,7 @@ def test_a_runner_that_ends_while_its_loop_is_blocked_lets_nobody_wait(
     blockade.wait_until_entered()
     floor.runner.destroy(timeout=0.1)
     began = time.monotonic()
-    floor.out.take(LONG_S)
+    floor.out.take(LONG_S, 0.0)
     assert time.monotonic() - began < LONG_S / 2
     blockade.lift()
     assert played.begun == []

@@ -11,8 +11,7 @@ from typing import Any
 class Outbox:
     """Filled by the loop thread, emptied by the threads of calls."""
 
-    def __init__(self, linger_s: float, enough: int) -> None:
-        self._linger_s = linger_s
+    def __init__(self, enough: int) -> None:
         self._enough = enough
         self._changed = threading.Condition(threading.Lock())
         self._things: list[Any] = []
@@ -40,14 +39,12 @@ class Outbox:
             self._is_closed = True
             self._changed.notify_all()
 
-    def take(self, patience_s: float, linger_s: float | None = None) -> list[Any]:
+    def take(self, patience_s: float, linger_s: float) -> list[Any]:
         """Return what is there; wait *patience_s* seconds for the first, and *linger_s* for more.
 
-        *linger_s* is None for as long as it was made for. Where there is more than enough, the rest is for
-        the next call: while one lot is read, that is made.
+        Where there is more than enough, the rest is for the next call: while one lot is read, that is made.
         """
         deadline = time.monotonic() + patience_s
-        linger_s = self._linger_s if linger_s is None else linger_s
         with self._changed:
             while not (self._is_closed or self._is_due):
                 # All who wait go by when the first came: one after the other they would wait half as long.

@@ -88,7 +88,7 @@ class Worker:
             _OWN_TASKS, cancel_grace=made.cancel_grace_s, loop_factory=made.loop_factory
         )
         self._runner.initialize()
-        self._out = Outbox(LEAST_LINGER_S, enough(made.slots))
+        self._out = Outbox(enough(made.slots))
         player = Player(self._engine, made.checks_format, made.masks)
         self._floor = Floor(
             life_of(self._runner), player, made.slots, made.episode_timeout_s, self._out, self._loads
@@ -113,7 +113,7 @@ class Worker:
             self._returns.set()
             self._out.put((), is_last=True)
 
-    def take(self, patience_s: float, linger_s: float | None = None) -> Shipment:
+    def take(self, patience_s: float, linger_s: float = LEAST_LINGER_S) -> Shipment:
         """Return what has ended, as soon as there is something, and how things are. As `Outbox.take`."""
         ended = self._out.take(patience_s, linger_s)
         if self._floor.ending is not None and not ended:
