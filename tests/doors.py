@@ -79,6 +79,7 @@ class Caller(Generic[T]):
         self._call = (function, args, kwargs)
         self._outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._blocks = threading.Semaphore(0)
+        self._is_about_to_block = False
         self._thread = threading.Thread(target=self._main, daemon=True)
         self._thread.start()
 
@@ -86,10 +87,6 @@ class Caller(Generic[T]):
         """Wait until the call blocks once more."""
         assert self._blocks.acquire(timeout=LONG_S), "the call did not block"
         assert not self._outcome.done(), f"the call did not block: {self._outcome}"
-
-    def blocks_again(self) -> bool:
-        """Tell whether the call was woken and blocked once more since it was last waited for."""
-        return self._blocks.acquire(blocking=False)
 
     def is_done(self) -> bool:
         """Tell whether the call has returned or raised."""
@@ -122,7 +119,12 @@ class Caller(Generic[T]):
         self._blocks.release()
 
     def _notice(self, frame: FrameType, event: str, argument: Any) -> None:
-        if event == "c_call" and frame.f_code is Gate.wait.__code__ and argument.__name__ == "acquire":
+        if frame.f_code is not Gate.wait.__code__:
+            return
+        if event == "call":
+            self._is_about_to_block = True
+        elif event == "c_call" and argument.__name__ == "acquire" and self._is_about_to_block:
+            self._is_about_to_block = False  # in one wait it blocks again and again
             self._blocks.release()
 
 

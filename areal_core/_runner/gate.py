@@ -4,12 +4,21 @@
 after the acquire leaves it held for good, and the loop thread then blocks on it. Here each lock is
 taken and released by one call of C code, with nothing between it and the line above that a signal
 could come after.
+
+A signal that comes when the interpreter has last looked for one and is about to block (it may have to hand
+over the GIL in between), or that the system gives to another thread, wakes nobody. So each wait looks up
+now and then.
 """
 
 from __future__ import annotations
 
+import math
 import threading
+import time
 from collections.abc import Callable
+
+_LOOK_UP_S = 0.25
+"""How late a Ctrl-C may be."""
 
 
 class Gate:
@@ -34,9 +43,11 @@ class Gate:
         """Block until the gate is open, *timeout* seconds at most (None: no limit); return whether it is."""
         was_open = self.is_open
         if not was_open:
-            seconds = -1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX)
+            deadline = math.inf if timeout is None else time.monotonic() + timeout
             try:
-                self._lock.acquire(timeout=seconds)
+                while (left := deadline - time.monotonic()) > 0:
+                    if self._lock.acquire(timeout=min(left, _LOOK_UP_S)):
+                        break
             finally:  # let the next one through, also when this one is interrupted
                 if self.is_open:
                     try:
