@@ -75,8 +75,8 @@ class Ageing:
     def _is_of_the_future(self, rollout: Rollout) -> bool:
         if rollout.plan.is_eval or self._rules.on_stale == "keep":
             return False
-        newest = max(rollout.start_version, rollout.ages.newest or 0, _newest_sent(rollout) or 0)
-        return newest > self._budget.version
+        versions = rollout.start_version, rollout.ages.newest, _newest_sent(rollout)
+        return any(version is not None and version > self._budget.version for version in versions)
 
 
 def _newest_sent(rollout: Rollout) -> int | None:
