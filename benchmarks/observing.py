@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import platform
 import statistics
@@ -186,13 +187,13 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="3 pairs, only for a look")
-    parser.add_argument("--pairs", type=int, help="how many rounds of either (default: 9)")
+    parser.add_argument("--pairs", type=int, help="how many rounds of either (default: 41)")
     parser.add_argument("--at-once", type=int, default=64, help="episodes under way (default: 64)")
     parser.add_argument("--tokens", type=int, default=128, help="of a reply, streamed (default: 128)")
-    parser.add_argument("--episodes", type=int, default=1024, help="of a round (default: 1024)")
+    parser.add_argument("--episodes", type=int, default=512, help="of a round (default: 512)")
     parser.add_argument("--rows", default="", metavar="NAME,...", help="only these, e.g. log,everything")
     options = parser.parse_args()
-    options.pairs = options.pairs or (3 if options.quick else 9)
+    options.pairs = options.pairs or (3 if options.quick else 41)
     return options
 
 
@@ -239,11 +240,23 @@ def _round(executor: WorkflowExecutor, workflow: SingleTurnWorkflow, episodes: i
     return taken / episodes
 
 
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """Return between what the median of all there could be is, with 95 % confidence.
+
+    Whatever the values are like: how many of *values* are below that median is binomial with one half, whose
+    normal approximation gives the ranks (Conover, "Practical Nonparametric Statistics", 3.2).
+    """
+    ordered, half = sorted(values), len(values) / 2
+    reach = 1.96 * math.sqrt(len(values)) / 2
+    return ordered[max(0, math.floor(half - reach))], ordered[min(len(values), math.ceil(half + reach)) - 1]
+
+
 def _formatted(line: Line, rounds: Sequence[dict[str, float]]) -> str:
     spread, aim = line.spread, line.reading.aim or ""
     quartiles = " to ".join(map(number, spread.quartiles))
+    surely = " to ".join(map(number, _bounds([one["watched"] / one["alone"] for one in rounds])))
     middle = {way: statistics.median(one[way] for one in rounds) * 1e6 for way in WAYS}
-    shown = f"{number(spread.median):>6}   quartiles {quartiles:<16}"
+    shown = f"{number(spread.median):>6} (95 %: {surely})   quartiles {quartiles:<16}"
     return (
         f"{shown} alone {middle['alone']:.0f} us, watched {middle['watched']:.0f} us   "
         f"{aim!s:<14} {line.verdict}"
