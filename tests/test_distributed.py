@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
+from areal_core._distributed import pace
 from areal_core.config import InferenceEngineConfig
 from areal_core.distributed import DistributedWorkflowExecutor, worker_engine
 from areal_core.errors import RemoteError, RunnerDiedError, RunnerStoppedError, WorkerLostError
@@ -543,6 +544,20 @@ def test_a_call_at_a_worker_that_is_removed_says_so(make_far: MakeFar, tmp_path:
 
         with pytest.raises(WorkerLostError, match=rf"^worker {number} was lost .*: it was removed$"):
             calling.result(timeout=WAIT_S)
+
+
+def test_where_workers_are_many_what_has_ended_waits_for_more_at_the_worker(
+    make_far: MakeFar, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(pace, "_EACH_S", 1.0)  # as if they were 250
+    executor = make_far()
+    executor.submit(("wait_for", str(tmp_path / "door")), Acting(), task_id=0)
+    began = time.monotonic()
+    executor.submit(("answer", 1), Acting(), task_id=1)
+    executor.wait_for_task(1, timeout=WAIT_S)
+    assert time.monotonic() - began >= 1.0
+    (tmp_path / "door").touch()
+    executor.wait_for_task(0, timeout=WAIT_S)
 
 
 def test_a_call_where_no_worker_is_there_says_so(make_far: MakeFar, monkeypatch: pytest.MonkeyPatch) -> None:
