@@ -47,6 +47,7 @@ from areal_core.workflows import SingleTurnWorkflow
 WAYS = ("alone", "watched")
 EVERY_S = 2.0
 MOST_RATIO = 1.1
+SURELY = 0.95
 
 
 class NoSpans(SpanExporter):
@@ -242,23 +243,25 @@ def _round(executor: WorkflowExecutor, workflow: SingleTurnWorkflow, episodes: i
     return taken / episodes
 
 
-def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """Return between what the median of all there could be is, with 95 % confidence.
+def _bounds(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return between what the median of all there could be is, with 95 % confidence or more; None: too few.
 
-    Whatever the values are like: how many of *values* are below that median is binomial with one half, whose
-    normal approximation gives the ranks (Conover, "Practical Nonparametric Statistics", 3.2).
+    How many of *values* are below that median is binomial with one half, whatever they are like (Conover,
+    "Practical Nonparametric Statistics", 3.2).
     """
-    ordered, half = sorted(values), len(values) / 2
-    reach = 1.96 * math.sqrt(len(values)) / 2
-    return ordered[max(0, math.floor(half - reach))], ordered[min(len(values), math.ceil(half + reach)) - 1]
+    ordered, count, outside, chance = sorted(values), len(values), 0, 0.0
+    while (chance := chance + math.comb(count, outside) / 2**count) <= (1 - SURELY) / 2:
+        outside += 1
+    return (ordered[outside - 1], ordered[-outside]) if outside else None
 
 
 def _formatted(line: Line, rounds: Sequence[dict[str, float]]) -> str:
     spread, aim = line.spread, line.reading.aim or ""
     quartiles = " to ".join(map(number, spread.quartiles))
-    surely = " to ".join(map(number, _bounds([one["watched"] / one["alone"] for one in rounds])))
+    bounds = _bounds([one["watched"] / one["alone"] for one in rounds])
+    surely = " to ".join(map(number, bounds)) if bounds else "too few rounds"
     middle = {way: statistics.median(one[way] for one in rounds) * 1e6 for way in WAYS}
-    shown = f"{number(spread.median):>6} (95 %: {surely})   quartiles {quartiles:<16}"
+    shown = f"{number(spread.median):>6} ({SURELY:.0%}: {surely})   quartiles {quartiles:<16}"
     return (
         f"{shown} alone {middle['alone']:.0f} us, watched {middle['watched']:.0f} us   "
         f"{aim!s:<14} {line.verdict}"

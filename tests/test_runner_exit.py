@@ -314,7 +314,7 @@ def test_a_handler_that_runs_at_exit_finds_a_runner_that_was_stopped(run_script:
         "['kept']\n"
         + 4 * stopped
         + "<AsyncTaskRunner stopped pending=0 running=0 finished=0 max_queue_size=8>\n"
-        + 2 * "the interpreter is exiting; no runner can start any more\n"
+        + 2 * "the interpreter is exiting; nothing new can start\n"
     )
 
 

@@ -81,10 +81,14 @@ def test_without_a_timeout_it_waits_for_ever() -> None:
     assert lock.is_released, "for the next one"
 
 
-def test_with_a_timeout_it_waits_for_that_long() -> None:
+def test_with_a_timeout_it_waits_for_that_long_and_not_for_longer() -> None:
     began = time.monotonic()
     assert Gate().wait(0.6) is False
     assert time.monotonic() - began >= 0.6
+    gate: Any = Gate()
+    lock = gate._lock = Lock(gate)
+    assert gate.wait(0.1) is True
+    assert 0 < max(lock.seconds) <= 0.1
 
 
 @pytest.mark.parametrize("seconds", [0, 0.0, -0.5, -1, -1.0, -math.inf, math.nan])

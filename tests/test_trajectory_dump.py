@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import multiprocessing
 import stat
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ import pytest
 from areal_core._trajectory import dump as module
 from areal_core.trajectory import TrajectoryDump
 from children import RunScript
+from doors import in_thread
+from interrupts import each_step, interrupt
 from logged import LogLines
 from trajectories import a_trajectory, as_tensor, both_kinds, converted
 
@@ -347,9 +351,64 @@ def test_what_waits_when_the_interpreter_exits_is_written(run_script: RunScript,
     )
     assert (script.returncode, script.stdout) == (0, "20 1 0\n")
     assert (
-        script.stderr == "trajectory_dump_dropped why=cannot schedule new futures after shutdown dropped=1\n"
+        script.stderr
+        == "trajectory_dump_dropped why=the interpreter is exiting; nothing new can start dropped=1\n"
     )
     assert numbers(tmp_path / "dump" / "0.jsonl") == list(range(20))
+
+
+def call(dump: TrajectoryDump, method: str) -> None:
+    if method == "write":
+        dump.write(0, {"task_id": 0})
+    elif method == "refuse":
+        dump.write(0, {"task_id": 0, "array": np.zeros(10_000)})
+    else:
+        getattr(dump, method)()
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("method", ["write", "flush", "close", "refuse"])
+def test_a_ctrl_c_at_any_step_leaves_each_record_whole_or_out_and_no_lock_held(
+    tmp_path: Path, gate: Gate, method: str
+) -> None:
+    for step in each_step():
+        dump = TrajectoryDump(tmp_path / str(step), max_waiting_bytes=10_000)
+        if method == "refuse":
+            gate.close()
+        if method != "write":
+            call(dump, "write")
+        outcome = interrupt(partial(call, dump, method), step)
+        gate.opened.set()
+        assert in_thread(dump.flush, LONG_S)
+        in_thread(dump.write, 0, {"task_id": 1})
+        assert in_thread(dump.flush, LONG_S)
+        in_thread(dump.close)
+        path = tmp_path / str(step) / "0.jsonl"
+        found = numbers(path) if path.exists() else []
+        assert found in {"write": ([0, 1], [1]), "close": ([0, 1], [0])}.get(method, ([0, 1],)), outcome.where
+        if not outcome.tripped:
+            break
+    assert step > 10, "this was to interrupt something"
+
+
+@pytest.mark.any_loop
+def test_a_forked_child_writes_nothing_and_waits_for_nothing(tmp_path: Path, gate: Gate) -> None:
+    gate.close()
+    with TrajectoryDump(tmp_path) as dump:
+        dump.write(0, {"task_id": 0})
+        assert gate.reached.wait(LONG_S)
+
+        def go_on() -> None:
+            dump.write(0, {"task_id": 1})
+            assert dump.flush()
+            dump.close()
+
+        child = multiprocessing.get_context("fork").Process(target=go_on)
+        child.start()
+        child.join(LONG_S)
+        assert child.exitcode == 0
+        gate.opened.set()
+    assert numbers(tmp_path / "0.jsonl") == [0]
 
 
 @pytest.mark.parametrize("limit", [0, -1, 1.5, None])

@@ -42,7 +42,7 @@ def add(life: Endable) -> None:
     """Have *life* ended at interpreter exit. Raises RuntimeError when that has begun."""
     global _registered
     if _over:
-        raise RuntimeError("the interpreter is exiting; no runner can start any more")
+        raise RuntimeError("the interpreter is exiting; nothing new can start")
     if not _registered:
         threading._register_atexit(_end_all)  # type: ignore[attr-defined]
         _registered = True

@@ -6,25 +6,32 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from areal_core import _process
 from areal_core._checks import check_integer
 from areal_core._log import get_logger
+from areal_core._runner import exit_hook
+from areal_core._runner.gate import Gate, thread_of_gates
 from areal_core._trajectory.arrays import copy_of, is_array
 
 _RECORD_BYTES = 2048  # what a record takes besides its arrays: only to bound those without any
+_JOIN_S = 5.0  # for a thread that has nothing more to do
+_TOLD_S = 1.0  # for a log handler, so that lines come in the order of what they tell
 
 
 class _Waiting(NamedTuple):
     version: int
     record: dict[str, Any]
     size: int
+    until: int
+    """The size of this one and of all that waited before it since the last time nothing did."""
 
 
 class TrajectoryDump:
@@ -42,20 +49,24 @@ class TrajectoryDump:
 
     The directory is made at the first write; files are their owner's alone to read. Processes that write at
     the same time want directories of their own. `close` it, or use it as a context manager; what still waits
-    when the interpreter exits is written first.
+    when the interpreter exits is written first. A forked child has nothing of it: make another one there.
+
+    A Ctrl-C in any of the methods leaves no lock held, and each record written whole or not at all.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, max_waiting_bytes: int = 256 * 2**20) -> None:
         self._directory = Path(directory)
         self._most = check_integer("max_waiting_bytes", max_waiting_bytes, least=1)
         self._log = get_logger()
-        # Not a daemon's: the interpreter joins its thread, after that has written all that waits.
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="areal-dump")
-        self._changed = threading.Condition()
-        # It guards all below.
+        self._home = _process.home()
+        self._lock = threading.RLock()  # a signal handler may write, too
+        # It guards all below. What waits changes by one call of C code at a time, so that it is always whole.
         self._waiting: deque[_Waiting] = deque()
         """Its first is being written, and leaves when that is over."""
-        self._waiting_bytes = 0
+        self._thread: threading.Thread | None = None
+        """Writes what waits, and ends when nothing does. None: there is none, and nothing waits."""
+        self._drained: list[Gate] = []
+        """Opened when nothing waits."""
         self._closed = False
         self.written = 0
         """How many records are in their files."""
@@ -75,58 +86,116 @@ class TrajectoryDump:
 
         Its arrays are copied at once; nothing else in it may be changed afterwards. Any thread may call.
         """
+        if self._home is not _process.home():
+            return
         try:
-            with self._changed:
-                refusal = self._take(version, record)
+            size = _RECORD_BYTES + _bytes_of(record)
+            refusal = self._refusal(size) or self._take(check_integer("version", version), record, size)
         except Exception as error:
-            self._count_failed(version, error)
+            self._aside(partial(self._count_failed, version, error))
         else:
             if refusal is not None:
-                self._count_dropped(1, refusal)
+                self._aside(partial(self._count_dropped, 1, refusal))
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing waits to be written; return False if it still did after *timeout* seconds."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._waiting, timeout)
+        if self._home is not _process.home():
+            return True
+        drained = Gate()
+        with self._lock:
+            if not self._waiting:
+                return True
+            self._drained.append(drained)
+        return drained.wait(timeout)
 
     def close(self, timeout: float | None = 10.0) -> None:
         """Take no more records, and write those that wait; drop what is left after *timeout* seconds."""
-        with self._changed:
-            self._closed = True
-            done = self._changed.wait_for(lambda: not self._waiting, timeout)
-            late = max(0, len(self._waiting) - 1)
-            for _ in range(late):  # all but the one that is being written
-                self._waiting_bytes -= self._waiting.pop().size
+        if self._home is not _process.home():
+            return
+        self._closed = True
+        thread = self._thread
+        done, late = self.flush(timeout), 0
+        with self._lock:
+            while len(self._waiting) > 1:  # the first one is being written
+                self._waiting.pop()
+                late += 1
         if late:
-            self._count_dropped(late, f"close gave them {timeout} s")
-        self._pool.shutdown(wait=done)
+            self._aside(partial(self._count_dropped, late, f"close gave them {timeout} s"))
+        if done and thread is not None:
+            thread.join(_JOIN_S)
 
-    def _take(self, version: int, record: Mapping[str, Any]) -> str | None:
-        """Let *record* wait to be written; return why not, if not."""
-        size = _RECORD_BYTES + _bytes_of(record)
-        if self._closed:
-            return "closed"
-        if self._waiting and self._waiting_bytes + size > self._most:
-            return f"more than max_waiting_bytes={self._most} would be waiting"
-        waiting = _Waiting(check_integer("version", version), _copied(record), size)
-        try:
-            self._pool.submit(self._write_first)  # which waits for the lock
-        except RuntimeError as error:  # the interpreter exits, or is out of threads
-            return str(error)
-        self._waiting.append(waiting)
-        self._waiting_bytes += size
+    def leave(self, deadline: float) -> None:
+        """Do nothing at the interpreter's exit, which waits for the thread."""
+
+    def join(self, deadline: float) -> None:
+        """Do nothing."""
+
+    def _refusal(self, size: int) -> str | None:
+        """Return why a record of *size* cannot wait, if it cannot."""
+        with self._lock:
+            if self._closed:
+                return "closed"
+            if self._waiting and self._waiting_bytes() + size > self._most:
+                return f"more than max_waiting_bytes={self._most} would be waiting"
         return None
 
-    def _write_first(self) -> None:
-        with self._changed:
-            if not self._waiting:  # `close` has dropped it, or it never was there for want of a thread
+    def _take(self, version: int, record: Mapping[str, Any], size: int) -> str | None:
+        """Let a copy of *record* wait to be written; return why not, if not."""
+        copied = _copied(record)
+        with self._lock:
+            if self._thread is None:
+                # Not a daemon's: the interpreter waits for it.
+                thread = thread_of_gates(self._drain, "areal-dump", daemon=False)
+                try:
+                    exit_hook.add(self)
+                    thread.start()  # it waits for the lock, so that it finds this record
+                except RuntimeError as error:  # the interpreter exits, or is out of threads
+                    return str(error)
+                self._thread = thread
+            until = self._waiting[-1].until if self._waiting else 0
+            self._waiting.append(_Waiting(version, copied, size, until + size))
+        return None
+
+    def _waiting_bytes(self) -> int:
+        first = self._waiting[0]
+        return self._waiting[-1].until - first.until + first.size
+
+    def _drain(self) -> None:
+        """Write what waits, in a thread where no Ctrl-C comes."""
+        with self._lock:
+            if self._thread is None:  # a Ctrl-C came before it was noted
+                self._thread = threading.current_thread()
+            if self._thread is not threading.current_thread():
                 return
-            first = self._waiting[0]
-        self._write(first)
-        with self._changed:
-            self._waiting.popleft()
-            self._waiting_bytes -= first.size
-            self._changed.notify_all()
+        while (waiting := self._next()) is not None:
+            self._write(waiting)
+            with self._lock:
+                self._waiting.popleft()
+
+    def _next(self) -> _Waiting | None:
+        """Return what is to be written now; where there is nothing, tell who waits for that, and be over."""
+        with self._lock:
+            if self._waiting:
+                return self._waiting[0]
+            self._thread = None
+            exit_hook.discard(self)
+            drained, self._drained = self._drained, []
+        for gate in drained:
+            gate.open()
+        return None
+
+    def _aside(self, count: Callable[[], None]) -> None:
+        """Do *count* where no Ctrl-C comes, which could leave the lock of a log handler held."""
+        told = Gate()
+
+        def run() -> None:
+            try:
+                count()
+            finally:
+                told.open()
+
+        exit_hook.run_aside(run)
+        told.wait(_TOLD_S)
 
     def _write(self, waiting: _Waiting) -> None:
         try:
@@ -141,7 +210,7 @@ class TrajectoryDump:
         return self._directory / f"{version}.jsonl"
 
     def _count_failed(self, version: object, error: Exception) -> None:
-        with self._changed:
+        with self._lock:
             self.failed += 1
             failed = self.failed
         if _is_told(failed - 1, failed):
@@ -152,7 +221,7 @@ class TrajectoryDump:
             self._log.error("trajectory_not_dumped", path=path, error=words, failed=failed)
 
     def _count_dropped(self, count: int, why: str) -> None:
-        with self._changed:
+        with self._lock:
             before = self.dropped
             self.dropped += count
             dropped = self.dropped

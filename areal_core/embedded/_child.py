@@ -16,6 +16,7 @@ from areal_core.embedded._options import ServerOptions
 # A server with nothing to flush ends in 0.1 s; one that was stopped by SIGSTOP never would.
 _STOP_GRACE_S = 5.0
 _STDERR_BYTES = 64 * 1024
+_LOOK_UP_S = 0.25  # a Ctrl-C in the moment before a wait begins wakes nobody
 
 
 class ServerProcess:
@@ -106,11 +107,14 @@ class ServerProcess:
         with selectors.DefaultSelector() as selector:
             selector.register(self._popen.stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
-                if not selector.select(max(0.0, deadline - time.monotonic())):
+                left = deadline - time.monotonic()
+                if left <= 0:
                     raise TimeoutError(
                         f"the embedded server did not listen within {timeout} s; "
                         f"raise start_timeout, or see what it said: {self._read_stderr().strip()}"
                     )
+                if not selector.select(min(left, _LOOK_UP_S)):
+                    continue
                 piece = self._popen.stdout.read(4096)
                 if not piece:
                     break
