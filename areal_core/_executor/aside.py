@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
-from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from areal_core._runner import exit_hook
-from areal_core._runner.gate import Gate, thread_of_gates
+from areal_core._runner.gate import Gate
 from areal_core._runner.loop_thread import LoopThread
+from areal_core._runner.passing import start_passing
 
 T = TypeVar("T")
-
-_started: deque[threading.Thread] = deque()
-"""Those that ran last. Freed in the caller's thread, their weak references would call back there: a Ctrl-C
-in the middle of that would be lost."""
 
 
 def aside(thread: LoopThread, make: Callable[[], T]) -> T:
@@ -36,27 +30,10 @@ def to_the_end(name: str, make: Callable[[], T]) -> T:
     After a Ctrl-C in here it goes on.
     """
     answer = _Answer(make)
-
-    def run() -> None:
-        _forget_ended()
+    if start_passing(answer.fill, name) is None:
         answer.fill()
-
-    thread = thread_of_gates(run, name, daemon=False)
-    _started.append(thread)
-    try:
-        thread.start()
-    except RuntimeError:
-        if thread.ident is not None:  # a signal handler's, and the thread runs
-            raise
-        run()  # there is none to be had
     answer.gate.wait()
     return answer.get()
-
-
-def _forget_ended() -> None:
-    with contextlib.suppress(IndexError):  # another one was faster
-        while not _started[0].is_alive():
-            _started.popleft()
 
 
 class _Answer(Generic[T]):

@@ -14,6 +14,7 @@
     calls.py        the sink behind run() and arun(), whose coroutines are in no ledger
     loop_thread.py  the thread, its loop, and what may be posted to it
     late_pool.py    threads for what blocks
+    passing.py      threads that a caller starts, and that end soon
     shutdown.py     ends everything on a loop within a deadline
     exit_hook.py    ends every life before the interpreter does
     gate.py         what a thread blocks on

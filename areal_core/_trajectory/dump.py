@@ -18,7 +18,8 @@ from areal_core import _process
 from areal_core._checks import check_integer
 from areal_core._log import get_logger
 from areal_core._runner import exit_hook
-from areal_core._runner.gate import Gate, thread_of_gates
+from areal_core._runner.gate import Gate
+from areal_core._runner.passing import start_passing
 from areal_core._trajectory.arrays import copy_of, is_array
 
 _RECORD_BYTES = 2048  # what a record takes besides its arrays: only to bound those without any
@@ -144,13 +145,14 @@ class TrajectoryDump:
         copied = _copied(record)
         with self._lock:
             if self._thread is None:
-                # Not a daemon's: the interpreter waits for it.
-                thread = thread_of_gates(self._drain, "areal-dump", daemon=False)
                 try:
                     exit_hook.add(self)
-                    thread.start()  # it waits for the lock, so that it finds this record
-                except RuntimeError as error:  # the interpreter exits, or is out of threads
+                except RuntimeError as error:  # the interpreter exits
                     return str(error)
+                thread = start_passing(self._drain, "areal-dump")  # waits for the lock, and finds this record
+                if thread is None:
+                    exit_hook.discard(self)
+                    return "the process is out of threads"
                 self._thread = thread
             until = self._waiting[-1].until if self._waiting else 0
             self._waiting.append(_Waiting(version, copied, size, until + size))
