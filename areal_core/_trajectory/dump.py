@@ -93,10 +93,10 @@ class TrajectoryDump:
             size = _RECORD_BYTES + _bytes_of(record)
             refusal = self._refusal(size) or self._take(check_integer("version", version), record, size)
         except Exception as error:
-            self._aside(partial(self._count_failed, version, error))
+            self._count_failed(version, error)
         else:
             if refusal is not None:
-                self._aside(partial(self._count_dropped, 1, refusal))
+                self._count_dropped(1, refusal)
 
     def flush(self, timeout: float | None = None) -> bool:
         """Wait until nothing waits to be written; return False if it still did after *timeout* seconds."""
@@ -121,7 +121,7 @@ class TrajectoryDump:
                 self._waiting.pop()
                 late += 1
         if late:
-            self._aside(partial(self._count_dropped, late, f"close gave them {timeout} s"))
+            self._count_dropped(late, f"close gave them {timeout} s")
         if done and thread is not None:
             thread.join(_JOIN_S)
 
@@ -186,19 +186,6 @@ class TrajectoryDump:
             gate.open()
         return None
 
-    def _aside(self, count: Callable[[], None]) -> None:
-        """Do *count* where no Ctrl-C comes, which could leave the lock of a log handler held."""
-        told = Gate()
-
-        def run() -> None:
-            try:
-                count()
-            finally:
-                told.open()
-
-        exit_hook.run_aside(run)
-        told.wait(_TOLD_S)
-
     def _write(self, waiting: _Waiting) -> None:
         try:
             line = msgspec.json.encode(waiting.record, enc_hook=_plain)
@@ -220,7 +207,7 @@ class TrajectoryDump:
                 str(self._path(version)),
                 f"{type(error).__name__}: {error}",
             )  # a repr may show texts
-            self._log.error("trajectory_not_dumped", path=path, error=words, failed=failed)
+            _tell(partial(self._log.error, "trajectory_not_dumped", path=path, error=words, failed=failed))
 
     def _count_dropped(self, count: int, why: str) -> None:
         with self._lock:
@@ -228,7 +215,21 @@ class TrajectoryDump:
             self.dropped += count
             dropped = self.dropped
         if _is_told(before, dropped):
-            self._log.warning("trajectory_dump_dropped", why=why, dropped=dropped)
+            _tell(partial(self._log.warning, "trajectory_dump_dropped", why=why, dropped=dropped))
+
+
+def _tell(log: Callable[[], object]) -> None:
+    """Log where no Ctrl-C comes, which could leave the lock of a handler held."""
+    told = Gate()
+
+    def run() -> None:
+        try:
+            log()
+        finally:
+            told.open()
+
+    exit_hook.run_aside(run)
+    told.wait(_TOLD_S)
 
 
 def _is_told(before: int, after: int) -> bool:
