@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -207,7 +206,7 @@ class TrajectoryDump:
                 str(self._path(version)),
                 f"{type(error).__name__}: {error}",
             )  # a repr may show texts
-            _tell(partial(self._log.error, "trajectory_not_dumped", path=path, error=words, failed=failed))
+            _tell(lambda: self._log.error("trajectory_not_dumped", path=path, error=words, failed=failed))
 
     def _count_dropped(self, count: int, why: str) -> None:
         with self._lock:
@@ -215,7 +214,7 @@ class TrajectoryDump:
             self.dropped += count
             dropped = self.dropped
         if _is_told(before, dropped):
-            _tell(partial(self._log.warning, "trajectory_dump_dropped", why=why, dropped=dropped))
+            _tell(lambda: self._log.warning("trajectory_dump_dropped", why=why, dropped=dropped))
 
 
 def _tell(log: Callable[[], object]) -> None:
