@@ -14,7 +14,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from areal_core._executor.aside import to_the_end
 from areal_core._executor.port import Witness
 from areal_core._executor.recovery import Recovery, result_of
 from areal_core._executor.rollout import Rollout
@@ -24,6 +23,7 @@ from areal_core._journal.keys import epoch_of
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Reopened, Returned
 from areal_core._journal.store import Store, check_step
 from areal_core._journal.writer import Writer
+from areal_core._runner.passing import to_the_end
 from areal_core.errors import RunnerStoppedError
 
 _PATIENCE_S = 2.0  # with others who only look, such as the other ranks of a trainer, or are about to end

@@ -40,13 +40,18 @@ _over = False
 
 def add(life: Endable) -> None:
     """Have *life* ended at interpreter exit. Raises RuntimeError when that has begun."""
+    refuse_if_over()
+    _live.add(life)
+
+
+def refuse_if_over() -> None:
+    """Raise RuntimeError when the interpreter is exiting."""
     global _registered
     if _over:
         raise RuntimeError("the interpreter is exiting; nothing new can start")
     if not _registered:
         threading._register_atexit(_end_all)  # type: ignore[attr-defined]
         _registered = True
-    _live.add(life)
 
 
 def discard(life: Endable) -> None:

@@ -1,4 +1,4 @@
-"""Threads that end before the program does, started where a Ctrl-C may come: `start_passing`.
+"""Threads that end before the program does, started where a Ctrl-C may come: `start_passing`, `to_the_end`.
 
 What is freed in a caller's thread calls its weak references back there, and a Ctrl-C in the middle of that
 would be lost. `threading` has such references to each thread. So the last ones are kept, and freed in the
@@ -11,8 +11,11 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
-from areal_core._runner.gate import thread_of_gates
+from areal_core._runner.gate import Gate, thread_of_gates
+
+T = TypeVar("T")
 
 _started: deque[threading.Thread] = deque()
 
@@ -41,3 +44,38 @@ def _forget_ended() -> None:
         if thread.ident is not None and not thread.is_alive():
             with contextlib.suppress(ValueError, IndexError):  # another one was faster
                 _started.remove(thread)
+
+
+def to_the_end(name: str, make: Callable[[], T]) -> T:
+    """Return what *make* does, in a thread that the end of the interpreter waits for.
+
+    After a Ctrl-C in here it goes on.
+    """
+    answer = Answer(make)
+    if start_passing(answer.fill, name) is None:
+        answer.fill()
+    answer.gate.wait()
+    return answer.get()
+
+
+class Answer(Generic[T]):
+    """What *make* returned or raised, for a thread that waits for it."""
+
+    def __init__(self, make: Callable[[], T]) -> None:
+        self._make = make
+        self._values: list[T] = []
+        self._error: BaseException | None = None
+        self.gate = Gate()
+
+    def fill(self) -> None:
+        try:
+            self._values.append(self._make())
+        except BaseException as error:
+            self._error = error
+        finally:
+            self.gate.open()
+
+    def get(self) -> T:
+        if self._error is not None:
+            raise self._error
+        return self._values[0]

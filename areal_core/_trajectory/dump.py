@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -18,12 +19,11 @@ from areal_core._checks import check_integer
 from areal_core._log import get_logger
 from areal_core._runner import exit_hook
 from areal_core._runner.gate import Gate
-from areal_core._runner.passing import start_passing
+from areal_core._runner.passing import start_passing, to_the_end
 from areal_core._trajectory.arrays import copy_of, is_array
 
 _RECORD_BYTES = 2048  # what a record takes besides its arrays: only to bound those without any
 _JOIN_S = 5.0  # for a thread that has nothing more to do
-_TOLD_S = 1.0  # for a log handler, so that lines come in the order of what they tell
 
 
 class _Waiting(NamedTuple):
@@ -124,12 +124,6 @@ class TrajectoryDump:
         if done and thread is not None:
             thread.join(_JOIN_S)
 
-    def leave(self, deadline: float) -> None:
-        """Do nothing at the interpreter's exit, which waits for the thread."""
-
-    def join(self, deadline: float) -> None:
-        """Do nothing."""
-
     def _refusal(self, size: int) -> str | None:
         """Return why a record of *size* cannot wait, if it cannot."""
         with self._lock:
@@ -145,12 +139,11 @@ class TrajectoryDump:
         with self._lock:
             if self._thread is None:
                 try:
-                    exit_hook.add(self)
-                except RuntimeError as error:  # the interpreter exits
+                    exit_hook.refuse_if_over()
+                except RuntimeError as error:
                     return str(error)
                 thread = start_passing(self._drain, "areal-dump")  # waits for the lock, and finds this record
                 if thread is None:
-                    exit_hook.discard(self)
                     return "the process is out of threads"
                 self._thread = thread
             until = self._waiting[-1].until if self._waiting else 0
@@ -179,7 +172,6 @@ class TrajectoryDump:
             if self._waiting:
                 return self._waiting[0]
             self._thread = None
-            exit_hook.discard(self)
             drained, self._drained = self._drained, []
         for gate in drained:
             gate.open()
@@ -202,10 +194,8 @@ class TrajectoryDump:
             self.failed += 1
             failed = self.failed
         if _is_told(failed - 1, failed):
-            path, words = (
-                str(self._path(version)),
-                f"{type(error).__name__}: {error}",
-            )  # a repr may show texts
+            path = str(self._path(version))
+            words = f"{type(error).__name__}: {error}"  # a repr may show texts
             _tell(lambda: self._log.error("trajectory_not_dumped", path=path, error=words, failed=failed))
 
     def _count_dropped(self, count: int, why: str) -> None:
@@ -218,18 +208,9 @@ class TrajectoryDump:
 
 
 def _tell(log: Callable[[], object]) -> None:
-    """Log where no Ctrl-C comes, which could leave the lock of a handler held."""
-    told = Gate()
-
-    def run() -> None:
-        try:
-            log()
-        finally:
-            told.open()
-
-    if start_passing(run, "areal-log") is None:
-        run()
-    told.wait(_TOLD_S)
+    """Log where no Ctrl-C comes, which could leave a handler's lock held. One that raises costs the line."""
+    with contextlib.suppress(Exception):
+        to_the_end("areal-log", log)
 
 
 def _is_told(before: int, after: int) -> bool:
