@@ -55,8 +55,8 @@ def test_a_server_that_goes_is_told_of_as_itself_and_each_failed_request_with_it
     configure_logging(json=True, stream=stream)
     config = InferenceEngineConfig(consumer_batch_size=6)
     with (
-        EmbeddedServer(ms_per_token=4) as one,
-        EmbeddedServer(ms_per_token=4) as other,
+        EmbeddedServer(ms_per_token=4, sigma=0) as one,
+        EmbeddedServer(ms_per_token=4, sigma=0) as other,
         RemoteInfEngine(config) as engine,
         WorkflowExecutor(config, engine, loop_factory=loop_factory) as executor,
     ):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from areal_core import GenerationHyperparameters, ModelRequest
 from areal_core._engine import prober, slow_servers, speeds
 from areal_core._engine.backends import backend_named
 from areal_core._engine.events import Events
@@ -145,9 +146,12 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("soon")
 def test_an_engine_tells_of_its_slow_server_though_nobody_watches(play: Play, log_lines: LogLines) -> None:
     async def act() -> None:
-        with EmbeddedServer(ms_per_token=5) as quick, EmbeddedServer(ms_per_token=100) as slow:
+        with (
+            EmbeddedServer(ms_per_token=5, sigma=0) as quick,
+            EmbeddedServer(ms_per_token=100, sigma=0) as slow,
+        ):
             async with engine_on(quick.addr, slow.addr) as engine:
-                running = [asyncio.create_task(engine.agenerate(asking(4000))) for _ in range(4)]
+                running = [asyncio.create_task(engine.agenerate(without_end())) for _ in range(4)]
                 await turns_until(lambda: bool(log_lines.of("warning")))
                 for one in running:
                     one.cancel()
@@ -156,6 +160,11 @@ def test_an_engine_tells_of_its_slow_server_though_nobody_watches(play: Play, lo
             assert line.startswith(f"server_is_slow server={engine_name(slow)} tokens_per_s=")
 
     play(act)
+
+
+def without_end() -> ModelRequest:
+    """Return a request for far more tokens than a test waits for."""
+    return ModelRequest([1, 2, 3], GenerationHyperparameters(max_new_tokens=100_000, ignore_eos=True))
 
 
 def engine_name(server: EmbeddedServer) -> str:
