@@ -397,28 +397,27 @@ def test_a_server_that_is_out_is_tried_at_once_when_its_version_is_told(
             lambda: "has version 2, where 1 was told" in (follower.servers[servers[0].addr] or "")
         )
         monkeypatch.setattr("areal_core._engine.prober._LOOK_EVERY_S", 100.0)
-        looks, tries = _calls_of(monkeypatch, Prober, "_find_slow"), _calls_of(monkeypatch, Router, "explain")
-        noticed.wait_for(lambda: bool(looks))
-        before = len(tries)
+        calls = list[str]()
+        _note_calls(monkeypatch, calls, Prober, "_find_slow")
+        _note_calls(monkeypatch, calls, Router, "explain")
+        # The last try of a look from now on: it sleeps longer after it than this test may take.
         noticed.wait_for(
-            lambda: len(tries) > before
-        )  # the last one: it sleeps longer than this test may take
+            lambda: "explain" in calls[calls.index("_find_slow") :] if "_find_slow" in calls else False
+        )
         follower.set_version(2)
         noticed.wait_for(lambda: follower.servers[servers[0].addr] is None)
 
 
-def _calls_of(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[None]:
-    """Return what grows by one before each call of a method, which is noticed."""
-    calls: list[None] = []
+def _note_calls(monkeypatch: pytest.MonkeyPatch, calls: list[str], owner: type, name: str) -> None:
+    """Have *name* added to *calls* before each call of that method, which is noticed."""
     method = getattr(owner, name)
 
     def call(*args: Any) -> Any:
-        calls.append(None)
+        calls.append(name)
         return method(*args)
 
     monkeypatch.setattr(owner, name, call)
     noticed.notice(monkeypatch, owner, name)
-    return calls
 
 
 @pytest.mark.any_loop
