@@ -53,11 +53,14 @@ def get_logger(logger: Any = None) -> Any:
     return logger
 
 
-def log(logger: Any, level: str, event: str, fields: Mapping[str, Any]) -> None:
-    """Log one event with *logger*. One that raises costs the line, and is told of by ours; never raises."""
+def log(logger: Any, level: str, event: str, fields: Mapping[str, Any], at_s: float | None = None) -> None:
+    """Log one event with *logger*. One that raises costs the line, and is told of by ours; never raises.
+
+    *at_s* is when it was, in seconds since 1970, where *logger* is ours; None: now.
+    """
     try:
         if type(logger) is _OurLogger:
-            logger.hand_on(level, event, fields)
+            logger.hand_on(level, event, fields, at_s)
         else:
             getattr(logger, level)(event, **fields)
     except BaseException as error:
@@ -105,7 +108,7 @@ _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping
 class _OurLogger(structlog.stdlib.BoundLogger):
     """One on top of a standard logger."""
 
-    def hand_on(self, level: str, event: str, fields: Mapping[str, Any]) -> None:
+    def hand_on(self, level: str, event: str, fields: Mapping[str, Any], at_s: float | None = None) -> None:
         """Do what the method called *level* does, in half the time: there is a line for each rollout."""
         logger, number = self._logger, _LEVELS[level]
         if not logger.isEnabledFor(number):
@@ -115,10 +118,19 @@ class _OurLogger(structlog.stdlib.BoundLogger):
             logger.log(number, line, **options)
             return
         # What log() does, but for the search for who called: that is always this.
-        logger.handle(logger.makeRecord(logger.name, number, __file__, _LINE, line, (), None, "hand_on"))
+        record = logger.makeRecord(logger.name, number, __file__, _LINE, line, (), None, "hand_on")
+        if at_s is not None:
+            _date_back(record, at_s)
+        logger.handle(record)
 
 
 _LINE = _OurLogger.hand_on.__code__.co_firstlineno
+
+
+def _date_back(record: logging.LogRecord, at_s: float) -> None:
+    record.relativeCreated -= (record.created - at_s) * 1000
+    record.created = at_s
+    record.msecs = float(int(at_s % 1 * 1000))
 
 
 class Line:

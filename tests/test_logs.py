@@ -13,7 +13,9 @@ import os
 import pickle
 import pty
 import re
+import time
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,8 @@ import pytest
 import structlog
 
 from areal_core import _log
+from areal_core._executor import bundle
+from areal_core._log import get_logger, log
 from areal_core.embedded import EmbeddedServer
 from areal_core.logs import EpisodeFilter, configure_logging, forget
 from areal_core.types import GenerationHyperparameters
@@ -89,6 +93,69 @@ def test_each_rollout_is_one_line_of_json(make_executor: MakeExecutor) -> None:
     assert "LookupError: no tool" in failed["exception"]
 
 
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have lines that can wait do so until there are three."""
+    monkeypatch.setattr(bundle, "MOST", 3)
+    monkeypatch.setattr(bundle, "WAIT_S", 3600.0)
+
+
+@pytest.mark.usefixtures("held")
+def test_lines_of_many_rollouts_are_written_at_once_and_all_are_before_the_end(
+    make_executor: MakeExecutor,
+) -> None:
+    configure_logging(stream=(stream := io.StringIO()))
+    executor = make_executor(consumer_batch_size=8)
+    ends, shown = list[float](), list[int]()
+    for number in range(4):
+        executor.submit(number, obeying, task_id=number)
+        executor.wait(1, WAIT_S)
+        ends.append(time.time())
+        turn_loop(executor.runner)
+        shown.append(len(lines_of(stream)))
+    assert shown == [0, 0, 3, 3]
+    executor.destroy()
+    lines = lines_of(stream)
+    assert [line["rollout"] for line in lines] == [0, 1, 2, 3]
+    for line, end in zip(lines, ends, strict=True):  # it says when it ended, not when that was written
+        assert datetime.fromisoformat(line["timestamp"]).timestamp() <= end
+
+
+@pytest.mark.usefixtures("held")
+def test_a_line_that_asks_for_something_is_written_at_once_after_those_before_it(
+    make_executor: MakeExecutor,
+) -> None:
+    configure_logging(stream=(stream := io.StringIO()))
+    executor = make_executor(consumer_batch_size=8)
+    for data in (1, OSError()):
+        executor.submit(data, obeying)
+        executor.wait(1, WAIT_S)
+    turn_loop(executor.runner)
+    assert [line["event"] for line in lines_of(stream)] == ["rollout_accepted", "rollout_failed"]
+
+
+def test_a_line_waits_for_others_for_a_while_only(
+    make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "WAIT_S", 0.0)
+    configure_logging(stream=(stream := io.StringIO()))
+    executor = make_executor()
+    executor.submit(1, obeying)
+    executor.wait(1, WAIT_S)
+    while not lines_of(stream):
+        turn_loop(executor.runner)
+
+
+def test_the_record_of_a_line_is_of_the_moment_that_it_tells_of(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "areal_core")
+    log(get_logger(), "info", "now", {})
+    log(get_logger(), "info", "then", {}, caplog.records[0].created - 2.75)
+    now, then = caplog.records
+    assert then.created == now.created - 2.75
+    assert then.msecs == pytest.approx(then.created % 1 * 1000, abs=1.0)
+    assert then.relativeCreated == pytest.approx(now.relativeCreated - 2750, abs=1.0)
+
+
 def test_the_line_of_a_rollout_says_where_its_time_went(make_executor: MakeExecutor) -> None:
     configure_logging(stream=(stream := io.StringIO()))
     gconfig = GenerationHyperparameters(max_new_tokens=8, ignore_eos=True)
@@ -102,7 +169,7 @@ def test_the_line_of_a_rollout_says_where_its_time_went(make_executor: MakeExecu
         for size in (1, 2):
             executor.submit({"input_ids": [1, 2]}, workflow, group_size=size, should_accept_fn=accept)
             executor.wait(1, WAIT_S)
-        turn_loop(executor.runner)
+        executor.destroy()
     one, two = [line for line in lines_of(stream) if line["event"] == "rollout_accepted"]
     for line, size in ((one, 1), (two, 2)):
         assert min(line[name] for name in ("queue_s", "reward_s", "accept_s")) > 0
@@ -122,7 +189,7 @@ def test_replies_that_are_generated_at_once_count_once(make_executor: MakeExecut
         executor = make_executor(engine)
         executor.submit(1, Playing(play))
         executor.wait(1, WAIT_S)
-        turn_loop(executor.runner)
+        executor.destroy()
     (line,) = [line for line in lines_of(stream) if line["event"] == "rollout_accepted"]
     assert 0 < line["generate_s"] <= line["seconds"]
     assert "reward_s" not in line

@@ -31,6 +31,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 import areal_core
 from agent_tools import a_chatting_engine, user
 from areal_core import _record, workflow_context
+from areal_core._executor import bundle
 from areal_core._observe import telling, tracing
 from areal_core.embedded import EmbeddedServer
 from areal_core.metrics import instrument
@@ -86,7 +87,7 @@ def said(span: ReadableSpan) -> dict[str, Any]:
 def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Spans]:
     """Keep all spans, also of what takes no time, from when their episode has ended."""
     monkeypatch.setattr(telling, "_SHORT_NS", 0)
-    monkeypatch.setattr(tracing, "_MOST_HELD", 1)
+    monkeypatch.setattr(bundle, "MOST", 1)
     spans = Spans()
     yield spans
     spans.provider.shutdown()
@@ -625,8 +626,8 @@ def test_a_provider_that_is_not_the_sdks_begins_each_span(make_executor: MakeExe
 def test_spans_of_many_episodes_are_made_at_once_and_all_are_before_the_end(
     make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing, "_MOST_HELD", 3)
-    monkeypatch.setattr(tracing, "_HOLD_S", 3600.0)
+    monkeypatch.setattr(bundle, "MOST", 3)
+    monkeypatch.setattr(bundle, "WAIT_S", 3600.0)
     executor = make_executor(consumer_batch_size=8)
     made = instrument(executor, tracer_provider=spans.provider)
 
@@ -652,8 +653,8 @@ def test_spans_of_many_episodes_are_made_at_once_and_all_are_before_the_end(
 def test_spans_that_wait_for_others_wait_for_a_while_only(
     make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing, "_MOST_HELD", 1000)
-    monkeypatch.setattr(tracing, "_HOLD_S", 0.0)
+    monkeypatch.setattr(bundle, "MOST", 1000)
+    monkeypatch.setattr(bundle, "WAIT_S", 0.0)
     executor = make_executor()
     instrument(executor, tracer_provider=spans.provider)
     played(executor, 1, answering)
@@ -664,8 +665,8 @@ def test_spans_that_wait_for_others_wait_for_a_while_only(
 def test_what_is_cancelled_by_the_end_has_its_spans(
     make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracing, "_MOST_HELD", 1000)
-    monkeypatch.setattr(tracing, "_HOLD_S", 3600.0)
+    monkeypatch.setattr(bundle, "MOST", 1000)
+    monkeypatch.setattr(bundle, "WAIT_S", 3600.0)
     executor, door = make_executor(), Door()
     instrument(executor, tracer_provider=spans.provider)
     executor.submit(1, Playing(door.walk_through))

@@ -22,6 +22,7 @@
 | `port` | what the core needs of the world; `desk` is that world on a runner's loop |
 | `handover`, `prompts`, `work`, `settings`, `shift` | the callers' threads, what they give, and the wiring |
 | `playing`, `events` | one episode; the log |
+| `bundle` | what can wait until it is done for many at once |
 | `journaling`, `recovery`, `resumed` | what the journal is told; what an earlier run left in it |
 | `looking`, `explaining`, `capacity`, `explanation` | what it says of itself when asked, and in which words |
 | `observer`, `snapshot`, `wording` | the same in numbers, for all who show it |

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from areal_core import _log
+from areal_core._executor.bundle import Bundle
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.port import Witness
 from areal_core._executor.rollout import Lane, Rollout
@@ -19,27 +18,36 @@ from areal_core._watch.lateness import Late
 from areal_core._watch.looks import Blocked
 from areal_core.staleness_manager import StalenessManager
 
+_PATIENT = ("debug", "info")
+
 
 class Log:
     """Every line the executor logs. A logger that raises costs the line, never the executor.
 
     Lines are kept until `write`, which is called without a lock: a handler may wait for a thread that waits
-    for the executor, if only to say how that is doing.
+    for the executor, if only to say how that is doing. Those that ask nothing of anybody may wait for others
+    then, a tenth of a second at most, so that a line for each rollout costs little.
     """
 
     def __init__(self, logger: Any = None) -> None:
         self._logger = get_logger(logger)
-        self._lines: deque[tuple[str, str, dict[str, Any]]] = deque()
+        self._lines: Bundle[tuple[float, str, str, dict[str, Any]]] = Bundle(self._hand_on)
 
     def line(self, level: str, event: str, **fields: Any) -> None:
         """Log one event, soon."""
-        self._lines.append((level, event, fields))
+        self._lines.put((time.time(), level, event, fields), hurries=level not in _PATIENT)
 
     def write(self) -> None:
         """Hand on what was logged since the last time."""
-        with contextlib.suppress(IndexError):  # none is left, or another thread was faster
-            while True:
-                log(self._logger, *self._lines.popleft())
+        self._lines.hand_on()
+
+    def end(self) -> None:
+        """Let no line wait from now on: the loop may never come to it."""
+        self._lines.end()
+
+    def _hand_on(self, line: tuple[float, str, str, dict[str, Any]]) -> None:
+        at_s, level, event, fields = line
+        log(self._logger, level, event, fields, at_s)
 
 
 class Reporter(Witness):
@@ -110,6 +118,7 @@ class Reporter(Witness):
 
     def ending(self) -> None:
         """Say what nobody has collected. Not of what `prepare_batch` had fetched ahead, as it always does."""
+        self._log.end()
         counts = {"training": self._uncollected[False], "evaluation": self._uncollected[True]}
         if any(counts.values()) and not exit_hook.is_over():
             self._log.line(

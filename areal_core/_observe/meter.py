@@ -104,7 +104,7 @@ class Meter(Witness):
         """Count what happens in one life, from now on; as the thread that owns its core."""
         core, desk.tracer = desk.core, self.tracing
         if self.tracing is not None:
-            self.tracing.holds = not core.has_ended
+            (self.tracing.told.end if core.has_ended else self.tracing.told.begin)()
         if self._core is core:
             return
         if self._core is None:
@@ -173,8 +173,8 @@ class Meter(Witness):
 
     def ending(self) -> None:
         if self.tracing is not None:
-            self.tracing.holds = False  # the loop may never come to it
-            self.tracing.flush()
+            self.tracing.told.end()
+            self.tracing.told.flush()
 
     def _delivered(self, trained: Trained) -> None:
         self._observe(STALENESS, (), float(trained.staleness))

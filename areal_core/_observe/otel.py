@@ -150,7 +150,7 @@ class Instrumentation:
         For before a ``force_flush`` or ``shutdown`` of the provider while the executor goes on, whose own end
         does the same. Any thread may call it.
         """
-        self._tracing.flush()
+        self._tracing.told.flush()
         self._instruments.flush()
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class Instrumentation:
         self._meter.listeners.remove(self._listener)
         if self._meter.tracing is self._tracing:
             self._meter.tracing = None
-        self._tracing.holds = False  # for what still runs
+        self._tracing.told.end()  # for what still runs
         self.flush()
         self._meter.see()
 

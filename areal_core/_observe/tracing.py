@@ -25,9 +25,7 @@ Nothing here may harm an episode: a provider that raises costs its spans, and is
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry import context, trace
@@ -35,7 +33,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode, Tracer
 from opentelemetry.util.types import AttributeValue
 
-from areal_core import _process, _record
+from areal_core import _record
+from areal_core._executor.bundle import Bundle
 from areal_core._executor.explaining import short_name as short_data_id
 from areal_core._log import describe, get_logger
 from areal_core._observe.figures import KINDS
@@ -47,12 +46,6 @@ if TYPE_CHECKING:
 _UNSET, _FAILED = Status(StatusCode.UNSET), Status(StatusCode.ERROR)
 """Without the text of an error, which may have a prompt in it."""
 
-_HOLD_S = 0.1
-"""How long what has ended may wait for its spans."""
-
-_MOST_HELD = 64
-"""How many episodes may."""
-
 _MOST_NOTES = 512
 """How many an episode keeps until their spans are made, for one that never ends."""
 
@@ -63,12 +56,10 @@ class Tracing:
     def __init__(self, tracer: Tracer, name: str, model: str | None) -> None:
         self._tracer = tracer
         self.name = name
-        self.holds = True
-        """Whether the loop goes on, so that spans can wait for others to be made with."""
         self._teller = Teller(tracer, model)
         self._queued: dict[int, int] = {}  # since when the rollouts wait that have not ended, in ns
-        self._told: deque[_EpisodeTrace] = deque()  # what has ended, and has no spans so far
-        self._home = _process.home()
+        self.told: Bundle[_EpisodeTrace] = Bundle(self.tell)
+        """What has ended, and has no spans so far."""
         self.members: dict[int, list[Link]] = {}
         """The spans of members that have ended, by their group, for the one that judges it."""
         self._has_failed = False
@@ -96,25 +87,6 @@ class Tracing:
             return self._teller.spans.begin("episode", attributes, since)
         links = self.members.get(episode.rollout.task_id)
         return self._tracer.start_span("group", attributes=attributes, links=links, start_time=since)
-
-    def take(self, ended: _EpisodeTrace) -> None:
-        """Make the spans of what has *ended*, soon: many one after the other cost a quarter of one by one."""
-        self._told.append(ended)
-        if not self.holds or len(self._told) >= _MOST_HELD:
-            self.flush()
-        elif len(self._told) == 1:
-            try:
-                asyncio.get_running_loop().call_later(_HOLD_S, self.flush)
-            except RuntimeError:  # it runs no more
-                self.flush()
-
-    def flush(self) -> None:
-        """Make the spans of all that has ended; from any thread, and not in a forked child. Never raises."""
-        if self._home is not _process.home():
-            return
-        with contextlib.suppress(IndexError):  # none is left
-            while True:
-                self.tell(self._told.popleft())
 
     def tell(self, trace: _EpisodeTrace) -> None:
         """Make the spans of all that was noted in *trace*. Never raises."""
@@ -197,7 +169,8 @@ class _EpisodeTrace:
         if episode.rollout.plan.group_size > 1 and not episode.is_judge:
             members = self._tracing.members.setdefault(episode.rollout.task_id, [])
             members.append(Link(span.get_span_context()))
-        self._tracing.take(self)
+        self._tracing.told.put(self)
+        self._tracing.told.hand_on()
 
     def tell(self, teller: Teller) -> None:
         """Make the spans of what was noted so far; of the episode itself too, if it has ended."""
