@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from areal_core import _log
 from areal_core._executor.bundle import Bundle
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.port import Witness
-from areal_core._executor.rollout import Lane, Rollout
+from areal_core._executor.rollout import Lane, Plan, Rollout
 from areal_core._executor.stuck import StuckWatch
 from areal_core._log import describe, get_logger, log
 from areal_core._runner import exit_hook
@@ -19,6 +20,8 @@ from areal_core._watch.looks import Blocked
 from areal_core.staleness_manager import StalenessManager
 
 _PATIENT = ("debug", "info")
+
+_Fields = dict[str, Any]
 
 
 class Log:
@@ -31,10 +34,14 @@ class Log:
 
     def __init__(self, logger: Any = None) -> None:
         self._logger = get_logger(logger)
-        self._lines: Bundle[tuple[float, str, str, dict[str, Any]]] = Bundle(self._hand_on)
+        self._lines: Bundle[tuple[float, str, str, Callable[[], _Fields]]] = Bundle(self._hand_on)
 
     def line(self, level: str, event: str, **fields: Any) -> None:
         """Log one event, soon."""
+        self.line_of(level, event, lambda: fields)
+
+    def line_of(self, level: str, event: str, fields: Callable[[], _Fields]) -> None:
+        """Log one event with what *fields* gives when it is written."""
         self._lines.put((time.time(), level, event, fields), hurries=level not in _PATIENT)
 
     def write(self) -> None:
@@ -45,9 +52,9 @@ class Log:
         """Let no line wait from now on: the loop may never come to it."""
         self._lines.end()
 
-    def _hand_on(self, line: tuple[float, str, str, dict[str, Any]]) -> None:
+    def _hand_on(self, line: tuple[float, str, str, Callable[[], _Fields]]) -> None:
         at_s, level, event, fields = line
-        log(self._logger, level, event, fields, at_s)
+        log(self._logger, level, event, fields(), at_s)
 
 
 class Reporter(Witness):
@@ -90,17 +97,18 @@ class Reporter(Witness):
         level = _log.each_rollout or ("debug" if self._traces else None)
         if accepted and level is None:
             return
-        fields = {**_names(rollout), "seconds": round(outcome.seconds, 6)}
-        fields |= _phases(rollout, queued_at) | _more(rollout, outcome)
+        queue_s = rollout.started_at - queued_at if queued_at is not None and rollout.started_at else 0.0
+        fields = partial(_of_its_end, outcome, rollout.plan, queue_s, rollout.phases)
         if outcome.status == "failed":
-            self._log.line("error", "rollout_failed", **fields, exc_info=outcome.error)
+            self._log.line_of("error", "rollout_failed", partial(fields, exc_info=outcome.error))
         elif outcome.status == "cancelled" and not rollout.is_cancelled:
-            self._log.line("warning", "rollout_cancelled_itself", **fields, exc_info=outcome.error)
+            fields = partial(fields, exc_info=outcome.error)
+            self._log.line_of("warning", "rollout_cancelled_itself", fields)
         elif outcome.status == "timed_out":
-            self._log.line("warning", "rollout_timed_out", **fields, error=describe(outcome.error))
+            fields = partial(fields, error=describe(outcome.error))
+            self._log.line_of("warning", "rollout_timed_out", fields)
         elif level is not None:
-            reason = {} if outcome.reason is None else {"reason": outcome.reason}
-            self._log.line(level, f"rollout_{outcome.status}", **fields, **reason)
+            self._log.line_of(level, f"rollout_{outcome.status}", fields)
 
     def ran_in_vain(self, rollout: Rollout) -> None:
         if self._stuck is not None:
@@ -177,28 +185,44 @@ class Reporter(Witness):
             self._log.line("error", "staleness_manager_raised", error=describe(error), exc_info=error)
 
 
-def _more(rollout: Rollout, outcome: RolloutOutcome) -> dict[str, Any]:
-    size = rollout.plan.group_size
-    more = {
+def _of_its_end(
+    outcome: RolloutOutcome,
+    plan: Plan,
+    queue_s: float,
+    phases: tuple[float, float, float] | None,
+    **more: Any,
+) -> _Fields:
+    """Return what its line says, with the seconds of its phases and before them, where they took any."""
+    generate_s, reward_s, accept_s = phases or (0.0, 0.0, 0.0)
+    spent = {
+        "seconds": outcome.seconds,
+        "queue_s": queue_s,
+        "generate_s": generate_s,
+        "reward_s": reward_s,
+        "accept_s": accept_s,
+    }
+    known = {
         "version": outcome.start_version,
         "origin": outcome.origin,
-        "group_size": None if size == 1 else size,
+        "group_size": None if plan.group_size == 1 else plan.group_size,
+        "reason": outcome.reason,
     }
-    return {name: value for name, value in more.items() if value is not None}
+    return {
+        **_named(outcome.task_id, plan, outcome.data_id),
+        **{name: round(spent_s, 6) for name, spent_s in spent.items() if spent_s > 0.0 or name == "seconds"},
+        **{name: value for name, value in known.items() if value is not None},
+        **more,
+    }
 
 
-def _phases(rollout: Rollout, queued_at: float | None) -> dict[str, float]:
-    """Return the seconds that it waited to start, generated, was rewarded and was judged: what took any."""
-    generate, reward, accept = rollout.phases or (0.0, 0.0, 0.0)
-    queue = rollout.started_at - queued_at if queued_at is not None and rollout.started_at else 0.0
-    spent = {"queue_s": queue, "generate_s": generate, "reward_s": reward, "accept_s": accept}
-    return {name: round(seconds, 6) for name, seconds in spent.items() if seconds > 0.0}
+def _names(rollout: Rollout) -> _Fields:
+    return _named(rollout.task_id, rollout.plan, rollout.data_id)
 
 
-def _names(rollout: Rollout) -> dict[str, Any]:
-    names: dict[str, Any] = {"rollout": rollout.task_id, "workflow": type(rollout.plan.workflow).__qualname__}
-    if rollout.data_id is not None:
-        names["data_id"] = rollout.data_id
-    if rollout.plan.is_eval:
+def _named(task_id: int, plan: Plan, data_id: Any) -> _Fields:
+    names = {"rollout": task_id, "workflow": type(plan.workflow).__qualname__}
+    if data_id is not None:
+        names["data_id"] = data_id
+    if plan.is_eval:
         names["is_eval"] = True
     return names
