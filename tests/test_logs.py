@@ -514,7 +514,7 @@ def _logged(call: ast.Call) -> tuple[str, str]:
         return "warning", first
     if method in _LEVELS:
         return method, first if _EVENT.fullmatch(first) else ""
-    if first in _LEVELS or method == "line":
+    if first in _LEVELS or method in ("line", "line_of"):
         return first or "info", second if second in _ENDINGS or _EVENT.fullmatch(second) else ""
     return "", ""
 

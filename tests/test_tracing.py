@@ -478,7 +478,7 @@ def test_the_sampler_decides_on_each_span(
 @pytest.mark.parametrize(
     ("limits", "attributes"),
     [
-        (SpanLimits(max_span_attribute_length=3), {"areal.wait.for": "gen"}),
+        (SpanLimits(max_span_attribute_length=3), {"areal.wait.for": "wai"}),
         (SpanLimits(max_span_attributes=0), {}),
     ],
     ids=["of length", "of number"],

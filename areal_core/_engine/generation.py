@@ -208,8 +208,9 @@ class Generation:
 
     async def _next_server(self) -> Server:
         while True:
-            self._enter(_record.PAUSED)
-            await self._opening.wait()
+            if not self._opening.is_open:
+                self._enter(_record.PAUSED)
+                await self._opening.wait()
             self._enter("waiting for a server")
             self._resting.choose()
             server = await self._router.take(self._pin, self._config.setup_timeout)
