@@ -38,7 +38,7 @@ def test_each_episode_has_its_waits_below_it_and_what_was_current_at_its_submit_
         office.end(plain)
         for place in range(2):
             office.end(group, place=place)
-        tracing.flush()
+        tracing.told.flush()
 
     asyncio.run(act())
     spans = list(exporter.get_finished_spans())
