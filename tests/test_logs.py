@@ -148,12 +148,28 @@ def test_a_line_waits_for_others_for_a_while_only(
 
 def test_the_record_of_a_line_is_of_the_moment_that_it_tells_of(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "areal_core")
+    then_s = 1_700_000_001 + 1023 / 1024
     log(get_logger(), "info", "now", {})
-    log(get_logger(), "info", "then", {}, caplog.records[0].created - 2.75)
+    log(get_logger(), "info", "then", {}, then_s)
     now, then = caplog.records
-    assert then.created == now.created - 2.75
-    assert then.msecs == pytest.approx(then.created % 1 * 1000, abs=1.0)
-    assert then.relativeCreated == pytest.approx(now.relativeCreated - 2750, abs=1.0)
+    assert (then.created, then.msecs) == (then_s, 999.0)
+    ago_ms = (now.created - then_s) * 1000
+    assert then.relativeCreated == pytest.approx(now.relativeCreated - ago_ms, abs=1.0)
+
+
+def test_a_line_that_no_logger_takes_does_no_harm() -> None:
+    class Failing(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            asked.append(record.getMessage().split()[0])
+            raise OSError
+
+    asked, handler = list[str](), Failing()
+    logging.getLogger("areal_core").addHandler(handler)
+    try:
+        log(get_logger(), "warning", "it_happened", {})
+    finally:
+        logging.getLogger("areal_core").removeHandler(handler)
+    assert asked == ["it_happened", "logger_raised"]
 
 
 def test_the_line_of_a_rollout_says_where_its_time_went(make_executor: MakeExecutor) -> None:
