@@ -12,6 +12,7 @@ import pytest
 
 from areal_core._executor import bundle
 from areal_core._executor.bundle import Bundle
+from children import RunScript
 from scripted import Play
 from threaded_loops import turns_until
 
@@ -155,3 +156,22 @@ def test_several_threads_may_flush_and_each_thing_is_done_once() -> None:
     for thread in threads:
         thread.join()
     assert sorted(taken.all) == list(range(10_000))
+
+
+@pytest.mark.any_loop
+def test_a_forked_child_does_nothing_of_what_its_parent_is_to_do(run_script: RunScript) -> None:
+    done = run_script(
+        """
+        import os
+        from areal_core._executor.bundle import Bundle
+
+        bundle = Bundle(lambda word: print(word, flush=True))
+        bundle.put("once")
+        child = os.fork()
+        bundle.flush()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        """
+    )
+    assert done.stdout == "once\n"
