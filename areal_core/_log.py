@@ -56,7 +56,7 @@ def get_logger(logger: Any = None) -> Any:
 def log(logger: Any, level: str, event: str, fields: Mapping[str, Any], at_s: float | None = None) -> None:
     """Log one event with *logger*. One that raises costs the line, and is told of by ours; never raises.
 
-    *at_s* is when it was, in seconds since 1970, where *logger* is ours; None: now.
+    *at_s* is when it was, in seconds since 1970: a plain `logging.Logger` is told; None: now.
     """
     try:
         if type(logger) is _OurLogger:
@@ -114,11 +114,13 @@ class _OurLogger(structlog.stdlib.BoundLogger):
         if not logger.isEnabledFor(number):
             return
         (line,), options = _to_standard_call(None, level, {**self._context, **fields, "event": event})
-        if type(logger) is not logging.Logger or options:
+        error = options.get("exc_info")
+        if type(logger) is not logging.Logger or not isinstance(error, BaseException | None):
             logger.log(number, line, **options)
             return
+        raised = None if error is None else (type(error), error, error.__traceback__)
         # What log() does, but for the search for who called: that is always this.
-        record = logger.makeRecord(logger.name, number, __file__, _LINE, line, (), None, "hand_on")
+        record = logger.makeRecord(logger.name, number, __file__, _LINE, line, (), raised, "hand_on")
         if at_s is not None:
             _date_back(record, at_s)
         logger.handle(record)

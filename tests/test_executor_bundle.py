@@ -82,9 +82,15 @@ def test_nothing_waits_from_the_end_on_until_it_begins_anew(play: Play) -> None:
     play(act)
 
 
+@pytest.mark.any_loop
 def test_nothing_waits_where_no_loop_runs() -> None:
-    taken = Taken()
-    assert taken.give(1) == [1]
+    bound: ContextVar[str] = ContextVar("bound", default="")
+    seen: list[str] = []
+    one: Bundle[int] = Bundle(lambda _: seen.append(bound.get()))
+    bound.set("to an episode")
+    one.put(1)
+    one.hand_on()
+    assert seen == [""]
 
 
 def test_it_waits_for_so_long_at_each_time(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,21 +147,53 @@ def test_what_is_done_sees_nothing_of_the_context_it_was_handed_on_in(
         one.put(2)
         one.hand_on()
         await turns_until(lambda: len(seen) == 2)
+        monkeypatch.setattr(bundle, "MOST", 1)
+        one.put(3)
+        one.hand_on()
 
     play(act)
-    assert seen == ["", ""]
+    assert seen == ["", "", ""]
 
 
+@pytest.mark.any_loop
 def test_several_threads_may_flush_and_each_thing_is_done_once() -> None:
-    taken = Taken()
-    for number in range(10_000):
-        taken.put(number)
-    threads = [threading.Thread(target=taken.flush) for _ in range(4)]
+    both, seen = threading.Barrier(2, timeout=10), list[int]()
+
+    def take(number: int) -> None:
+        seen.append(number)
+        if len(seen) <= 2:
+            both.wait()  # each of the two has taken one, and the other has not gone on
+
+    one: Bundle[int] = Bundle(take)
+    for number in range(10):
+        one.put(number)
+    threads = [threading.Thread(target=one.flush) for _ in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert sorted(taken.all) == list(range(10_000))
+    assert sorted(seen) == list(range(10))
+
+
+def test_what_is_slow_lets_the_loop_turn_and_keeps_its_order(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle, "_AT_A_TIME_S", 0.0)
+
+    async def act() -> None:
+        taken = Taken()
+        assert taken.give(1, 2, 3, 4, 5) == [1, 2, 3]  # of the others there are fewer than may wait
+        sizes = list[int]()
+
+        def are_all_taken() -> bool:
+            sizes.append(len(taken.all))
+            return sizes[-1] == 5
+
+        await turns_until(are_all_taken)
+        assert 4 in sizes
+        assert taken.all == [1, 2, 3, 4, 5]
+
+    play(act)
 
 
 @pytest.mark.any_loop

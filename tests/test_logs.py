@@ -134,6 +134,36 @@ def test_a_line_that_asks_for_something_is_written_at_once_after_those_before_it
     assert [line["event"] for line in lines_of(stream)] == ["rollout_accepted", "rollout_failed"]
 
 
+def test_lines_that_wait_are_written_by_the_exit_where_the_loop_does_not_turn(run_script: RunScript) -> None:
+    done = run_script(
+        """
+        import sys, threading
+        from areal_core import InferenceEngineConfig, RemoteInfEngine, RolloutWorkflow, WorkflowExecutor
+        from areal_core._executor import bundle
+        from areal_core.logs import configure_logging
+
+        class Workflow(RolloutWorkflow):
+            async def arun_episode(self, engine, data):
+                if data == "blocks":
+                    blocks.set()
+                    threading.Event().wait()
+
+        bundle.WAIT_S = 3600.0
+        blocks = threading.Event()
+        configure_logging(stream=sys.stdout)
+        config = InferenceEngineConfig(loop_block_warning=None)
+        executor = WorkflowExecutor(config, RemoteInfEngine(config))
+        executor.initialize()
+        executor.submit("ends", Workflow(), task_id=1)
+        executor.wait(1)
+        executor.submit("blocks", Workflow(), task_id=2)
+        blocks.wait()
+        """
+    )
+    (line,) = done.stdout.splitlines()
+    assert json.loads(line)["event"] == "rollout_rejected"
+
+
 def test_a_line_waits_for_others_for_a_while_only(
     make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -662,6 +662,25 @@ def test_spans_that_wait_for_others_wait_for_a_while_only(
         turn_loop(executor.runner)
 
 
+def test_an_instrumentation_that_is_closed_while_the_executor_ends_does_no_harm(
+    make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch, log_lines: LogLines
+) -> None:
+    monkeypatch.setattr(bundle, "MOST", 1000)
+    executor = make_executor()
+    made = instrument(executor, tracer_provider=spans.provider)
+    played(executor, 1, answering)
+    end = made._tracing.told.end
+
+    def close() -> None:  # as another thread may
+        monkeypatch.setattr(made._tracing.told, "end", end)
+        made.close()
+
+    monkeypatch.setattr(made._tracing.told, "end", close)
+    executor.destroy()
+    assert len(spans.named("episode")) == 1
+    assert log_lines.of("error") == []
+
+
 def test_what_is_cancelled_by_the_end_has_its_spans(
     make_executor: MakeExecutor, spans: Spans, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,7 +7,7 @@ caches: for one alone it takes four times as long as for one of many.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import time
 from collections import deque
 from collections.abc import Callable
 from contextvars import Context
@@ -23,11 +23,13 @@ WAIT_S = 0.1
 MOST = 64
 """How many may wait."""
 
+_AT_A_TIME_S = 0.005  # a slow one must not keep the loop from all else, many times over
+
 
 class Bundle(Generic[T]):
-    """Hands what is `put` into it on to *take*, in order, many at a time.
+    """Hands what is `put` into it on to *take*, in order, many at a time. *take* does not raise.
 
-    For the thread that owns the core, but for `flush`. *take* does not raise.
+    For the thread that owns the core; `flush` is for any.
     """
 
     def __init__(self, take: Callable[[T], object]) -> None:
@@ -56,27 +58,49 @@ class Bundle(Generic[T]):
         """Hand on what is here, if it is much or in a hurry; else have that done soon."""
         if not self._held:
             return
-        own = Context()  # where this is called an episode may be bound
-        if self._hurries or not self._can_wait or len(self._held) >= MOST:
-            own.run(self.flush)
-        elif not self._has_timer:
-            try:
-                loop = asyncio.get_running_loop()
-            except RuntimeError:  # it runs no more
-                own.run(self.flush)
-                return
-            self._has_timer = True
-            loop.call_later(WAIT_S, self._on_time, context=own)
+        if self._hurries or not self._can_wait:
+            Context().run(self.flush)  # where this is called an episode may be bound
+        elif len(self._held) >= MOST:
+            Context().run(self._hand_on_some)
+        else:
+            self._set_timer(WAIT_S)
+
+    def _set_timer(self, delay_s: float) -> None:
+        if self._has_timer:
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:  # it runs no more
+            Context().run(self.flush)
+            return
+        self._has_timer = True
+        loop.call_later(delay_s, self._on_time, context=Context())
 
     def _on_time(self) -> None:
         self._has_timer = False
-        self.flush()
+        self._hand_on_some()
+
+    def _hand_on_some(self) -> None:
+        """Hand on for a few milliseconds, or until no more is left than may wait; the rest a turn later."""
+        until = time.monotonic() + _AT_A_TIME_S
+        while self._next() and (len(self._held) >= MOST or time.monotonic() < until):
+            pass
+        if self._held:
+            self._set_timer(0.0)
 
     def flush(self) -> None:
         """Hand on all that is here; from any thread, and not in a forked child, whose parent does it."""
-        if self._home is not _process.home():
-            return
         self._hurries = False
-        with contextlib.suppress(IndexError):  # none is left, or another thread was faster
-            while True:
-                self._take(self._held.popleft())
+        while self._next():
+            pass
+
+    def _next(self) -> bool:
+        """Hand on one; return whether there was one to be handed on here."""
+        if self._home is not _process.home():
+            return False
+        try:
+            one = self._held.popleft()
+        except IndexError:  # none is left, or another thread was faster
+            return False
+        self._take(one)
+        return True

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import time
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 from areal_core import _log
 from areal_core._executor.bundle import Bundle
-from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.port import Witness
 from areal_core._executor.rollout import Lane, Plan, Rollout
 from areal_core._executor.stuck import StuckWatch
@@ -29,12 +30,13 @@ class Log:
 
     Lines are kept until `write`, which is called without a lock: a handler may wait for a thread that waits
     for the executor, if only to say how that is doing. Those that ask nothing of anybody may wait for others
-    then, a tenth of a second at most, so that a line for each rollout costs little.
+    then, a tenth of a second at most while the loop turns, so that a line for each rollout costs little.
     """
 
     def __init__(self, logger: Any = None) -> None:
         self._logger = get_logger(logger)
         self._lines: Bundle[tuple[float, str, str, Callable[[], _Fields]]] = Bundle(self._hand_on)
+        _logs.add(self)
 
     def line(self, level: str, event: str, **fields: Any) -> None:
         """Log one event, soon."""
@@ -48,6 +50,10 @@ class Log:
         """Hand on what was logged since the last time."""
         self._lines.hand_on()
 
+    def flush(self) -> None:
+        """Hand on all that was logged, now; from any thread."""
+        self._lines.flush()
+
     def end(self) -> None:
         """Let no line wait from now on: the loop may never come to it."""
         self._lines.end()
@@ -55,6 +61,17 @@ class Log:
     def _hand_on(self, line: tuple[float, str, str, Callable[[], _Fields]]) -> None:
         at_s, level, event, fields = line
         log(self._logger, level, event, fields(), at_s)
+
+
+_logs: weakref.WeakSet[Log] = weakref.WeakSet()
+
+
+def _flush_all() -> None:
+    for one in list(_logs):  # of a loop that never came to it, and is left behind
+        one.flush()
+
+
+atexit.register(_flush_all)  # before the hook of logging, which was registered before
 
 
 class Reporter(Witness):
@@ -98,7 +115,9 @@ class Reporter(Witness):
         if accepted and level is None:
             return
         queue_s = rollout.started_at - queued_at if queued_at is not None and rollout.started_at else 0.0
-        fields = partial(_of_its_end, outcome, rollout.plan, queue_s, rollout.phases)
+        known = {"version": outcome.start_version, "origin": outcome.origin, "reason": outcome.reason}
+        spent = outcome.seconds, queue_s, *(rollout.phases or ())
+        fields = partial(_of_its_end, rollout.task_id, rollout.plan, rollout.data_id, spent, known)
         if outcome.status == "failed":
             self._log.line_of("error", "rollout_failed", partial(fields, exc_info=outcome.error))
         elif outcome.status == "cancelled" and not rollout.is_cancelled:
@@ -174,7 +193,7 @@ class Reporter(Witness):
             self._log.line("warning", "loop_is_late", **found.fields())
         else:
             self._log.line("warning", "loop_blocked", **found.fields())
-        self._log.write()  # now: the loop may never come to it
+        self._log.flush()  # here: the loop may never come to it
 
     def _count(self, rollout: Rollout, count: Callable[[], None]) -> None:
         if rollout.plan.is_eval:
@@ -185,31 +204,19 @@ class Reporter(Witness):
             self._log.line("error", "staleness_manager_raised", error=describe(error), exc_info=error)
 
 
+_SPENT = ("seconds", "queue_s", "generate_s", "reward_s", "accept_s")
+
+
 def _of_its_end(
-    outcome: RolloutOutcome,
-    plan: Plan,
-    queue_s: float,
-    phases: tuple[float, float, float] | None,
-    **more: Any,
+    task_id: int, plan: Plan, data_id: Any, spent: Sequence[float], known: _Fields, **more: Any
 ) -> _Fields:
-    """Return what its line says, with the seconds of its phases and before them, where they took any."""
-    generate_s, reward_s, accept_s = phases or (0.0, 0.0, 0.0)
-    spent = {
-        "seconds": outcome.seconds,
-        "queue_s": queue_s,
-        "generate_s": generate_s,
-        "reward_s": reward_s,
-        "accept_s": accept_s,
-    }
-    known = {
-        "version": outcome.start_version,
-        "origin": outcome.origin,
-        "group_size": None if plan.group_size == 1 else plan.group_size,
-        "reason": outcome.reason,
-    }
+    """Return what its line says; *spent* are the seconds of `_SPENT`, where phases may be missing."""
+    if plan.group_size > 1:
+        known["group_size"] = plan.group_size
+    times = dict(zip(_SPENT, spent, strict=False))
     return {
-        **_named(outcome.task_id, plan, outcome.data_id),
-        **{name: round(spent_s, 6) for name, spent_s in spent.items() if spent_s > 0.0 or name == "seconds"},
+        **_named(task_id, plan, data_id),
+        **{name: round(spent_s, 6) for name, spent_s in times.items() if spent_s > 0.0 or name == "seconds"},
         **{name: value for name, value in known.items() if value is not None},
         **more,
     }

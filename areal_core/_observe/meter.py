@@ -102,9 +102,12 @@ class Meter(Witness):
 
     def follow(self, desk: Desk) -> None:
         """Count what happens in one life, from now on; as the thread that owns its core."""
-        core, desk.tracer = desk.core, self.tracing
-        if self.tracing is not None:
-            (self.tracing.told.end if core.has_ended else self.tracing.told.begin)()
+        tracing = self.tracing  # which another thread may take away
+        core, desk.tracer = desk.core, tracing
+        if tracing is not None and core.has_ended:
+            tracing.told.end()
+        elif tracing is not None:
+            tracing.told.begin()
         if self._core is core:
             return
         if self._core is None:
@@ -149,14 +152,16 @@ class Meter(Witness):
     # -- what happens ------------------------------------------------------------------------------
 
     def enqueued(self, rollout: Rollout) -> None:
-        if self.tracing is not None:
-            self.tracing.enqueued(rollout)
+        tracing = self.tracing
+        if tracing is not None:
+            tracing.enqueued(rollout)
 
     def ended(self, rollout: Rollout) -> None:
         outcome = rollout.outcome
         assert outcome is not None
-        if self.tracing is not None:
-            self.tracing.ended(rollout)
+        tracing = self.tracing
+        if tracing is not None:
+            tracing.ended(rollout)
         labels = (_kind_of(rollout), outcome.status)
         self._ended[labels] += 1
         if outcome.start_version is not None:
@@ -172,9 +177,10 @@ class Meter(Witness):
             self._ended[_kind_of(rollout), "accepted"] += 1
 
     def ending(self) -> None:
-        if self.tracing is not None:
-            self.tracing.told.end()
-            self.tracing.told.flush()
+        tracing = self.tracing
+        if tracing is not None:
+            tracing.told.end()
+            tracing.told.flush()
 
     def _delivered(self, trained: Trained) -> None:
         self._observe(STALENESS, (), float(trained.staleness))

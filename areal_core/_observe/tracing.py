@@ -51,7 +51,7 @@ _MOST_NOTES = 512
 
 
 class Tracing:
-    """Follows the episodes of one executor. The thread that owns its core calls all of it but `flush`."""
+    """Follows the episodes of one executor. The thread that owns its core calls all of it."""
 
     def __init__(self, tracer: Tracer, name: str, model: str | None) -> None:
         self._tracer = tracer
