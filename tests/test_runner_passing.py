@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
+from collections import deque
 
 import pytest
 
-from areal_core._runner.passing import start_passing
+from areal_core._runner import passing
+from areal_core._runner.gate import Gate
+from areal_core._runner.passing import Answer, start_passing, to_the_end
+from children import RunScript
 from doors import LONG_S
 
 pytestmark = pytest.mark.any_loop
@@ -42,4 +46,127 @@ def test_where_there_is_no_thread_to_be_had_it_says_so(monkeypatch: pytest.Monke
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", start)
+    before = list(passing._started)
     assert start_passing(lambda: None, "none") is None
+    assert list(passing._started) == before
+
+
+def test_what_a_signal_handler_raises_while_it_starts_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, done = threading.Thread.start, threading.Event()
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        raise RuntimeError("of a handler")
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(RuntimeError, match="of a handler"):
+        start_passing(done.set, "goes on")
+    assert done.wait(LONG_S)
+
+
+def test_it_has_its_name_and_the_program_waits_for_it(run_script: RunScript) -> None:
+    done = run_script(
+        """
+        import threading
+        from areal_core._runner.gate import Gate
+from areal_core._runner.passing import start_passing
+
+        def work():
+            assert threading.main_thread().join(10) is None  # which has ended, but for waiting
+            print(threading.current_thread().name)
+
+        start_passing(work, "at work")
+        """
+    )
+    assert done.stdout == "at work\n"
+
+
+class Ended(threading.Thread):
+    """One that has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start()
+        self.join()
+        self.looked = 0
+
+    def is_alive(self) -> bool:
+        self.looked += 1
+        return False
+
+
+class ForgottenMeanwhile(Ended):
+    def is_alive(self) -> bool:
+        if not self.looked:
+            passing._started.remove(self)
+        return super().is_alive()
+
+
+class Moving(Ended):
+    """One that runs on, while another thread moves those that are kept."""
+
+    def is_alive(self) -> bool:
+        return True
+
+    def __eq__(self, _other: object) -> bool:
+        passing._started.rotate()
+        return False
+
+    __hash__ = threading.Thread.__hash__
+
+
+def test_two_that_start_at_once_may_both_forget_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    gone, moved, done = ForgottenMeanwhile(), Ended(), threading.Event()
+    for kept in ([gone], [Moving(), moved]):
+        monkeypatch.setattr(passing, "_started", deque(kept))
+        done.clear()
+        thread = start_passing(done.set, "looks")
+        assert thread is not None
+        thread.join()
+        assert done.is_set()
+    assert gone.looked and moved.looked
+
+
+def test_what_is_done_to_the_end_is_done_in_a_thread_of_its_name_or_here_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def name() -> str:
+        return threading.current_thread().name
+
+    assert to_the_end("elsewhere", name) == "elsewhere"
+    with pytest.raises(LookupError, match="not there"):
+        to_the_end("fails", _fail)
+
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", start)
+    assert to_the_end("elsewhere", name) == name()
+    with pytest.raises(LookupError, match="not there"):
+        to_the_end("fails", _fail)
+
+
+def test_what_is_done_to_the_end_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait, waits = Gate.wait, threading.Event()
+
+    def noticed(gate: Gate) -> bool:
+        waits.set()
+        return wait(gate)
+
+    monkeypatch.setattr(Gate, "wait", noticed)
+    assert to_the_end("waits", lambda: waits.wait(LONG_S)) is True
+
+
+def _fail() -> None:
+    raise LookupError("not there")
+
+
+def test_an_answer_opens_its_gate_when_it_is_there() -> None:
+    three, none = Answer(lambda: 3), Answer(_fail)
+    for answer in (three, none):
+        assert not answer.gate.is_open
+        answer.fill()
+        assert answer.gate.is_open
+    assert three.get() == 3
+    with pytest.raises(LookupError):
+        none.get()
