@@ -68,8 +68,7 @@ def test_it_has_its_name_and_the_program_waits_for_it(run_script: RunScript) -> 
     done = run_script(
         """
         import threading
-        from areal_core._runner.gate import Gate
-from areal_core._runner.passing import start_passing
+        from areal_core._runner.passing import start_passing
 
         def work():
             assert threading.main_thread().join(10) is None  # which has ended, but for waiting
