@@ -100,9 +100,12 @@ def test_a_version_that_changes_meanwhile_makes_the_versions_a_bound(
     async def main() -> Any:
         async with workflow_context.record(engine) as recording:
             client = await workflow_context.get_openai_client(f"{chatting_server.url}/v1")
-            async with await ask(client, [user("hello")], stream=True, **SHORT) as stream:
+            endless: dict[str, Any] = {"max_tokens": 100_000, "extra_body": {"ignore_eos": True}}
+            async with await ask(client, [user("hello")], stream=True, **endless) as stream:
                 async for _ in stream:
-                    engine.version = 4
+                    if engine.version == 3:
+                        engine.version = 4
+                        await asyncio.to_thread(chatting_server.post, "/abort_request", {"abort_all": True})
         return recording.calls
 
     (call,) = make_runner().run(main)

@@ -9,6 +9,7 @@ from areal_core._executor.desk import Desk, Whereabouts
 from areal_core._executor.playing import Player
 from areal_core._executor.rollout import Episode
 from areal_core._runner.job import Job
+from areal_core._runner.launcher import task_of
 from areal_core._runner.life import Life
 from areal_core._runner.results import Status
 
@@ -78,7 +79,9 @@ class LocalDesk(Desk):
     def whereabouts(self, episode: Episode) -> Whereabouts:
         """Return its task, as long as it has one, and whether its end is decided."""
         job: EpisodeJob | None = episode.job
-        return Whereabouts() if job is None else Whereabouts(job.task, decision=job.decision)
+        if job is None:
+            return Whereabouts()
+        return Whereabouts(task_of(job, self._life.thread.loop), decision=job.decision)
 
     def _gathered(self) -> Callable[[], None] | None:
         launcher, jobs = self._launcher, self._to_launch

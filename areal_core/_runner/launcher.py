@@ -194,6 +194,16 @@ def _without_first_frame(error: BaseException) -> BaseException:
     return BaseException.with_traceback(error, traceback and traceback.tb_next)
 
 
+def task_of(job: Job, loop: asyncio.AbstractEventLoop) -> asyncio.Task[Any] | None:
+    """Return the task of *job*, also when it blocks *loop* in a first step that began at once.
+
+    From any thread. None: it has none.
+    """
+    if job.task is None and job.create_time and not job.finish_time:
+        return asyncio.current_task(loop)
+    return job.task
+
+
 def labels_of(jobs: Iterable[Job]) -> dict[asyncio.Task[None], str]:
     """Return what to call the tasks of *jobs*, those that have one."""
     return {job.task: job.label for job in jobs if job.task is not None}

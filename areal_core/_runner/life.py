@@ -21,7 +21,7 @@ from areal_core._runner.gate import Gate, GateEvent
 from areal_core._runner.guest import Guest
 from areal_core._runner.job import Job
 from areal_core._runner.late_pool import LatePool
-from areal_core._runner.launcher import Launcher, labels_of
+from areal_core._runner.launcher import Launcher, labels_of, task_of
 from areal_core._runner.ledger import Ledger
 from areal_core._runner.loop_thread import LoopFactory, LoopThread
 
@@ -213,9 +213,7 @@ class Life:
 
     def _give_up_tasks(self, launcher: Launcher, stuck: Sequence[Job]) -> None:
         for job in stuck:
-            # It blocks in its first step, that began at once.
-            if job.task is None and job.create_time and not job.finish_time:
-                job.task = asyncio.current_task(self.thread.loop)
+            job.task = task_of(job, self.thread.loop)
         labels = labels_of(stuck)  # now, for without its task a job has none
         launcher.abandoned.update(labels)
         self._post(launcher.watch, labels)
