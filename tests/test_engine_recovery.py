@@ -282,6 +282,31 @@ def test_a_server_that_returns_during_an_update_gets_the_new_weights(
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize("ends", [True, False], ids=["ends", "is cut off"])
+def test_a_server_that_returns_while_others_are_continued_is_not_left_paused(
+    runner: Run, servers: list[ReusedServer], ends: bool
+) -> None:
+    with an_engine(*servers) as engine:
+        use(runner, engine)
+        servers[0].kill()
+        wait_until_out(engine, servers[0])
+        runner.run(engine.pause_generation)
+        with stopped(servers[1]):  # which is not continued before the other is there
+            servers[2].faults(["latency=0,path=/continue_generation"])
+            continuing = runner.submit(engine.continue_generation)
+            servers[2].stats(latency=1)
+            servers[0].start()
+            noticed.wait_for(lambda: engine.servers[servers[0].addr] is None)
+            if not ends:
+                runner.cancel(continuing)
+                runner.wait_for_task(continuing, timeout=20)
+        if ends:
+            assert runner.wait_for_task(continuing, timeout=20).error is None
+        wait_for_all(engine)
+        use(runner, engine)
+
+
+@pytest.mark.any_loop
 def test_an_update_during_a_return_waits_for_the_old_weights_to_be_loaded(
     runner: Run, servers: list[ReusedServer], weights_of: WeightsOf
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 
 from areal_core._checks import check_integer, check_text
@@ -28,6 +28,8 @@ from areal_core.errors import (
     WeightUpdateError,
 )
 from areal_core.workflow_context import get_control_session
+
+_CUT_OFF = "it may be paused: continue_generation was cut off"
 
 
 class Control:
@@ -241,15 +243,31 @@ class Control:
 
     async def _reopen(self, servers: Sequence[Server]) -> Answers:
         """Have *servers* go on, but for those that do not and leave rotation; then open."""
-        answers, calls = Answers(), self._calls
+        answers, there = Answers(), set(self._router.in_rotation)
         try:
-            await calls.to_each(lambda one: calls.insist(one, one.backend.resume()), servers, answers)
-            calls.drop_failed(answers)
-        finally:
-            unanswered = [one for one in servers if one not in answers]
-            calls.take_out(unanswered, "it may be paused: continue_generation was cut off")
-            self._opening.open()
+            await self._go_on(servers, answers)
+        except BaseException:
+            self._calls.take_out(self._open(there), _CUT_OFF)
+            raise
+        await self._go_on(self._open(there), answers)
         return answers
+
+    def _open(self, there: Set[Server]) -> list[Server]:
+        """Open; return the servers that came into rotation since *there* were in it: paused, as all were.
+
+        Those that come from now on are not.
+        """
+        self._opening.open()
+        return [one for one in self._router.in_rotation if one not in there]
+
+    async def _go_on(self, servers: Sequence[Server], answers: Answers) -> None:
+        calls, theirs = self._calls, Answers()
+        try:
+            await calls.to_each(lambda one: calls.insist(one, one.backend.resume()), servers, theirs)
+            calls.drop_failed(theirs)
+        finally:
+            calls.take_out([one for one in servers if one not in theirs], _CUT_OFF)
+            answers.update(theirs)
 
 
 def _may_be_paused(server: Server, answers: Answers) -> bool:
