@@ -183,8 +183,21 @@ def test_the_record_of_a_line_is_of_the_moment_that_it_tells_of(caplog: pytest.L
     log(get_logger(), "info", "then", {}, then_s)
     now, then = caplog.records
     assert (then.created, then.msecs) == (then_s, 999.0)
+    assert (then.pathname, then.funcName, then.args) == (_log.__file__, "hand_on", ())
     ago_ms = (now.created - then_s) * 1000
     assert then.relativeCreated == pytest.approx(now.relativeCreated - ago_ms, abs=1.0)
+
+
+def test_the_record_of_an_error_has_it_and_is_of_its_moment_too(caplog: pytest.LogCaptureFixture) -> None:
+    error = LookupError("no tool")
+    try:
+        raise error
+    except LookupError:
+        log(get_logger(), "error", "it_failed", {"exc_info": error}, 1_700_000_001.5)
+        log(get_logger(), "error", "it_failed", {"exc_info": True})
+    given, found = caplog.records
+    assert given.exc_info == found.exc_info == (LookupError, error, error.__traceback__)
+    assert given.created == 1_700_000_001.5
 
 
 def test_a_line_that_no_logger_takes_does_no_harm() -> None:
