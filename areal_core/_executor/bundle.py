@@ -1,7 +1,7 @@
 """Do for many at once what need not be done at once: `Bundle`.
 
 Of what is done when an episode has ended, between steps of others, all that it needs has left the processor's
-caches: for one alone it takes four times as long as for one of many.
+caches: for one alone it takes several times as long as for one of many.
 """
 
 from __future__ import annotations
