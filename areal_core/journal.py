@@ -16,7 +16,8 @@ never given again; what it returned after that is given again, first, or its ite
 the trajectory is too old; what was in flight is played again; and the dataloader goes on behind all these.
 
 - **A commit is about what was returned**, by then or up to a `mark`: a trainer that takes the next batch
-  before the checkpoint of the last is written has to give the mark, or loses that batch.
+  before the checkpoint of the last is written has to give the mark, or loses that batch. A commit that timed
+  out is tried again with the same step and mark.
 - **An item is known again** by its ``data_id``, a str or an int as a rule, in any order within a pass;
   without one by its place, for which the dataloader has to give the same items in the same order. Where it
   gives others at places that were in flight, they are played too, and ``journal_other_items`` is logged.
@@ -36,7 +37,8 @@ the trajectory is too old; what was in flight is played again; and the dataloade
   written so (an item, or a trajectory, with other objects in it) is left out, which is logged: such an item
   has to be given by the dataloader again, such a trajectory is played again.
 - **Damage**, such as a torn end or flipped bits, is noticed by checksums, logged as ``journal_damaged``,
-  counted in ``executor.resumed.damaged``, and survived: the damaged file is kept beside the new one.
+  counted in ``executor.resumed.damaged``, and survived: the damaged file is kept beside the new one. The next
+  run is told the same, until one has gone on from there.
 """
 
 from __future__ import annotations

@@ -14,6 +14,8 @@ from uuid import UUID
 import numpy as np
 import pytest
 
+from areal_core._executor import journaling
+from areal_core._executor.ids import Ids
 from areal_core._journal import crash_points
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import JournalError, RunnerStoppedError
@@ -58,6 +60,11 @@ def player() -> Player:
 
 async def _commit(executor: WorkflowExecutor) -> None:
     executor.commit(1)
+
+
+def _refuse(point: str) -> None:
+    if point == "before_fsync":
+        raise sqlite3.OperationalError("database or disk is full")
 
 
 def take(executor: WorkflowExecutor, player: Player, items: Any = ITEMS) -> list[int | None]:
@@ -615,11 +622,57 @@ def test_a_commit_is_of_a_greater_step_each_time_and_the_same_one_may_be_tried_a
     with pytest.raises(ValueError, match="step=2 is not above 3"):
         executor.commit(2)
     take(executor, player)
-    with pytest.raises(ValueError, match="step=3 is not above 3"):
+    with pytest.raises(
+        ValueError,
+        match="step=3 is not above 3, which was committed up to mark 4; give up_to=4 to try that again, or a "
+        "greater step",
+    ):
         executor.commit(3)
+    executor.commit(3, up_to=4)
+    for other in (3, 8):
+        with pytest.raises(ValueError, match="step=3 is not above 3, which was committed up to mark 4"):
+            executor.commit(3, up_to=other)
     executor.commit(4)
     executor.destroy()
     assert resumable_steps(directory) == [3, 4]
+
+
+@pytest.mark.any_loop
+def test_a_commit_up_to_a_mark_may_be_tried_again_after_more_was_given(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(**config)
+    take(executor, player)
+    mark = executor.mark()
+    assert take(executor, player) == [4, 5, 6, 7]
+    monkeypatch.setattr(crash_points, "hook", _refuse)
+    with pytest.raises(JournalError, match="disk is full"):
+        executor.commit(0, up_to=mark)
+    monkeypatch.setattr(crash_points, "hook", None)
+    for _ in range(2):
+        executor.commit(0, up_to=mark)
+    executor.destroy()
+    assert take(make_executor(resume_from=0, **config), player) == [4, 5, 6, 7]
+
+
+@pytest.mark.any_loop
+def test_a_commit_may_be_tried_again_after_a_batch_that_came_back(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(**config)
+    take(executor, player)
+    executor.commit(0)
+
+    def interrupted(*_: object) -> None:
+        assert executor.mark() == 8
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Ids, "hand_out", interrupted)  # the journal was told that the batch is delivered
+        with pytest.raises(KeyboardInterrupt):
+            take(executor, player)
+    executor.commit(0)
+    assert take(executor, player) == [4, 5, 6, 7]
 
 
 @pytest.mark.any_loop
@@ -685,12 +738,7 @@ def test_a_commit_that_the_disk_refuses_is_an_error_and_can_be_made_again(
 ) -> None:
     executor = make_executor(**config)
     take(executor, player)
-
-    def refuse(point: str) -> None:
-        if point == "before_fsync":
-            raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(crash_points, "hook", refuse)
+    monkeypatch.setattr(crash_points, "hook", _refuse)
     with pytest.raises(JournalError, match="disk is full"):
         executor.commit(0)
     monkeypatch.setattr(crash_points, "hook", None)
@@ -706,12 +754,7 @@ def test_after_a_commit_that_failed_it_begins_again_at_the_one_before(
     executor = make_executor(**config)
     take(executor, player)
     executor.commit(0)
-
-    def refuse(point: str) -> None:
-        if point == "before_fsync":
-            raise sqlite3.OperationalError("database or disk is full")
-
-    monkeypatch.setattr(crash_points, "hook", refuse)
+    monkeypatch.setattr(crash_points, "hook", _refuse)
     with pytest.raises(JournalError, match="disk is full"):
         executor.commit(1)
     executor.destroy(timeout=2.0)
@@ -720,6 +763,91 @@ def test_after_a_commit_that_failed_it_begins_again_at_the_one_before(
     assert executor.resumed is not None
     assert executor.resumed.step == 0
     assert take(executor, player) == [4, 5, 6, 7]
+
+
+class SlowDisk:
+    """A disk on which a transaction hangs until it is `free`; to be given as the hook of crash points."""
+
+    def __init__(self) -> None:
+        self.hangs, self.free = threading.Event(), threading.Event()
+
+    def __call__(self, point: str) -> None:
+        if point == "before_fsync":
+            self.hangs.set()
+            assert self.free.wait(30)
+
+
+@pytest.mark.any_loop
+def test_initialized_again_it_goes_on_from_a_commit_that_destroy_did_not_wait_for(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, disk = make_executor(**config), SlowDisk()
+    take(executor, player)
+    executor.commit(0)
+    assert take(executor, player) == [4, 5, 6, 7]
+    monkeypatch.setattr(crash_points, "hook", disk)
+    with pytest.raises(TimeoutError):
+        executor.commit(1, timeout=0.01)
+    assert disk.hangs.wait(30)
+    executor.destroy(timeout=0.2)
+    monkeypatch.setattr("areal_core._journal.lock.time.sleep", lambda _: disk.free.set())
+    executor.initialize()
+    assert executor.resumed is not None and executor.resumed.step == 1
+    assert take(executor, player) == [8, 9, 10, 11]
+    executor.commit(2)
+
+
+@pytest.mark.any_loop
+def test_while_the_disk_hangs_it_cannot_be_initialized_again_and_says_why(
+    make_executor: MakeExecutor, config: dict[str, Any], player: Player, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor, disk = make_executor(**config), SlowDisk()
+    take(executor, player)
+    monkeypatch.setattr(crash_points, "hook", disk)
+    with pytest.raises(TimeoutError):
+        executor.commit(0, timeout=0.01)
+    assert disk.hangs.wait(30)
+    executor.destroy(timeout=0.2)
+    with monkeypatch.context() as patch:
+        patch.setattr(journaling, "_PATIENCE_S", 0.0)
+        for _ in range(2):
+            with pytest.raises(JournalError, match="still being written by the life before"):
+                executor.initialize()
+    disk.free.set()
+    executor.initialize()
+    assert executor.resumed is not None and executor.resumed.step == 0
+
+
+ON_STALE = ["drop", "requeue", "keep", "mask"]
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("now", ON_STALE)
+@pytest.mark.parametrize("then", ON_STALE)
+def test_another_on_stale_than_the_run_before_had_gives_batches_of_one_kind(
+    make_executor: MakeExecutor, config: dict[str, Any], then: str, now: str
+) -> None:
+    engine = Engine(version=3)
+
+    async def play(data: int) -> Any:
+        return trajectory_of(data, versions=[-1, engine.version - 1, engine.version], length=3)
+
+    config.update(consumer_batch_size=2, max_head_offpolicyness=2)
+    first = make_executor(engine, on_stale=then, **config)
+    first.prepare_batch(ITEMS, Playing(play))
+    turn_loop(first.runner, 50)
+    first.destroy()
+    engine.version = 5
+    config.update(consumer_batch_size=4)
+    second = make_executor(engine, on_stale=now, **config)
+    assert second.resumed is not None and second.resumed.to_deliver == 6
+    for _ in range(2):
+        batch = second.prepare_batch(ITEMS, Playing(play))
+        assert len({frozenset(one) for one in batch}) == 1
+        for one in batch:
+            assert "loss_mask" in one or now != "mask"
+            if now == "mask":
+                np.testing.assert_array_equal(one["loss_mask"], one["versions"] >= 3)
 
 
 @pytest.mark.any_loop

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+import shutil
 import signal
 from pathlib import Path
 
@@ -153,19 +154,22 @@ def test_a_kill_at_any_moment_loses_nothing_durable_and_makes_nothing_up(
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize("suffix", ["", "-wal"], ids=["file", "log"])
 @pytest.mark.parametrize(
-    "at", ["rename", "replace", "unlink", "sync_directory", "copyfile", "connect", "insert"]
+    "at", ["rename", "replace", "unlink", "sync_directory", "_keep", "connect", "insert"]
 )
 def test_a_kill_while_a_file_is_salvaged_loses_nothing(
-    start_script: StartScript, tmp_path: Path, at: str
+    start_script: StartScript, tmp_path: Path, at: str, suffix: str
 ) -> None:
     directory = tmp_path / "journal"
     model = Model().tell_all([Committed(0)])
     records: list[Record] = [Committed(0), *plan(model, 9, 100)]
-    with Store(directory) as store:
+    with Store(tmp_path / "live") as store:
         store.read()
-        store.append(records)
-    path = directory / "journal.sqlite"
+        for record in records:
+            store.append([record])
+        shutil.copytree(tmp_path / "live", directory)
+    path = directory / f"journal.sqlite{suffix}"
     path.write_bytes(b"overwritten" + path.read_bytes()[11:])
     for times in (1, 2, 3):
         child = start_script(
@@ -188,7 +192,6 @@ def test_a_kill_while_a_file_is_salvaged_loses_nothing(
                 return die_or_go_on
 
             owner = Path if at in ("rename", "replace", "unlink") else salvage
-            owner = salvage.shutil if at == "copyfile" else owner
             setattr(owner, at, before(getattr(owner, at)))
             Store(directory).open()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -765,14 +765,16 @@ def test_a_damaged_file_is_kept_as_it_was(written: tuple[Path, list[Record]], tm
     shutil.copytree(written[0], directory)
     with Store(directory):  # nothing is left in the log then
         pass
+    kept: list[Path] = []
     for number in (1, 2):
         data = b"no database" + (directory / "journal.sqlite").read_bytes()[11:]
         (directory / "journal.sqlite").write_bytes(data)
         with Store(directory) as store:
             found = store.read(store.steps()[-1])
-            assert found.damaged and found.kept_beside == (directory / f"journal.sqlite.damaged-{number}",)
-        assert found.kept_beside[0].read_bytes() == data
-        assert stat.S_IMODE(found.kept_beside[0].stat().st_mode) == 0o600
+        kept.append(directory / f"journal.sqlite.damaged-{number}")
+        assert found.damaged >= number and found.kept_beside == tuple(kept), "nobody went on from it yet"
+        assert kept[-1].read_bytes() == data
+        assert stat.S_IMODE(kept[-1].stat().st_mode) == 0o600
     assert stat.S_IMODE((directory / "journal.sqlite").stat().st_mode) == 0o600
 
 
@@ -883,10 +885,12 @@ def test_a_damaged_row_of_trained_keys_is_known_from_its_copy(directory: Path, t
     assert (list(found.done), found.damaged) == (["0:a"], 1)
 
 
-def test_a_database_of_something_else_is_refused_and_left_as_it_is(directory: Path) -> None:
+@pytest.mark.parametrize("version", [0, 1, 2])
+def test_a_database_of_something_else_is_refused_and_left_as_it_is(directory: Path, version: int) -> None:
     directory.mkdir()
     connection = sqlite3.connect(directory / "journal.sqlite")
     connection.execute("CREATE TABLE users (name)")
+    connection.execute(f"PRAGMA user_version={version}")
     connection.close()
     with pytest.raises(JournalError, match="a database of something else, with 'users'"), Store(directory):
         pass
@@ -895,11 +899,12 @@ def test_a_database_of_something_else_is_refused_and_left_as_it_is(directory: Pa
     connection.close()
 
 
-@pytest.mark.parametrize("version", [2, 3, 2**31 - 1])
+@pytest.mark.parametrize("version", [2, 3, 100])
 def test_a_file_of_a_later_version_is_refused_and_left_as_it_is(directory: Path, version: int) -> None:
     write(directory, Committed(1))
     connection = sqlite3.connect(directory / "journal.sqlite")
     connection.execute(f"PRAGMA user_version={version}")
+    connection.execute(f"PRAGMA application_id={int.from_bytes(b'arl') * 256 + version}")
     connection.close()
     before = (directory / "journal.sqlite").read_bytes()
     with (

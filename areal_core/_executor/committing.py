@@ -26,9 +26,10 @@ class Committing(Looking):
         So far, or *up_to* a `mark`: what the checkpoint does not have in it must not be committed with it.
 
         Call it once the trainer's checkpoint *step* is complete; it waits until it is on the disk, *timeout*
-        seconds at most (None: no limit). Steps rise; the same one once more is tried again. Until then what
-        was delivered counts as not trained: who resumes from the step before gets it again. The last two
-        steps can be resumed, so keep two checkpoints: a run may be killed between its checkpoint and this.
+        seconds at most (None: no limit). Steps rise. After a timeout or an error the same one is tried again,
+        with the same *up_to*; without one, only as long as nothing else was delivered. Until then what was
+        delivered counts as not trained: who resumes from the step before gets it again. The last two steps
+        can be resumed, so keep two checkpoints: a run may be killed between its checkpoint and this.
 
         Raises JournalError when it cannot be written (which is tried on), TimeoutError; ValueError without a
         journal, and for a step that is not above the last; RunnerStoppedError after ``destroy``; RuntimeError
@@ -68,11 +69,9 @@ class Committing(Looking):
             return None
         from areal_core._executor.journaling import Journaling  # SQLite and NumPy are not everybody's
 
-        step = self._resume_from
         if before is not None:
             before.close()
-            step = before.durable_step
-        self._journaling = Journaling(directory, step, logger)
+        self._journaling = Journaling(directory, self._resume_from, logger, before)
         self._journaling.open()
         return self._journaling
 

@@ -24,7 +24,7 @@ from areal_core._journal.records import Committed, Delivered, Ended, Queued, Reo
 from areal_core._journal.store import Store, check_step
 from areal_core._journal.writer import Writer
 from areal_core._runner.passing import to_the_end
-from areal_core.errors import RunnerStoppedError
+from areal_core.errors import JournalError, RunnerStoppedError
 
 _PATIENCE_S = 2.0  # with others who only look, such as the other ranks of a trainer, or are about to end
 
@@ -34,11 +34,22 @@ class Journaling(Witness):
 
     It is opened and closed in threads of its own, one after the other: whatever a Ctrl-C interrupts in the
     caller, the next `close` gives the directory free.
+
+    It goes on from the step *resume_from*; where there was a life *before*, that is closed, from its last
+    commit that is on the disk.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], resume_from: int | None, logger: Any) -> None:
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        resume_from: int | None,
+        logger: Any,
+        before: Journaling | None = None,
+    ) -> None:
         self._directory = directory
         self._resume_from = resume_from
+        self._before = before
+        """None once it is open."""
         self._logger = logger
         self._store = Store(directory)
         self._writer: Writer | None = None
@@ -47,15 +58,15 @@ class Journaling(Witness):
         self._is_closed = False
         self.log: Callable[..., object] = lambda *_, **__: None
         """Takes a line to log soon: level, event, fields."""
-        self.step = resume_from
-        """The last step that `commit` was given; None: none was."""
+        self.step: int | None = None
+        """The last step that `commit` was given, or that it goes on from; None: none was."""
+        self._committed = 0
+        """Up to which mark that was."""
         self._is_ending = False
         self._given: deque[tuple[int, tuple[str, ...]]] = deque()
         """The keys of each batch since the last commit, and how many trajectories there were with it."""
         self.mark = 0
         """How many trajectories were delivered so far."""
-        self._has_news = False
-        """Whether something was delivered, or came back, since the last commit."""
 
     @property
     def writer(self) -> Writer:
@@ -72,7 +83,9 @@ class Journaling(Witness):
     @property
     def durable_step(self) -> int | None:
         """The last step whose commit is on the disk; None: none is."""
-        return self._store.last_step if self._writer is not None else self._resume_from
+        if self._writer is not None:
+            return self._store.last_step
+        return self._resume_from if self._before is None else self._before.durable_step
 
     def open(self) -> None:
         """Read what there is. Raises JournalError where it cannot be used, or not be resumed from there."""
@@ -90,14 +103,34 @@ class Journaling(Witness):
         with self._busy:
             if self._is_closed:
                 return
-            self._store.open(_PATIENCE_S)
+            self._open_store()
             try:
+                # Not before the lock is held: a writer that was left alone may commit until then.
+                self.step = self._resume_from = self.durable_step
+                self._before = None
                 found = self._store.read(self._resume_from)
                 self._recovery = Recovery(found, self._directory)
                 self._writer = Writer(self._store, logger=self._logger, say=self._say)
             except BaseException:
                 self._store.close()
                 raise
+
+    def _open_store(self) -> None:
+        try:
+            self._store.open(_PATIENCE_S)
+        except JournalError as error:
+            if self.is_at_work():
+                raise JournalError(
+                    f"the journal in {self._directory} is still being written by the life before, of which "
+                    "destroy() has let go; initialize again when the disk is done, or give that more time"
+                ) from error
+            raise
+
+    def is_at_work(self) -> bool:
+        """Return whether a writer that `close` left alone may still write, of this life or of one before."""
+        if self._writer is not None:
+            return self._writer.is_at_work()
+        return self._before is not None and self._before.is_at_work()
 
     def _close(self, timeout: float | None) -> None:
         with self._busy:
@@ -111,8 +144,9 @@ class Journaling(Witness):
     def commit(self, step: int, up_to: int | None) -> Flush:
         """Note that all that was delivered *up_to* this mark is in checkpoint *step*; None: all.
 
-        Return what to wait for. Raises ValueError for a step that is not above the last, unless it is the
-        last and nothing was delivered since, and for a mark that never was; RunnerStoppedError after `close`.
+        Return what to wait for. The last step up to the same is only waited for. Raises ValueError for
+        another one that is not above the last, and for a mark that never was; RunnerStoppedError after
+        `close`.
         """
         if self._is_closed:
             raise RunnerStoppedError("the executor was destroyed, and its journal is closed; commit before")
@@ -120,8 +154,15 @@ class Journaling(Witness):
             raise ValueError(
                 f"up_to={up_to} is above {self.mark}, what was delivered; give what mark() returned"
             )
-        if step != self.step or self._has_news:
-            self._commit(step, self.mark if up_to is None else up_to)
+        mark = self.mark if up_to is None else up_to
+        if step != self.step:
+            self._commit(step, mark)
+        elif mark < self._committed or any(given <= mark for given, _ in self._given):
+            raise ValueError(
+                f"step={step} is not above {self.step}, which was committed up to mark {self._committed}; "
+                f"give up_to={self._committed} to try that again, or a greater step to commit what was "
+                "delivered since"
+            )
         return self.writer.ask_flush()
 
     def _commit(self, step: int, up_to: int) -> None:
@@ -135,7 +176,7 @@ class Journaling(Witness):
         if keys:
             self.writer.put(Delivered(keys))
         self._given = deque(later)
-        self.step, self._has_news = step, bool(keys)
+        self.step, self._committed = step, up_to
 
     def say_what_was_found(self) -> None:
         """Log it."""
@@ -197,14 +238,12 @@ class Journaling(Witness):
             self.writer.put(Delivered(keys))
             self.mark += len(keys)
             self._given.append((self.mark, keys))
-            self._has_news = True
 
     def came_back(self, rollouts: Iterable[Rollout]) -> None:
         keys = _keys_of_accepted(rollouts)
         if keys:
             self.writer.put(Returned(keys))
             self._given = deque((mark, some) for mark, some in self._given if some != keys)
-            self._has_news = True
 
     def ending(self) -> None:
         self._is_ending = True

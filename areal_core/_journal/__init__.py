@@ -17,6 +17,7 @@ store.py         `Store`: the directory, its lock, transactions, reading, compac
 rows.py          a record as a row that can tell whether it is whole
 replay.py        what rows say about each key, in the order they happened
 keys.py          many keys in little memory
+wal.py           which transactions of SQLite's write-ahead log are whole, and what they leave of each page
 carving.py       rows out of a file that SQLite refuses
 salvage.py       a new file from what was carved, the old one kept beside
 crash_points.py  where tests kill the process
@@ -36,9 +37,11 @@ A `Writer` owns the `Store` that it is given: `Writer.close` closes both, or lea
 the disk hangs for longer than the caller waits. Nobody logs while a lock is held: a handler may wait for a
 thread that waits for it.
 Where the file was damaged, a row says less than it did, and nothing wrong: a damaged result makes a key that
-runs again, damaged data a key that the dataloader gives again. How many is in `Recovered.damaged`. Commits
-and what is done are there twice, in pages of their own: only damage that takes both, and the rows of
-deliveries, gives out again what was trained.
+runs again, damaged data a key that the dataloader gives again. How many is in `Recovered.damaged`, until
+somebody goes on from it. Commits, what is done and what takes deliveries back are there twice, in pages of
+their own: only damage that takes both, and the rows of deliveries, gives out again what was trained.
+A transaction that a kill or a loss of power tore is no damage: it never was. What SQLite would delete, as it
+takes the rest of its log for such a one, is copied and carved before SQLite sees it.
 The file does not shrink: the space of what is forgotten is used again. It grows by what is not committed.
 """
 

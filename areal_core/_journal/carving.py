@@ -1,21 +1,18 @@
 """Rows out of a file that SQLite refuses, read page by page: whatever page is lost, others are not.
 
 The file's format is SQLite's (https://sqlite.org/fileformat2.html): rows are in leaf pages of tables, what
-does not fit there in chains of overflow pages; the write-ahead log holds later images of pages. Nothing else
-is looked at: neither the first page, nor those that lead to the leaves. That is safe because each row can
+does not fit there in chains of overflow pages; `wal.py` finds later images of pages. Nothing else is looked
+at: neither the first page, nor those that lead to the leaves. That is safe because each row can
 tell whether it is whole, and because what was deleted is overwritten (``secure_delete``).
 """
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, TypeAlias
 
-PAGE = 4096
-"""Bytes in a page: `schema.py` has SQLite make them so."""
+from areal_core._journal.wal import PAGE
 
-_WAL_HEADER, _FRAME_HEADER = 32, 24
 _LEAF = 0x0D
 _FIRST_CHILD_SIZE = PAGE - 35  # a row of up to so many bytes is wholly in its leaf
 _LEAST_LOCAL = (PAGE - 12) * 32 // 255 - 23
@@ -31,61 +28,16 @@ class Carved(NamedTuple):
     columns: list[Column] | None
 
 
-class _Frame(NamedTuple):
-    page: int
-    is_last: bool
-    """Whether it ends a transaction."""
-    image: memoryview
-
-
-def committed_frames(wal: bytes) -> int:
-    """Return how many frames of the write-ahead log *wal* were once committed, damaged ones included."""
-    last = 0
-    for number, frame in enumerate(_frames(wal), 1):
-        if frame is not None and frame.is_last:
-            last = number
-    return last
-
-
-def carve(database: bytes, wal: bytes) -> Iterator[Carved]:
-    """Yield every row of every table that is still found in *database* and its write-ahead log *wal*."""
-    later: dict[int, memoryview] = {}
-    for frame in list(_frames(wal))[: committed_frames(wal)]:
-        if frame is not None:
-            later[frame.page] = frame.image
+def carve(database: bytes, logged: Mapping[int, memoryview]) -> Iterator[Carved]:
+    """Yield every row that is still found in a table of *database*; *logged*: later images of its pages."""
     view = memoryview(database)
     whole = len(database) // PAGE
-    pages = {number: view[(number - 1) * PAGE : number * PAGE] for number in range(1, whole + 1)} | later
+    pages = {number: view[(number - 1) * PAGE : number * PAGE] for number in range(1, whole + 1)} | dict(
+        logged
+    )
     for number, page in pages.items():
         if number > 1 and page[0] == _LEAF:
             yield from _rows(page, pages)
-
-
-def _frames(wal: bytes) -> Iterator[_Frame | None]:
-    """Yield the frames of the last round of writing, None for one that is another's."""
-    view = memoryview(wal)
-    salts = _salts(wal)
-    for start in range(_WAL_HEADER, len(wal) - _FRAME_HEADER - PAGE + 1, _FRAME_HEADER + PAGE):
-        page, size, found = struct.unpack_from(">II8s", wal, start)
-        image = view[start + _FRAME_HEADER : start + _FRAME_HEADER + PAGE]
-        yield _Frame(page, size != 0, image) if found == salts and 0 < page < 2**31 else None
-
-
-def _salts(wal: bytes) -> bytes:
-    """Return what marks frames of the last round: the header says it, and if that is damaged, the first."""
-    if len(wal) < _WAL_HEADER + _FRAME_HEADER or _is_whole(wal[:_WAL_HEADER]):
-        return wal[16:24]
-    return wal[_WAL_HEADER + 8 : _WAL_HEADER + 16]
-
-
-def _is_whole(header: bytes) -> bool:
-    order = ">" if header[3] & 1 else "<"
-    first = second = 0
-    words = struct.unpack(f"{order}6I", header[:24])
-    for one, two in zip(words[::2], words[1::2], strict=True):
-        first = (first + one + second) & 0xFFFFFFFF
-        second = (second + two + first) & 0xFFFFFFFF
-    return (first, second) == struct.unpack(">2I", header[24:])
 
 
 def _rows(page: memoryview, pages: dict[int, memoryview]) -> Iterator[Carved]:

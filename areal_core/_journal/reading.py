@@ -62,6 +62,7 @@ class Reading:
         self._log = log
         self._done = done
         self._damaged = damaged + len(log.damaged)
+        self._salvaged = [head for head in log.heads.values() if head.kind is Kind.SALVAGED]
         self._history = History()
         for head in log.heads.values():
             self._history.tell(head)
@@ -83,7 +84,7 @@ class Reading:
             raise JournalError(f"the journal in {directory} cannot resume step {step}; {self._advice(steps)}")
         self._commit = next(commit for commit in self._history.commits if commit.step == step)
 
-    def recovered(self, connection: sqlite3.Connection, damaged: int, kept: tuple[Path, ...]) -> Recovered:
+    def recovered(self, connection: sqlite3.Connection, directory: Path) -> Recovered:
         """Return what there is, with the bytes read and checked."""
         finished: list[tuple[tuple[int, int, int], Finished]] = []
         pending: list[Pending] = []
@@ -100,14 +101,19 @@ class Reading:
         finished.sort(key=lambda pair: pair[0])
         step = self._commit.step if self._commit.row else None
         ordered = tuple(one for _, one in finished)
-        return Recovered(step, self._done, ordered, tuple(pending), damaged + self._damaged, kept)
+        damaged = self._damaged + sum(head.number for head in self._salvaged)
+        kept = tuple(directory / head.status for head in self._salvaged)
+        return Recovered(step, self._done, ordered, tuple(pending), damaged, kept)
 
     def make_so(self, connection: sqlite3.Connection) -> None:
         """Give up what later runs did, and what is damaged, in the transaction that is open.
 
         What failed after the commit that is resumed needs no change: only lists of later commits have it.
         """
-        delete(connection, self._log.damaged)
+        delete(connection, [*self._log.damaged, *(head.row for head in self._salvaged)])
+        for row in self._log.damaged:
+            if (copy := self._log.heads.get(row)) is not None:
+                insert(connection, copy, None)
         for head in self._without_body:
             if (left := without_body(head)) is None:
                 delete(connection, [head.row])

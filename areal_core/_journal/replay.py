@@ -96,6 +96,9 @@ class History:
         self._uncommitted.clear()
         self.commits.append(Commit(head.number, head.row))
 
+    def salvaged(self, head: Head) -> None:
+        """Nothing happened to any key."""
+
     def _entry(self, key: bytes, head: Head) -> Entry:
         found = self.entries.get(key)
         if found is None:
@@ -111,4 +114,5 @@ _TELL: dict[Kind, Callable[[History, Head], None]] = {
     Kind.DELIVERED: History.given,
     Kind.COMMITTED: History.committed,
     Kind.RETURNED: History.returned,
+    Kind.SALVAGED: History.salvaged,
 }

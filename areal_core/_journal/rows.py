@@ -36,6 +36,8 @@ class Kind(IntEnum):
     RETURNED = 6
     """These had been delivered, and are not with the trainer: it gave them back, or it was a run that is not
     resumed at that point."""
+    SALVAGED = 7
+    """The file was made of what was found in a damaged one. It is there until somebody goes on from it."""
 
 
 class Head(msgspec.Struct, frozen=True, array_like=True):
@@ -45,8 +47,9 @@ class Head(msgspec.Struct, frozen=True, array_like=True):
     kind: Kind
     keys: tuple[bytes, ...]
     number: int = 0
-    """The epoch, or the step."""
+    """The epoch, or the step; of what was salvaged, how many rows made no sense, at least 1."""
     status: str = ""
+    """How it ended; of what was salvaged, the name of the copy that is kept."""
     size: int | None = None
     """Bytes of the body; None: there is none."""
     check: bytes = b""

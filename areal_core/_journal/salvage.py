@@ -6,9 +6,9 @@ complete one that has not taken its place yet does so the next time.
 
 from __future__ import annotations
 
-import shutil
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 
@@ -26,15 +26,7 @@ from areal_core._journal.rows import (
     settled_of,
 )
 from areal_core._journal.schema import connect, create, insert, insert_settled, sync_directory, transaction
-
-
-class Salvaged(NamedTuple):
-    """What became of a damaged file."""
-
-    damaged: int
-    """How many rows in it made no sense, at least 1."""
-    kept: Path
-    """The copy of it."""
+from areal_core._journal.wal import read_wal
 
 
 class _Found:
@@ -64,6 +56,11 @@ class _Found:
         if kept is not None and (before is None or kept.kind is Kind.RETURNED):
             self.log[head.row] = kept, body if isinstance(body, bytes) else None
 
+    def note(self, kept: str) -> None:
+        """Add the row that says that they are all that was found in what is *kept* under this name."""
+        row = 1 + max(self.log, default=0)
+        self.log[row] = Head(row, Kind.SALVAGED, (), max(1, self.damaged), kept), None
+
     def rows_of_settled(self) -> list[Settled]:
         return [settled_of(row, epoch, keys) for row, (epoch, keys) in enumerate(self.settled.items(), 1)]
 
@@ -80,23 +77,26 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def salvage(path: Path, wal: bytes) -> Salvaged:
-    """Put a file with the readable rows of *path* and of its log *wal* in its place; nobody may have it open.
+def salvage(path: Path, wal: bytes, close: Callable[[], object]) -> None:
+    """Put a file with the readable rows of *path* and of its log *wal* in its place.
 
-    *wal* was read before SQLite saw it, which throws away what comes after the first damage in it. Raises
-    OSError and sqlite3.Error, and leaves *path* as it is then.
+    *close* is called when copies of both are on the disk: SQLite, which may have *path* open, deletes the log
+    then, and it ignores what comes after damage in that. The new file has a row that says what became of the
+    old one. Raises OSError and sqlite3.Error, and leaves *path* as it is then.
     """
     number = next(n for n in range(1, 2**31) if not beside(path, f".damaged-{n}").exists())
     kept = beside(path, f".damaged-{number}")
     try:
-        kept.touch(0o600)
-        shutil.copyfile(path, kept)
+        database = path.read_bytes()
+        _keep(kept, database)
         if wal:
-            beside(kept, "-wal").touch(0o600)
-            beside(kept, "-wal").write_bytes(wal)
+            _keep(beside(kept, "-wal"), wal)
+        sync_directory(path.parent)
+        close()
         found = _Found()
-        for carved in carve(kept.read_bytes(), wal):
+        for carved in carve(database, read_wal(wal).pages):
             found.add(*carved)
+        found.note(kept.name)
         _write(found, beside(path, ".new"))
     except BaseException:
         for copy in (kept, beside(kept, "-wal")):
@@ -105,7 +105,6 @@ def salvage(path: Path, wal: bytes) -> Salvaged:
     beside(path, ".new").rename(beside(path, ".salvaged"))
     sync_directory(path.parent)
     finish(path)
-    return Salvaged(max(1, found.damaged), kept)
 
 
 def finish(path: Path) -> None:
@@ -118,6 +117,15 @@ def finish(path: Path) -> None:
     sync_directory(path.parent)
     salvaged.replace(path)
     sync_directory(path.parent)
+
+
+def _keep(path: Path, content: bytes) -> None:
+    """Have *content* on the disk, for its owner alone: it may soon be the only original."""
+    path.touch(0o600)
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _write(found: _Found, path: Path) -> None:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from areal_core._journal.carving import PAGE
 from areal_core._journal.rows import Head, Kind, Settled, seal
+from areal_core._journal.wal import PAGE
 from areal_core.errors import JournalError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FORMAT = 1
+_FORMAT = 1
 """Of the file; a later one is refused."""
+
+_MARK = int.from_bytes(b"arl\0", "big")
+"""Added to the format it is the ``application_id``: so a flipped bit makes the format no other."""
 
 _WAL_LIMIT = 64 * 2**20  # bytes that the write-ahead log may keep after a large transaction
 
@@ -27,8 +30,10 @@ CREATE TABLE IF NOT EXISTS log_copy (row INTEGER PRIMARY KEY, head BLOB NOT NULL
 CREATE TABLE IF NOT EXISTS done (row INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, head BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS done_copy (row INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, head BLOB NOT NULL);
 """
-# Of `done` and of the commits, which list what was delivered, there are two, in pages of their own: no other
-# row gives out again, when it is lost, what was trained.
+_NAMES = frozenset({"log", "log_copy", "done", "done_copy"})
+# Of `done`, of the commits, which list what was delivered, and of what takes a delivery back there are two,
+# in pages of their own: no other row that is lost has what was trained given out again, or the rest left out.
+_TWICE = frozenset({Kind.COMMITTED, Kind.RETURNED, Kind.REOPENED})
 
 _NOT_THE_FILE = frozenset(
     {
@@ -68,12 +73,24 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
+def make_directory(directory: Path) -> None:
+    """Make *directory*, for its owner alone, and what is missing above it, and have the names on the disk."""
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for one in missing:
+        with suppress(PermissionError):  # of one that may be written and not be read
+            sync_directory(one.parent)
+
+
 def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
-    """Open the file and make what is missing in it. Any thread may use the connection, one at a time."""
+    """Open the file and make what is missing in it. Any thread may use the connection, one at a time.
+
+    Raises JournalError for a file of somebody else's, or of a later version; sqlite3.Error for a damaged one.
+    """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         connection.text_factory = lambda text: text.decode(errors="replace")
-        _refuse_others(connection)  # before anything in it is changed
+        _check_whose(path, connection)  # before anything in it is changed
         for pragma in (f"page_size={PAGE}", "secure_delete=ON", f"journal_mode={mode}", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute(f"PRAGMA journal_size_limit={_WAL_LIMIT}")
@@ -83,6 +100,15 @@ def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def check_whose(path: Path) -> None:
+    """Raise like `connect`, by what is in the file without its write-ahead log, which SQLite is not shown."""
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+    try:
+        _check_whose(path, connection)
+    finally:
+        connection.close()
 
 
 @contextmanager
@@ -99,10 +125,10 @@ def transaction(connection: sqlite3.Connection) -> Iterator[None]:
 
 
 def insert(connection: sqlite3.Connection, head: Head, body: bytes | None) -> None:
-    """Add a row to the log, or replace it; a commit twice."""
+    """Add a row to the log, or replace it; twice if what it says must not be lost."""
     values = (head.row, seal(head), body)
     connection.execute("INSERT OR REPLACE INTO log VALUES (?, ?, ?)", values)
-    if head.kind is Kind.COMMITTED:
+    if head.kind in _TWICE:
         connection.execute("INSERT OR REPLACE INTO log_copy VALUES (?, ?, ?)", values)
 
 
@@ -124,14 +150,26 @@ def _make_tables(connection: sqlite3.Connection) -> None:
     if not connection.execute("PRAGMA user_version").fetchone()[0]:
         for statement in _TABLES.strip().split("\n"):
             connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={FORMAT}")
+        connection.execute(f"PRAGMA application_id={_MARK + _FORMAT}")
+        connection.execute(f"PRAGMA user_version={_FORMAT}")
 
 
-def _refuse_others(connection: sqlite3.Connection) -> None:
-    """Raise JournalError for a database that no journal has begun."""
-    if not connection.execute("PRAGMA user_version").fetchone()[0]:
-        table = connection.execute("SELECT name FROM sqlite_master").fetchone()
-        if table is not None:
-            raise JournalError(
-                f"it is a database of something else, with {table[0]!r}; give another directory"
-            )
+def _check_whose(path: Path, connection: sqlite3.Connection) -> None:
+    version = connection.execute("PRAGMA user_version").fetchone()[0]
+    mark = connection.execute("PRAGMA application_id").fetchone()[0]
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    if tables and tables.isdisjoint(_NAMES):
+        raise JournalError(
+            f"{path} is a database of something else, with {min(tables)!r}; give another directory"
+        )
+    if tables and version > _FORMAT and mark == _MARK + version:
+        raise JournalError(
+            f"{path} was written by a later version of areal_core: its format is {version}, and this one "
+            f"reads {_FORMAT}; use that version, or another directory"
+        )
+    is_new = not tables and version == mark == 0
+    # The first files had no mark.
+    if not is_new and (
+        not tables.issuperset(_NAMES) or version != _FORMAT or mark not in (0, _MARK + _FORMAT)
+    ):
+        raise sqlite3.DatabaseError(f"the file says version {version}, mark {mark} and {sorted(tables)}")

@@ -13,7 +13,6 @@ from typing import Protocol, Self
 
 from areal_core import _process
 from areal_core._journal import compaction
-from areal_core._journal.carving import committed_frames
 from areal_core._journal.crash_points import reached
 from areal_core._journal.lock import DirectoryLock
 from areal_core._journal.reading import Reading, read_log, read_settled
@@ -29,7 +28,16 @@ from areal_core._journal.records import (
 )
 from areal_core._journal.rows import head_of
 from areal_core._journal.salvage import beside, finish, salvage
-from areal_core._journal.schema import FORMAT, connect, create, insert, is_damage, transaction
+from areal_core._journal.schema import (
+    check_whose,
+    connect,
+    create,
+    insert,
+    is_damage,
+    make_directory,
+    transaction,
+)
+from areal_core._journal.wal import read_wal
 from areal_core.errors import JournalError
 
 _NAME = "journal.sqlite"
@@ -69,8 +77,6 @@ class Store:
         """Keys that the next commit says are done: delivered or failed since the last, in that order."""
         self._file = (0, 0)
         """Device and inode of what was opened."""
-        self._damaged = 0
-        self._kept: list[Path] = []
 
     def __enter__(self) -> Self:
         self.open()
@@ -99,7 +105,7 @@ class Store:
         when it cannot be used.
         """
         with self._told("cannot be used"):
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_directory(self._directory)
             self._lock.acquire(patience_s)
         self._user = None
         _open_ones.add(self)
@@ -156,7 +162,7 @@ class Store:
         with self._told("cannot be read"):
             reading = self._read()
             reading.choose(resume_from, self._directory)
-            recovered = reading.recovered(self._opened(), self._damaged, tuple(self._kept))
+            recovered = reading.recovered(self._opened(), self._directory)
         self._reading, self._is_read = reading, True
         self._uncommitted, self._last_step = {}, resume_from
         return recovered
@@ -252,41 +258,35 @@ class Store:
         if not self._path.exists():
             create(self._path)
         self._path.chmod(0o600)
-        emptied = self._path.stat().st_size == 0 and wal != b""
+        log = read_wal(wal)
         try:
-            if emptied:
+            if wal and self._path.stat().st_size == 0:
                 raise sqlite3.DatabaseError("the file is empty, and its write-ahead log is not")
-            self._connect(committed_frames(wal))
+            if log.is_damaged:  # SQLite would delete what comes after that
+                check_whose(self._path)
+                raise sqlite3.DatabaseError("the write-ahead log is damaged")
+            self._connect(log.frames)
         except sqlite3.Error as error:
             if not is_damage(error):
                 raise
-            self._replace_file(wal)
+            salvage(self._path, wal, self._let_go)
+            self._connect(0)
         self._file = _identity(self._path)
         self._next = 1 + (self._opened().execute("SELECT max(row) FROM log").fetchone()[0] or 0)
 
     def _connect(self, frames: int) -> None:
         """Open the file and look at all of it. Raises sqlite3.Error."""
         connection = self._connection = connect(self._path)
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > FORMAT:
-            raise JournalError(
-                f"{self._path} was written by a later version of areal_core: its format is {version}, and "
-                f"this one reads {FORMAT}; use that version, or another directory"
-            )
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
         known = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-        if (found, mode, version) != ("ok", "wal", FORMAT) or known < frames:
-            raise sqlite3.DatabaseError(f"{found}; {mode}; {version}; {known} of {frames} frames")
+        if (found, mode) != ("ok", "wal") or known < frames:
+            raise sqlite3.DatabaseError(f"{found}; {mode}; {known} of {frames} frames")
 
-    def _replace_file(self, wal: bytes) -> None:
+    def _let_go(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
-        salvaged = salvage(self._path, wal)
-        self._damaged += salvaged.damaged
-        self._kept.append(salvaged.kept)
-        self._connect(0)
 
     def _opened(self) -> sqlite3.Connection:
         if self._connection is None:
