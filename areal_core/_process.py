@@ -9,6 +9,7 @@ shielded, for good, and whatever recorded `home()` before the fork can tell that
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import weakref
 from collections.abc import Callable
@@ -24,6 +25,9 @@ def home() -> object:
 
 def shield(loop: asyncio.AbstractEventLoop) -> None:
     """Have forked children pin *loop*, and with it all that is reachable from it. Keeps it not alive."""
+    with contextlib.suppress(ImportError):
+        # A child that is forked while another thread is at this import would wait for that in vain.
+        import ctypes  # noqa: F401 - 10 ms, and seldom needed
     _shielded.add(loop)
 
 
@@ -44,7 +48,7 @@ def _arrive_in_child() -> None:
 
 def pin(value: object) -> None:
     """Keep *value* and all it refers to alive to the end of the process, finalization included."""
-    import ctypes  # 10 ms, and seldom needed
+    import ctypes
 
     # A reference held by a module would be dropped at finalization, and *value* collected after all.
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))

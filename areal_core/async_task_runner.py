@@ -315,7 +315,7 @@ def _iterate(life: Life, deadline: float | None) -> Iterator[TimedResult[Any]]:
         raise_on_loop_thread(life, "as_completed")  # or on another thread
         holding = Holding()
         try:
-            if not shelf.take_next(deadline, holding):
+            if not shelf.take(1, deadline, holding, or_idle=True):
                 return
             result = holding.jobs[0].timed_result()
         except BaseException:

@@ -217,8 +217,8 @@ def _check_pickles(fn: Callable[..., Any], what: _What) -> None:
         ) from error
     if _inner(fn).__module__ == "__main__" and not main_can_be_imported():
         raise TypeError(
-            f"{what.name} is defined in a program that is no file, which a worker process cannot import; "
-            f"put it in a module, or use {what.at('thread')}"
+            f"{what.name} is defined in a program that is no file, or a __main__.py, which no worker process "
+            f"can import; put it in a module, or use {what.at('thread')}"
         )
 
 

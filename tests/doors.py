@@ -167,6 +167,13 @@ async def use_task_class(task_class: Any) -> None:
     asyncio.get_running_loop().set_task_factory(None if task_class is None else make)
 
 
+def begun_at_once(coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+    """Make a task whose first step is taken here and now, where the Python can do that."""
+    if sys.version_info >= (3, 12):
+        options["eager_start"] = True
+    return asyncio.Task(coroutine, **options)
+
+
 async def running_loop() -> asyncio.AbstractEventLoop:
     """Return the loop that runs this."""
     return asyncio.get_running_loop()

@@ -26,6 +26,18 @@ def modules() -> list[str]:
     return list(sys.modules)
 
 
+def say(number: int) -> None:
+    """Print *number*, without flushing it."""
+    sys.stdout.write(f"{number}\n")
+    sys.stderr.write(f"{number}\n")
+
+
+def spoil_output() -> None:
+    """Leave nothing that could be flushed."""
+    sys.stdout.close()
+    sys.stderr = None
+
+
 def in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 

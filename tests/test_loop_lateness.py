@@ -338,6 +338,21 @@ def test_three_of_ten_glances_in_the_users_code_are_told_of(
 
 
 @pytest.mark.any_loop
+def test_the_share_for_which_it_was_late_is_of_all_the_time_that_is_told() -> None:
+    """Every fourth heartbeat is answered a fifth of a second late, for more than a minute."""
+    told: list[Late] = []
+    judge, now = Lateness(0.125, told.append), 1000.0
+    for number in range(600):
+        late_s = 0.2 if number % 4 == 0 else 0.001
+        judge.glance(frames_of(*FLOW), now)
+        judge.end(now, now + late_s)
+        now += max(late_s, 0.125)
+    assert [round(one.seconds) for one in told] == [11, 20]
+    for one in told:
+        assert one.late == pytest.approx(0.2 / (0.2 + 3 * 0.125), abs=0.02)
+
+
+@pytest.mark.any_loop
 def test_glances_are_told_of_once_in_a_while_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(glanced_at({FLOW: 10}, 8 * 69)) == 1
     assert len(glanced_at({FLOW: 10}, 8 * 72)) == 2

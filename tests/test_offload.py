@@ -8,6 +8,8 @@ import functools
 import os
 import select
 import signal
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Coroutine
@@ -20,7 +22,7 @@ import offload_jobs as jobs
 import slow_to_import
 from areal_core._offload import crew
 from areal_core.offload import Place, WorkerDiedError, abandoned_threads, offloaded
-from children import RunScript, StartScript
+from children import STRICT, RunScript, StartScript
 from conftest import MakeRunner
 from threaded_loops import gathered, threaded_loops, turns_until
 
@@ -422,6 +424,16 @@ def test_what_cannot_come_back_is_told_and_the_worker_goes_on(
     run(act())
 
 
+def test_a_worker_whose_output_cannot_be_flushed_goes_on(run: Run) -> None:
+    async def act() -> None:
+        pid = offloaded(jobs.pid, to="process")
+        before = await pid()
+        await offloaded(jobs.spoil_output, to="process")()
+        assert await pid() == before
+
+    run(act())
+
+
 def test_an_argument_that_cannot_go_there_is_told(run: Run) -> None:
     async def act() -> None:
         give = offloaded(jobs.give, to="process")
@@ -509,6 +521,86 @@ def test_what_a_program_without_a_file_defines_is_refused(run_script: RunScript)
     )
     assert "double is defined in a program that is no file" in script.stdout
     assert script.stderr == ""
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("command", [["-m", "package"], ["package"]], ids=" ".join)
+def test_what_a_main_file_of_a_package_defines_is_refused(tmp_path: Path, command: list[str]) -> None:
+    """No process runs such a file again: it has no ``if __name__ == "__main__"``, as a rule."""
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "__main__.py").write_text(
+        "from areal_core.offload import offloaded\n"
+        "def double(number): return 2 * number\n"
+        "offloaded(double)\n"
+        "try:\n"
+        "    offloaded(double, to='process')\n"
+        "except TypeError as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *STRICT, *command],
+        cwd=tmp_path,
+        env={**os.environ, **HERE},
+        capture_output=True,
+        text=True,
+        timeout=LONG_S,
+        check=True,
+    )
+    assert "double is defined in a program that is no file, or a __main__.py" in done.stdout
+    assert done.stderr == ""
+
+
+@pytest.mark.any_loop
+def test_what_a_call_prints_is_there_when_it_has_returned(run_script: RunScript) -> None:
+    script = run_script(
+        """
+        import asyncio
+        import offload_jobs as jobs
+        from areal_core.offload import offloaded
+
+        async def act():
+            for number in range(2):
+                await offloaded(jobs.say, to="process")(number)
+                print("program:", number, flush=True)
+
+        asyncio.run(act())
+        """,
+        env={**HERE, "PYTHONUNBUFFERED": ""},
+    )
+    assert script.stdout == "0\nprogram: 0\n1\nprogram: 1\n"
+    assert script.stderr == "0\n1\n"
+
+
+def test_a_worker_whose_reply_was_read_in_part_is_given_up(run_script: RunScript) -> None:
+    script = run_script(
+        """
+        import asyncio, importlib, os, resource
+        from pathlib import Path
+        from areal_core.offload import offloaded
+
+        def limit(more):
+            used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+            resource.setrlimit(resource.RLIMIT_AS, (used + more, resource.RLIM_INFINITY))
+
+        async def act():
+            pid, make = offloaded(os.getpid, to="process"), offloaded(bytes, to="process")
+            before = await pid()
+            await make(1)
+            limit(60_000_000)
+            try:
+                await make(100_000_000)
+            except MemoryError:
+                print("too much")
+            limit(8_000_000_000)
+            print(await asyncio.wait_for(make(b"seven"), 10), await pid() != before)
+
+        loops = importlib.import_module(os.environ["AREAL_TEST_LOOP"])
+        with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
+            runner.run(act())
+        """,
+    )
+    assert (script.stdout, script.stderr) == ("too much\nb'seven' True\n", "")
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,7 @@ def test_a_passed_timeout_does_not_keep_what_is_there_from_being_taken(make_runn
 
 
 @pytest.mark.any_loop
-@pytest.mark.parametrize("where", [Shelf.take_next, Job.timed_result])
+@pytest.mark.parametrize("where", [Shelf.take, Job.timed_result])
 def test_an_interrupted_iterator_loses_nothing(make_runner: MakeRunner, where: Any) -> None:
     runner = make_runner()
     for number in range(3):
@@ -185,7 +185,7 @@ def test_what_an_interrupted_iterator_gives_back_goes_to_the_one_who_waits(make_
     def another_comes() -> None:
         callers.append(start_blocked(timed, runner, 2))
 
-    with pytest.raises(KeyboardInterrupt), interrupt_when(Shelf.take_next, meanwhile=another_comes):
+    with pytest.raises(KeyboardInterrupt), interrupt_when(Shelf.take, meanwhile=another_comes):
         next(runner.as_completed())
     assert ids(callers[0].result()) == [0, 1]
 

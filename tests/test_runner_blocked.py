@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import threading
 import time
 from collections.abc import Coroutine
+from linecache import getline
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -110,6 +113,37 @@ def test_a_runner_starts_again_beside_its_thread_left_behind_and_is_not_disturbe
     door.open()
     assert runner.wait(1, timeout=10) == ["new"]
     assert len(log_lines) == said
+
+
+def test_a_thread_given_up_where_it_notes_an_outcome_does_not_change_what_was_published(
+    make_runner: MakeRunner,
+) -> None:
+    """It has looked whether the task was given up, and stops just before it stores what that returned."""
+    runner, blockade = make_runner(leave=True), Blockade()
+
+    def stop_at_the_store(frame: FrameType, event: str, argument: Any) -> Any:
+        if getline(frame.f_code.co_filename, frame.f_lineno).strip() == "job.data = data":
+            sys.settrace(None)
+            blockade.enter()
+        return stop_at_the_store
+
+    async def be_traced() -> str:
+        player = sys._getframe().f_back
+        assert player is not None
+        player.f_trace = stop_at_the_store
+        sys.settrace(lambda *_: None)
+        return "value"
+
+    runner.submit(be_traced, task_id=1)
+    blockade.wait_until_entered()
+    thread = runner.thread
+    assert thread is not None
+    runner.destroy(timeout=0.02)
+    blockade.lift()
+    thread.join(LONG_S)
+    result = runner.wait_for_task(1)
+    assert (result.status, result.data, type(result.error)) == ("cancelled", None, asyncio.CancelledError)
+    assert runner.stats() == RunnerStats(submitted=1, collected=1, state="stopped")
 
 
 def test_a_thread_that_comes_free_leaves_what_was_published_as_it_is(make_runner: MakeRunner) -> None:

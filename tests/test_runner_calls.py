@@ -301,6 +301,28 @@ def test_a_call_that_is_in_its_first_step_at_the_end_and_refuses_has_its_name(
     assert "<locals>.refuse'" in log_lines.of("warning")[0]
 
 
+@pytest.mark.parametrize("error", [None, ValueError("its own")])
+def test_a_call_that_has_ended_when_the_runner_does_has_its_own_end_and_nothing_is_logged(
+    make_runner: MakeRunner, log_lines: LogLines, error: Exception | None
+) -> None:
+    runner, blockade = make_runner(), Blockade()
+
+    async def end_just_before() -> str:
+        asyncio.get_running_loop().call_soon(blockade.enter)  # its caller is told after that
+        if error is not None:
+            raise error
+        return "value"
+
+    caller = start_blocked(runner.run, end_just_before)
+    blockade.wait_until_entered()
+    destroyer = Caller(runner.destroy)
+    outcome = caller.error() or caller.result()
+    blockade.lift()
+    destroyer.result()
+    assert outcome == (error or "value")
+    assert log_lines == []
+
+
 def test_a_call_under_way_when_the_runner_dies_is_told_the_cause(make_runner: MakeRunner) -> None:
     runner, door, fault = make_runner(), Door(), OSError("broken")
     caller = start_blocked(runner.run, door.walk_through)

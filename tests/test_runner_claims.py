@@ -197,6 +197,40 @@ def test_an_interrupt_releases_the_claim_and_the_result_keeps_its_place(
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize("state", ["pending", "running", "finished"])
+def test_a_result_given_back_whose_id_is_in_use_again_is_delivered_beside_the_other(
+    make_runner: MakeRunner, state: str
+) -> None:
+    runner, door = make_runner(), Door()
+
+    def use_the_id_again() -> None:
+        if state == "pending":
+            runner.pause()
+        runner.submit(door.walk_through, "second", task_id=7)
+        if state != "pending":
+            door.wait_for()
+        if state == "finished":
+            door.open()
+        turn_loop(runner)
+
+    for again in range(2):
+        runner.submit(give, "first", task_id=7)
+        turn_loop(runner)
+        with pytest.raises(KeyboardInterrupt), interrupt_when(Job.timed_result, meanwhile=use_the_id_again):
+            runner.wait(1, with_timing=True)
+        stats = runner.stats()
+        assert (stats.submitted, stats.collected) == (2 * again + 2, 2 * again)
+        assert stats.pending + stats.running + stats.finished == 2
+        door.open()
+        runner.resume()
+        if again:
+            assert runner.wait_for_task(7, timeout=10).data == "second"
+            assert runner.wait(1, timeout=10) == ["first"]
+        else:
+            assert runner.wait(2, timeout=10) == ["first", "second"]
+        door = Door()
+
+
 def test_a_claim_released_leaves_other_claims_as_they_are(make_runner: MakeRunner) -> None:
     runner = make_runner()
     for number in range(4):

@@ -287,6 +287,38 @@ def test_a_grandchild_is_no_better_off_than_a_child(run_script: RunScript) -> No
     assert (child.stderr, child.stdout, child.returncode) == ("", "0\n", 0)
 
 
+def test_a_child_does_not_wait_for_what_another_thread_imports_at_the_fork(run_script: RunScript) -> None:
+    """The lock of a module that is half imported is held for ever in the child."""
+    child = run_script(
+        PRELUDE
+        + """
+    from importlib.abc import MetaPathFinder
+
+    class SlowToFind(MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name == "_ctypes":
+                come_so_far.set()
+                go_on.wait()
+
+    def import_ctypes():
+        import ctypes
+        come_so_far.set()
+
+    come_so_far, go_on = threading.Event(), threading.Event()
+    with AsyncTaskRunner(8, loop_factory=new_loop) as runner:
+        sys.meta_path.insert(0, SlowToFind())
+        importer = threading.Thread(target=import_ctypes)
+        importer.start()
+        come_so_far.wait()
+        print(in_child(gc.collect))
+        go_on.set()
+        importer.join()
+    """,
+        timeout=10.0,
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "0\n", 0)
+
+
 def test_a_runner_made_and_not_initialized_before_a_fork_is_the_childs(run_script: RunScript) -> None:
     child = run_script(
         PRELUDE

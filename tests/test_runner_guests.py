@@ -18,7 +18,18 @@ from areal_core._runner.lifecycle import life_of
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerStoppedError
 from conftest import MakeRunner
-from doors import LONG_S, Blockade, Door, break_down, give, running_loop, start_blocked, turn_loop
+from doors import (
+    LONG_S,
+    Blockade,
+    Door,
+    begun_at_once,
+    break_down,
+    give,
+    running_loop,
+    start_blocked,
+    turn_loop,
+    use_task_class,
+)
 from logged import LogLines
 
 STOPPED = "the runner was destroyed; initialize() starts it again"
@@ -151,6 +162,42 @@ def test_a_job_that_it_cancels_has_the_runners_grace_and_counts_as_abandoned_the
     door.open()
     turn_loop(runner)
     assert runner.stats().abandoned == 0
+
+
+@pytest.mark.parametrize("task_class", [None, begun_at_once], ids=["our start", "their task factory"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_job_that_is_cancelled_in_its_first_step_is_told_once_and_soon(
+    make_runner: MakeRunner, task_class: Any, nested: bool
+) -> None:
+    """From Python 3.12 on that step may be over before anybody knows the task."""
+    runner, told = make_runner(), list[int]()
+    guest = Lodger(runner)
+
+    def cancel() -> None:
+        first = next(job for job in guest.jobs() if job.task_id == 1)
+        first.decision = "cancelled"
+        guest.launcher.cancel(first)
+
+    async def cancel_the_other() -> None:
+        cancel()
+
+    async def be_cancelled() -> None:
+        if nested:
+            guest.launcher.launch(second)
+        else:
+            cancel()
+        try:
+            await asyncio.sleep(LONG_S)
+        finally:
+            told.append(asyncio.current_task().cancelling())  # type: ignore[union-attr]
+
+    runner.run(use_task_class, task_class)
+    second = [Job(2, cancel_the_other, (), {}, contextvars.Context(), None)]
+    guest.took(second if nested else [])
+    guest.start(be_cancelled)
+    turn_loop(runner)
+    assert sorted(guest.noted) == ["1 cancelled", "2 completed"][: 1 + nested]
+    assert told == [1]
 
 
 def test_of_destroy_it_is_told_before_its_jobs_are_and_when_nothing_works_any_more(

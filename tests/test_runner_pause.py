@@ -13,10 +13,21 @@ from typing import Any
 import pytest
 
 from areal_core._runner.ledger import Ledger
+from areal_core._runner.lifecycle import life_of
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerDiedError, RunnerStoppedError
 from conftest import MakeRunner
-from doors import Blockade, Door, break_down, fail, give, start_blocked, turn_loop, use_task_class
+from doors import (
+    Blockade,
+    Door,
+    begun_at_once,
+    break_down,
+    fail,
+    give,
+    start_blocked,
+    turn_loop,
+    use_task_class,
+)
 
 
 def test_nothing_starts_while_paused(make_runner: MakeRunner) -> None:
@@ -182,7 +193,9 @@ def test_pausing_needs_a_running_runner(make_runner: MakeRunner) -> None:
             call()
 
 
-@pytest.mark.parametrize("task_class", [None, asyncio.Task], ids=["our start", "a task factory"])
+@pytest.mark.parametrize(
+    "task_class", [None, asyncio.Task, begun_at_once], ids=["our start", "a task factory", "begun at once"]
+)
 def test_a_pause_within_a_burst_keeps_the_rest_from_starting_and_in_order(
     make_runner: MakeRunner, task_class: Any
 ) -> None:
@@ -229,7 +242,11 @@ def test_a_pause_taken_back_within_the_burst_delays_nobody(make_runner: MakeRunn
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_pause_taken_back_after_it_kept_a_task_from_starting_starts_that(make_runner: MakeRunner) -> None:
+@pytest.mark.parametrize("bursts", [1, 2])
+def test_a_pause_taken_back_after_it_kept_a_task_from_starting_changes_no_order(
+    make_runner: MakeRunner, bursts: int
+) -> None:
+    """Of the second burst everything is on its way, too, when the pause comes."""
     runner, order = make_runner(), list[int]()
     tasks: list[asyncio.Task[Any]] = []
 
@@ -238,7 +255,13 @@ def test_a_pause_taken_back_after_it_kept_a_task_from_starting_starts_that(make_
         if number == 0:
             runner.pause()
 
+    def launch_another() -> None:
+        runner.submit(note, 3)
+        life_of(runner)._start_pending()
+
     def factory(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        if not tasks and bursts == 2:
+            loop.call_soon(launch_another)
         tasks.append(asyncio.Task(coroutine, loop=loop, **options))
         if len(tasks) == 2:  # the second task is passed over by now, and the third has its turn next
             loop.call_soon(runner.resume)
@@ -252,8 +275,9 @@ def test_a_pause_taken_back_after_it_kept_a_task_from_starting_starts_that(make_
     for number in range(3):
         runner.submit(note, number)
     runner.resume()
-    runner.wait(3, timeout=10)
-    assert order == [0, 2, 1]
+    runner.wait(2 + bursts, timeout=10)
+    assert order == [0, 1, 2, 3][: 2 + bursts]
+    assert runner.stats().running == 0
 
 
 def test_what_is_submitted_in_a_pause_within_a_burst_comes_after_what_that_put_back(

@@ -100,7 +100,7 @@ def test_nothing_is_there_or_claimed_once_all_is_dropped() -> None:
     assert shelf.discard_all() == 2
     with pytest.raises(TimeoutError, match="only received 0"):
         shelf.take(1, 0.0, Holding())
-    assert not shelf.take_next(0.0, Holding())
+    assert not shelf.take(1, 0.0, Holding(), or_idle=True)
 
 
 def test_a_waiter_that_comes_while_all_is_dropped_looks_again() -> None:
@@ -113,5 +113,5 @@ def test_a_waiter_that_comes_while_all_is_dropped_looks_again() -> None:
 
     dropped = list[int]()
     shelf = shelf_with(unfinished=unfinished)
-    assert not shelf.take_next(0.0, Holding())
+    assert not shelf.take(1, 0.0, Holding(), or_idle=True)
     assert dropped == [0]

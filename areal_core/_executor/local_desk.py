@@ -37,10 +37,11 @@ class EpisodeJob(Job):
 
     def fill_in(self) -> None:
         """Note at the episode how it ended."""
-        if self.decision is not None:
-            self.obey_decision()
         episode = self.episode
-        episode.verdict, episode.error = self.data, self.error
+        if self.decision is None:
+            episode.verdict, episode.error = self.data, self.error
+        else:
+            episode.verdict, episode.error = None, self.verdict(self.decision)
         episode.timed_out = self.status == "timed_out"
         episode.seconds = (self.finish_time - self.create_time) / 1e9
         episode.job = None  # or each would keep the other alive

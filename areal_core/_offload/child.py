@@ -30,7 +30,9 @@ def main(descriptor: int, parent: int) -> None:
     spawn.prepare(surroundings)
     try:
         while True:
-            connection.send_bytes(_answer(connection.recv_bytes(), program))
+            answer = _answer(connection.recv_bytes(), program)
+            _flush()
+            connection.send_bytes(answer)
     except (EOFError, OSError):  # the thread sees it too; whoever is first
         _end()
 
@@ -69,6 +71,15 @@ def _answer(request: bytes, program: dict[str, Any]) -> bytes:
     except Exception as error:
         kind = type(value).__qualname__
         return _pickled_error(TypeError(f"what was returned, a {kind}, cannot be pickled: {error}"))
+
+
+def _flush() -> None:
+    """Let out what a call has printed: this process is killed in the end."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except Exception:
+            pass  # a call may have closed or replaced it
 
 
 def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

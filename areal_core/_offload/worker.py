@@ -100,6 +100,9 @@ class Worker:
                 return self._connection.recv_bytes()
         except (EOFError, OSError):
             pass
+        except BaseException:  # no memory for the reply, whose rest would be the next one's beginning
+            self.reap()
+            raise
         return None
 
     def _start(self) -> None:
@@ -168,6 +171,8 @@ def _main_module() -> dict[str, str]:
     main: Any = sys.modules["__main__"]
     name = getattr(getattr(main, "__spec__", None), "name", None)
     if name is not None:
+        if name.rpartition(".")[2] == "__main__":  # multiprocessing takes it for one that cannot be run again
+            return {}
         return {"init_main_from_name": name}
     path = getattr(main, "__file__", None)
     if path is None:

@@ -35,11 +35,12 @@ class Call(Job):
 
     def result(self) -> Any:
         """Return the coroutine's value, or raise what it raised."""
-        if self.error is not None:
+        error, self.error = self.error, None
+        if error is not None:
             try:
-                raise self.error
+                raise error
             finally:
-                self.error = None  # it refers to this frame by its traceback
+                del error  # it refers to this frame by its traceback
         return self.data
 
 
@@ -72,11 +73,11 @@ class Calls(Sink):
             if isinstance(job, Call):
                 # Freed in the caller's thread, its weak references would call back there: into a Ctrl-C.
                 job.task = None
-                if not self._arrive(job) and job.status == "failed":
+                if not self._arrive(job) and job not in self.ended and job.status == "failed":
                     self._tell_failure(job)  # its caller has gone, and nobody else would hear of it
 
     def end(self, ending: Ending) -> None:
-        """Let all callers go on, with the error of *ending*."""
+        """Let all callers go on, with the error of *ending* where their coroutines have not ended yet."""
         with self._lock:
             self._ending = self._ending or ending
             calls = list(self._open)
@@ -88,9 +89,9 @@ class Calls(Sink):
         with self._lock:
             if call not in self._open:
                 return False
-            if ending is not None:
+            if ending is not None and not call.finish_time:  # else it is about to be published
+                call.error = ending.error()  # first: after a Ctrl-C here it is done once more
                 call.end(monotonic_ns())
-                call.error = ending.error()
             # While it is in there: a Ctrl-C between the two must not leave its caller waiting.
             call.arrived()
             self._open.discard(call)

@@ -102,18 +102,19 @@ class Job:
             name = None
         return name if isinstance(name, str) else type(fn).__qualname__
 
-    def obey_decision(self) -> None:
-        """Make the decision the outcome; what the coroutine raised becomes its context."""
-        self.data = None
-        if self.decision == "timed_out":
+    def verdict(self, decision: Status) -> BaseException:
+        """Return the error of an outcome by *decision*; what the coroutine raised is its context."""
+        raised = self.error
+        verdict: BaseException
+        if decision == "timed_out":
             exceeded = f"exceeded its deadline of {self.timeout} s{self.doing}"
-            self._overrule(TimeoutError(f"{self.noun} {self.task_id} {exceeded}"))
-        elif not issubclass(type(self.error), asyncio.CancelledError):
-            self._overrule(asyncio.CancelledError(f"{self.noun} {self.task_id} was cancelled"))
-
-    def _overrule(self, verdict: BaseException) -> None:
-        verdict.__context__ = self.error
-        self.error = verdict
+            verdict = TimeoutError(f"{self.noun} {self.task_id} {exceeded}")
+        elif raised is not None and issubclass(type(raised), asyncio.CancelledError):
+            return raised
+        else:
+            verdict = asyncio.CancelledError(f"{self.noun} {self.task_id} was cancelled")
+        verdict.__context__ = raised
+        return verdict
 
     def timed_result(self) -> TimedResult[Any]:
         return TimedResult(

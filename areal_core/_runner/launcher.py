@@ -42,6 +42,8 @@ class Launcher:
         self._tracing = tracing
         self._on_deadline = self._expire  # made once, like the thread's: every timer holds it
         self._ended: list[Job] = []
+        self.skipped: list[Job] = []
+        """Launched, but a pause was faster. Until they are put back nothing starts that came after them."""
         self.abandoned: dict[asyncio.Task[None], str] = {}
         """Tasks that outlived their outcome and go on, and what to call them."""
 
@@ -99,7 +101,10 @@ class Launcher:
     def cancel(self, job: Job) -> None:
         """Cancel a job whose outcome is decided, and publish that when the grace ends, at the latest."""
         task = job.task
-        if task is not None and not task.done():
+        if task is None:
+            if job.create_time and not job.finish_time:  # its first step, begun at once, is not over yet
+                self._thread.call_soon(self.cancel, job)
+        elif not task.done():
             if job.timer is not None:
                 job.timer.cancel()
             with contextlib.suppress(BaseException):  # a task class of somebody's may refuse in its own way
@@ -108,8 +113,9 @@ class Launcher:
             job.timer = self._thread.call_later(self._cancel_grace_s, self._abandon, job)
 
     async def _play(self, job: Job) -> None:
-        if job.decision is not None or self._sink.paused:
-            return  # since the burst was launched; see _see_unstarted
+        if job.decision is not None or self.skipped or self._sink.paused:
+            self._skip(job)  # since the burst was launched
+            return
         error = data = None
         fn, args = job.fn, job.args
         job.args, job.context = (), NO_CONTEXT  # or the outcome would keep them alive
@@ -142,22 +148,31 @@ class Launcher:
         self._ended.append(job)
 
     def _see_unstarted(self, jobs: Sequence[Job]) -> None:
-        """Of a burst, end what was cancelled before its first step; put back what a pause was faster than."""
-        paused = []
+        """Of a burst, end what was cancelled before its first step."""
         for job in jobs:
             task = job.task
             if job.create_time or (task is not None and not task.done()):
                 continue
-            if job.decision is None and task is not None and not task.cancelled():
-                job.task = None
-                paused.append(job)
-            else:
-                job.error = asyncio.CancelledError(
-                    f"{job.noun} {job.task_id} was cancelled before it started"
-                )
-                self._end(job)
-        if paused:
-            self._sink.put_back(paused)
+            if job.decision is not None or (task is not None and task.cancelled()):
+                self._end_unstarted(job)
+
+    def _end_unstarted(self, job: Job) -> None:
+        job.error = asyncio.CancelledError(f"{job.noun} {job.task_id} was cancelled before it started")
+        self._end(job)
+
+    def _skip(self, job: Job) -> None:
+        if job.decision is None:  # else see _see_unstarted
+            if not self.skipped:
+                self._thread.call_soon(self._put_back)  # after the first steps of all that is launched by now
+            self.skipped.append(job)
+
+    def _put_back(self) -> None:
+        skipped, self.skipped = self.skipped, []
+        unstarted = [job for job in skipped if not job.finish_time]
+        for job in unstarted:
+            job.task = None
+        for job in self._sink.put_back(unstarted):
+            self._end_unstarted(job)
 
     def _expire(self, job: Job) -> None:
         if self._sink.decide(job, "timed_out"):

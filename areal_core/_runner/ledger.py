@@ -11,6 +11,7 @@ Why the order of the statements matters: see the shelf.
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -111,10 +112,9 @@ class Ledger(Sink):
         """Decide that a task is cancelled: whether that stands, and the job if it ended here and now."""
         with self._lock:
             self.shelf.raise_if_ended()
-            job = self._pending.get(task_id)
-            if job is not None:
-                self._cancel_pending(job)
-                return True, job
+            while (job := self._pending.get(task_id)) is not None:
+                if self.shelf.shelve_cancelled(job, self._pending):
+                    return True, job
             job = self._running.get(task_id)
             if job is None:
                 job = self.shelf.finished.get(task_id)
@@ -124,12 +124,6 @@ class Ledger(Sink):
                 self._cancelled.append(job)  # before the decision: undecided ones are passed over
                 job.decision = "cancelled"
             return job is not None and job.decision == "cancelled", None
-
-    def _cancel_pending(self, job: Job) -> None:
-        job.end(time.monotonic_ns())
-        job.decision = "cancelled"
-        self.shelf.wake_all()
-        self.shelf.shelve((job,), self._pending)
 
     # -- what the loop thread does -----------------------------------------------------------------
 
@@ -145,17 +139,18 @@ class Ledger(Sink):
                 self._running = batch
             return list(batch.values())
 
-    def put_back(self, jobs: Sequence[Job]) -> None:
-        """Make *jobs* pending again, before all others: a pause came before their first step."""
+    def put_back(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Make *jobs* pending again, before all others; return those that were cancelled meanwhile."""
         with self._lock:
-            self._finish([job for job in jobs if job.decision is not None])  # cancelled meanwhile
-            again = {job.task_id: job for job in jobs if job.task_id in self._running}
+            jobs = [job for job in jobs if job.task_id in self._running]  # else their thread was left behind
+            again = {job.task_id: job for job in jobs if job.decision is None}
             for task_id in again:
                 del self._running[task_id]
             again.update(self._pending)
             self._pending = again
             if not self.paused:
                 self._request_start()
+            return [job for job in jobs if job.decision is not None]
 
     def take_cancelled(self) -> list[Job]:
         """Return the running jobs that were decided to be cancelled since the last call."""
@@ -206,7 +201,11 @@ class Ledger(Sink):
     def abandon(self, jobs: Sequence[Job]) -> None:
         """Finish running *jobs*, though their tasks go on."""
         with self._lock:
-            self._finish(jobs)
+            # What is delivered are copies: their own thread may be about to note another outcome.
+            self._finish([copy.copy(job) for job in jobs])
+            for job in jobs:
+                job.end(time.monotonic_ns())
+                job.task = None
 
     def succeed(self, predecessor: Ledger) -> int:
         """Carry on the counters of *predecessor*; what it holds uncollected is discarded, and counted."""

@@ -133,7 +133,8 @@ class Life:
         self.thread.post(self._start_pending)
 
     def _start_pending(self) -> None:
-        self._task_launcher.launch(self.ledger.take_pending())
+        if not self._task_launcher.skipped:  # else it is asked for again when they are pending too
+            self._task_launcher.launch(self.ledger.take_pending())
 
     def _request_cancel(self) -> None:
         self.thread.post(self._cancel_decided)

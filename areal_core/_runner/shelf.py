@@ -54,7 +54,8 @@ class Shelf:
     """Finished jobs in the order of finishing, claims on jobs in any state, and who waits for them.
 
     *lock* is the ledger's; *unfinished* counts the jobs that have no outcome yet, *is_unfinished* asks
-    for one by its id. ``shelve``, ``serve``, ``wake_all`` and ``end`` are called with the lock held.
+    for one by its id. ``shelve``, ``shelve_cancelled``, ``serve``, ``wake_all`` and ``end`` are called with
+    the lock held.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class Shelf:
         for job in jobs:
             task_id = job.task_id
             if job.decision is not None and task_id in origin:
-                job.obey_decision()
+                job.error = job.verdict(job.decision)
+                job.data = None
             job.task = None
             if claims and task_id in claims:
                 claims[task_id].open()
@@ -96,6 +98,25 @@ class Shelf:
                     self._claimed_finished += 1
                 self.finished[task_id] = job
                 del origin[task_id]
+
+    def shelve_cancelled(self, job: Job, origin: dict[int, Job]) -> bool:
+        """Cancel a job that has not started, and move it here; False: look again, something came between."""
+        task_id, changes = job.task_id, self.changes
+        now, verdict = time.monotonic_ns(), job.verdict("cancelled")
+        self.wake_all()
+        claim = self._claims.get(task_id)
+        if claim is not None:
+            claim.open()
+        if self.changes != changes:
+            return False
+        job.create_time = job.finish_time = now
+        job.error = verdict
+        job.decision = "cancelled"
+        self._claimed_finished += claim is not None
+        self.finished[task_id] = job
+        del origin[task_id]
+        self.changes += 1
+        return True
 
     def serve(self) -> None:
         """Open the gate of every waiter who can be served now; the first to come takes."""
@@ -124,34 +145,22 @@ class Shelf:
 
     # -- collecting --------------------------------------------------------------------------------
 
-    def take(self, count: int, deadline: float | None, holding: Holding) -> None:
+    def take(self, count: int, deadline: float | None, holding: Holding, or_idle: bool = False) -> bool:
         """Move the *count* oldest unclaimed results into *holding*, once there are so many.
 
-        Raises TimeoutError at *deadline* (monotonic seconds), and the ending; then nothing was moved.
+        False: there are not, and no unclaimed task is outstanding, where *or_idle* asks for that too. Raises
+        TimeoutError at *deadline* (monotonic seconds), and the ending; then nothing was moved.
         """
         blocked = False
         while True:
             with self._lock:
-                waiter = self._take_or_wait(count, blocked, holding)
-            if waiter is None:
-                return
-            self._block(waiter, deadline)
-            blocked = True
-
-    def take_next(self, deadline: float | None, holding: Holding) -> bool:
-        """Move the oldest unclaimed result into *holding*; False when no unclaimed task is outstanding."""
-        blocked = False
-        while True:
-            with self._lock:
-                waiter = self._take_or_wait(1, blocked, holding, or_idle=True)
+                waiter = self._take_or_wait(count, blocked, holding, or_idle)
             if waiter is None:
                 return bool(holding.jobs)
             self._block(waiter, deadline)
             blocked = True
 
-    def _take_or_wait(
-        self, count: int, blocked: bool, holding: Holding, or_idle: bool = False
-    ) -> _Waiter | None:
+    def _take_or_wait(self, count: int, blocked: bool, holding: Holding, or_idle: bool) -> _Waiter | None:
         """Take, or take nothing where *or_idle* allows that; else return a waiter to block on."""
         while True:
             if self.returned:
@@ -289,7 +298,9 @@ class Shelf:
                 continue
             finished = self.finished
             if holding.jobs:  # seldom, and the one thing here that takes as long as there are results
-                held = {job.task_id: job for job in (*finished.values(), *holding.jobs)}
+                held = dict(finished)
+                for job in holding.jobs:
+                    held[self._key_of(job)] = job
                 finished = OrderedDict(sorted(held.items(), key=_finish_time))
             count, claim = len(holding.jobs), holding.claim
             claimed = claim in self._claims
@@ -307,6 +318,12 @@ class Shelf:
                 holding.claim = None
             self.changes += 1
             self.returned.popleft()
+
+    def _key_of(self, job: Job) -> int:
+        """Return what to put *job* back by: its id, or no id at all where another task has that by now."""
+        task_id = job.task_id
+        in_use = self.finished.get(task_id, job) is not job or self._is_unfinished(task_id)
+        return -id(job) if in_use else task_id
 
     def discard_all(self) -> int:
         """Drop what was never collected; return how many results that were."""

@@ -27,6 +27,6 @@ class Sink(ABC):
         job.decision = decision
         return True
 
-    def put_back(self, jobs: Sequence[Job]) -> None:
-        """Keep *jobs*, launched and not started, until the pause is over."""
+    def put_back(self, jobs: Sequence[Job]) -> Sequence[Job]:
+        """Keep *jobs*, launched and not started, until the pause is over; return those to end instead."""
         raise NotImplementedError

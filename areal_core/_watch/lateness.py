@@ -193,7 +193,8 @@ class Lateness:
         most = tuple((function, times / count) for function, times in seen.most_common(_NAMED))
         last = next(glance for glance in reversed(self._glances) if glance.function == most[0][0])
         begun = self._glances[0].at
-        late = sum(delay.within(begun) for delay in self._delays) / (now - begun)
+        delays = [lag for lag in self._lags if lag.ended - lag.begun >= self._least_s]
+        late = sum(delay.within(begun) for delay in delays) / (now - begun)
         share = seen.total() / count
         seconds = round(now - begun, 1)
         self._tell(Late(last.function or "", last.where, most, lag_s, min(1.0, late), seconds, share), now)
