@@ -25,6 +25,7 @@ Bad arguments are ValueError and TypeError, a passed deadline is TimeoutError, a
 
 from __future__ import annotations
 
+import errno as _errno
 from collections.abc import Mapping
 
 __all__ = [
@@ -51,6 +52,7 @@ __all__ = [
 ]
 
 _SHOWN_AT_MOST = 5  # kinds of failures in a message
+_SHORTAGES = (_errno.EMFILE, _errno.ENFILE, _errno.ENOMEM, _errno.EADDRNOTAVAIL)
 
 
 class ArealError(Exception):
@@ -151,12 +153,21 @@ class ServerStatusError(InferenceError):
 class ServerUnreachableError(InferenceError):
     """A server could not be reached, or hung up, or was silent for too long; or no server is left."""
 
-    def __init__(self, message: str, *, server: str | None = None, sent: bool = False):
+    def __init__(
+        self, message: str, *, server: str | None = None, sent: bool = False, errno: int | None = None
+    ):
         self.server = server
         """Its address; None when there is no server to ask."""
         self.sent = sent
         """Whether the request may have reached the server."""
+        self.errno = errno
+        """The system's number for why there was no connection, as of an OSError; None: it gave none."""
         super().__init__(message)
+
+    @property
+    def is_shortage(self) -> bool:
+        """Whether something was short here, such as file descriptors, which says nothing of the server."""
+        return self.errno in _SHORTAGES
 
 
 class MalformedReplyError(InferenceError):

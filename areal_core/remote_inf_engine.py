@@ -335,7 +335,8 @@ class RemoteInfEngine:
         ``control_timeout``. For what has no method here, such as process groups and adapters.
 
         When it gives the servers weights, label them in the same call, where it can, and tell the engine by
-        `set_version`: the servers' own labels win.
+        `set_version`: the servers' own labels win. A server that comes back in a pause in which this was
+        called may have missed some of it, and waits for `set_version` or the end of the pause.
 
         Raises ControlError, EngineStoppedError; ValueError for a *path* that does not begin with ``/``.
         """

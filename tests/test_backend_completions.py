@@ -115,9 +115,8 @@ _LOGPROBS = {"tokens": ["a"], "token_logprobs": [-1.0]}
             completion([1], finish="stop", token_ids=..., logprobs={"token_logprobs": [-1]}),
             id="numbers-alone",
         ),
-        pytest.param(completion([1], finish="abort", token_ids=..., logprobs=None), id="abort-with-text"),
         pytest.param(
-            completion([1], finish="abort", token_ids=..., logprobs=_LOGPROBS, text=""), id="half-a-letter"
+            completion([1], finish="stop", token_ids=..., logprobs=_LOGPROBS, text=""), id="half-a-letter"
         ),
     ],
 )
@@ -127,6 +126,32 @@ def test_a_server_that_gives_no_ids_is_told_what_it_lacks(backend: Backend, body
             ReplyError, match=r"no token ids: .*`return_token_ids` or `return_tokens_as_token_ids`"
         ):
             getattr(backend.reader(an_ask()), form)(body)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        pytest.param({"logprobs": None}, [], id="no-log-probabilities"),
+        pytest.param({"logprobs": {}}, [], id="empty-log-probabilities"),
+        pytest.param({"logprobs": {"token_logprobs": [-0.125]}}, [1], id="one-log-probability-less"),
+        pytest.param({"token_ids": [1]}, [1], id="one-id-less"),
+        pytest.param({"token_ids": ..., "logprobs": None}, [], id="text-alone"),
+        pytest.param({"token_ids": ..., "logprobs": _TEXTS, "text": ""}, [], id="half-a-letter"),
+    ],
+)
+def test_of_an_abort_whose_lists_disagree_the_tokens_that_both_begin_with_are_read(
+    backend: Backend, changes: dict[str, Any], kept: list[int]
+) -> None:
+    abort = completion([1, 2], finish="abort", **changes)
+    assert backend.reader(an_ask()).whole(abort) == _piece(kept, "abort")
+    reader = backend.reader(an_ask())
+    assert [reader.event(completion([7])), reader.event(abort)] == [_piece([7]), _piece(kept, "abort")]
+
+
+def test_what_is_read_of_an_abort_keeps_its_versions() -> None:
+    fields: dict[str, Any] = {"finish": "abort", "weight_versions": _spans(("4", 0, 1), ("5", 1, 2))}
+    assert _reader().whole(completion([1, 2], logprobs={"token_logprobs": [-1]}, **fields)).versions == [4]
+    assert _reader().whole(completion([1, 2], logprobs=None, **fields)).versions is None
 
 
 def test_an_event_with_nothing_in_it_adds_nothing() -> None:

@@ -73,11 +73,75 @@ def test_an_abort_before_prefill_has_neither_tokens_nor_log_probabilities(
 
 
 @pytest.mark.parametrize("entries", [..., None, []])
-def test_an_abort_with_tokens_has_log_probabilities(entries: Any) -> None:
+def test_an_abort_without_log_probabilities_brings_no_tokens(entries: Any) -> None:
     body = sglang([1, 2], finish="abort", meta={"output_token_logprobs": entries})
     for read in (_reader().whole, _reader().event):
-        with pytest.raises(ReplyError, match="output_token_logprobs"):
-            read(body)
+        assert read(body) == _piece([], "abort")
+
+
+def _abort(ids: Any, entries: Any, counted: int, **meta: Any) -> bytes:
+    if isinstance(entries, list):
+        entries = [[-token / 8, token, None] for token in entries]
+    meta = {"completion_tokens": counted, "output_token_logprobs": entries, **meta}
+    return sglang([], finish="abort", output_ids=ids, meta=meta)
+
+
+@pytest.mark.parametrize(
+    ("ids", "entries", "kept"),
+    [
+        pytest.param([1, 2, 3], [1, 2], [1, 2], id="fewer-log-probabilities"),
+        pytest.param([1, 2], [1, 2, 3], [1, 2], id="fewer-ids"),
+        pytest.param([1, 9, 3], [1, 2, 3], [1], id="other-id"),
+        pytest.param([3], [1, 2, 3], [], id="last-id"),
+        pytest.param([], [1, 2], [], id="no-ids"),
+    ],
+)
+def test_of_an_abort_whose_lists_disagree_the_tokens_that_both_begin_with_are_read(
+    ids: list[int], entries: list[int], kept: list[int]
+) -> None:
+    for read in (_reader().whole, _reader().event):
+        assert read(_abort(ids, entries, counted=3)) == _piece(kept, "abort")
+
+
+@pytest.mark.parametrize(
+    ("ids", "entries", "kept"),
+    [
+        pytest.param([1, 2, 3, 4], ..., [], id="no-log-probabilities"),
+        pytest.param([3, 4], None, [], id="null-log-probabilities"),
+        pytest.param([1, 2, 3, 4], [], [], id="empty-log-probabilities"),
+        pytest.param([1, 2, 3, 4], [1, 2, 3], [3], id="one-log-probability-less"),
+        pytest.param([3, 4], [1, 2, 3], [3], id="one-less-beside-new-ids"),
+        pytest.param([1, 2, 3, 4], [1, 2], [], id="log-probabilities-of-before"),
+        pytest.param(..., [1, 2], [], id="log-probabilities-of-before-alone"),
+        pytest.param(..., [1], [], id="one-of-before-alone"),
+        pytest.param(..., [4], [], id="one-that-may-be-any"),
+        pytest.param([1, 2, 3, 4], [3], [3], id="first-new-log-probability"),
+        pytest.param([1, 2, 3, 4], [4], [], id="last-new-log-probability"),
+        pytest.param([4], [1, 2, 3, 4], [], id="last-id"),
+        pytest.param([1, 2, 3], [1, 2, 3, 4], [3], id="one-id-less"),
+        pytest.param([1, 2, 3, 9], [1, 2, 3, 4], [3], id="other-id"),
+        pytest.param([1, 2, 3, 4], [1, 7, 3, 4], [], id="other-tokens-before"),
+        pytest.param([1, 2, 3, 4], [1, 2, 3, 4], [3, 4], id="all"),
+        pytest.param([3, 4], [3, 4], [3, 4], id="all-that-are-new"),
+        pytest.param(..., [1, 2, 3, 4], [3, 4], id="all-log-probabilities-alone"),
+        pytest.param(..., [3, 4], [3, 4], id="new-log-probabilities-alone"),
+    ],
+)
+def test_an_abort_in_a_stream_brings_the_new_tokens_that_both_lists_have_and_none_in_a_wrong_place(
+    ids: Any, entries: Any, kept: list[int]
+) -> None:
+    pieces = _stream([sglang([1, 2]), _abort(ids, entries, counted=4)])
+    assert pieces == [_piece([1, 2]), _piece(kept, "abort")]
+
+
+def test_tokens_of_an_abort_that_are_alike_are_not_taken_for_those_before_them() -> None:
+    assert _stream([sglang([1]), _abort([1, 1, 1, 1], [1], counted=4)]) == [_piece([1]), _piece([], "abort")]
+
+
+def test_what_is_read_of_an_abort_keeps_its_versions() -> None:
+    spans = _spans(("4", 0, 2), ("5", 2, 4))
+    assert _reader().whole(_abort([1, 2, 3, 4], [1, 2, 3], 4, **spans)).versions == [4, 4, 5]
+    assert _reader().whole(_abort([1, 2, 3, 4], ..., 4, **spans)).versions is None
 
 
 def test_a_stream_that_repeats_all_tokens_yields_the_new_ones() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from areal_core._engine import aborts, retries
+from areal_core._engine.aborts import abort_leftovers
 from areal_core._engine.backends import backend_named
 from areal_core._engine.deadlines import Deadlines
 from areal_core._engine.events import Events
@@ -16,13 +17,18 @@ from areal_core._engine.generation import Generation, Parts
 from areal_core._engine.insisting import AFTER_CANCELLATION_S
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Policy
+from areal_core._engine.proof import ask_weights
+from areal_core._engine.recovery import probe
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.exchange import Exchange
+from areal_core._http import clients
 from areal_core.config import InferenceEngineConfig
 from areal_core.embedded import EmbeddedServer
+from areal_core.errors import ServerUnreachableError
 from areal_core.remote_inf_engine import RemoteInfEngine
+from areal_core.workflow_context import HttpConfig
 from conftest import MakeRunner
 from engine_tools import an_engine, check_balanced, check_none_live, lives, logs_of
 from peers import FullListener
@@ -31,17 +37,19 @@ from scripted import (
     ScriptedServer,
     asking,
     engine_on,
+    hanging_up,
     holding,
     in_turn,
     made,
     nothing,
     refusing,
+    saying,
     scripted,
     silent,
     until,
     until_stage,
 )
-from threaded_loops import turns_until
+from threaded_loops import gathered, turns_until
 
 
 @pytest.fixture(autouse=True)
@@ -220,6 +228,125 @@ def test_a_server_that_answers_no_abort_costs_the_task_less_than_its_grace(play:
             with pytest.raises(asyncio.CancelledError):
                 await generation
             assert time.monotonic() - began < AFTER_CANCELLATION_S + 1
+
+    play(act)
+
+
+def the_server(engine: RemoteInfEngine) -> Server:
+    assert engine._state is not None
+    (server,) = engine._state.router.servers
+    return server
+
+
+async def a_crowd(engine: RemoteInfEngine, server: ScriptedServer, count: int) -> list[asyncio.Task[Any]]:
+    """Have so many generations under way at *server*."""
+    server.usual = holding(1)
+    crowd = [asyncio.create_task(engine.agenerate(asking())) for _ in range(count)]
+    await turns_until(lambda: engine.stats().servers[0].tokens == count)
+    return crowd
+
+
+def test_a_crowd_that_is_cancelled_at_once_costs_a_server_that_aborts_slowly_nothing(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clients, "_config", HttpConfig(control_connect=1.0))
+
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with scripted() as server, engine_on(server) as engine:
+            known, crowd = the_server(engine), await a_crowd(engine, server, 60)
+            server.control["/abort_request"] = until(gate, then=nothing)
+            for one in crowd:
+                one.cancel()
+            await server.until("/abort_request", 8)
+            later = time.monotonic() + 1.2  # longer than a connection may be waited for
+            await turns_until(lambda: time.monotonic() > later)
+            await probe(known, 5.0)
+            async with engine.paused():
+                pass
+            assert len(server.aborted) == 8  # half of the connections
+            gate.set()
+            await gathered(*crowd)
+            await turns_until(lambda: not known.aborting)
+            assert set(server.aborted) == {call.wire_id for call in server.generations}
+            assert (known.why_out, known.departures, known.unaborted) == (None, 0, set())
+
+    play(act)
+
+
+def test_of_a_crowd_that_is_cancelled_only_the_first_wait_for_a_server_that_takes_no_abort(
+    play: Play,
+) -> None:
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with scripted() as server, engine_on(server) as engine:
+            known, crowd = the_server(engine), await a_crowd(engine, server, 60)
+            server.control = {"/abort_request": until(gate, then=hanging_up()), "/health": refusing(500)}
+            for one in crowd:
+                one.cancel()
+            await server.until("/abort_request", 8)
+            gate.set()
+            await gathered(*crowd)
+            await turns_until(lambda: not known.aborting)
+            assert len(server.aborted) == 8
+            assert (known.departures, len(known.unaborted)) == (1, 60)
+
+    play(act)
+
+
+def test_what_could_not_be_aborted_is_aborted_at_once_in_half_of_the_connections(play: Play) -> None:
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with scripted() as server, engine_on(server) as engine:
+            known, ids = the_server(engine), {f"{number}" for number in range(40)}
+            server.control["/abort_request"] = until(gate, then=in_turn(refusing(400), *[nothing] * 60))
+            assert engine._state is not None
+            engine._state.router.take_out(known, "a test wants it")
+            known.unaborted |= ids
+            aborting = asyncio.create_task(abort_leftovers(known))
+            await server.until("/abort_request", 8)
+            await probe(known, 5.0)
+            assert len(server.aborted) == 8
+            known.unaborted.add("late")
+            gate.set()
+            await aborting
+            assert sorted(server.aborted) == sorted(ids | {"late"})
+            assert not known.unaborted
+
+    play(act)
+
+
+def test_if_one_that_could_not_be_aborted_cannot_be_again_the_others_are_not_tried(play: Play) -> None:
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with scripted() as server, engine_on(server) as engine:
+            known = the_server(engine)
+            server.control["/abort_request"] = until(gate, then=hanging_up())
+            known.unaborted |= {f"{number}" for number in range(40)}
+            aborting = asyncio.create_task(abort_leftovers(known))
+            await server.until("/abort_request", 8)
+            gate.set()
+            with pytest.raises(ServerUnreachableError, match="hung up before it answered"):
+                await aborting
+            assert (len(server.aborted), len(known.unaborted)) == (8, 40)
+
+    play(act)
+
+
+def test_servers_that_are_asked_for_their_weights_on_many_connections_are_so_on_half_of_them(
+    play: Play,
+) -> None:
+    async def act() -> None:
+        gate = asyncio.Event()
+        async with scripted() as server, engine_on(server) as engine:
+            known = the_server(engine)
+            server.control["/get_model_info"] = until(gate, then=saying(b'{"weight_version": "3"}'))
+            asking_all = asyncio.gather(*(ask_weights(known) for _ in range(40)))
+            await server.until("/get_model_info", 8)
+            await probe(known, 5.0)
+            assert len(server.of("/get_model_info")) == 8
+            gate.set()
+            assert await asking_all == [3] * 40
 
     play(act)
 

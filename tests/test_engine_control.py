@@ -228,15 +228,22 @@ def test_after_a_cancelled_pause_who_does_not_continue_soon_leaves(
 
 
 @pytest.mark.any_loop
+@pytest.mark.parametrize("asks", [False, True], ids=["before it asks", "when all have paused"])
 def test_a_pause_whose_loop_ends_in_the_middle_leaves_no_server_paused_in_rotation(
-    runner: AsyncTaskRunner[Any], servers: list[ReusedServer]
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], asks: bool
 ) -> None:
+    def wait() -> None:
+        for server in servers:
+            server.stats(paused=1)
+
     async def main(engine: RemoteInfEngine) -> None:
         pausing = engine.pause_generation()
         pausing.send(None)
+        if asks:
+            await asyncio.to_thread(wait)
         pausing.close()  # as the collector does
         assert is_open(engine)
-        assert out(engine) == names(*servers)
+        assert out(engine) == (names(*servers) if asks else set())
         check = a_request(most=2)
         check_reply(await engine.agenerate(check), check, latest=0)
 
@@ -313,7 +320,7 @@ def test_abort_all_ends_generations_on_the_servers_and_they_go_on(
 @pytest.mark.any_loop
 def test_who_does_not_abort_leaves(runner: AsyncTaskRunner[Any], servers: list[ReusedServer]) -> None:
     with an_engine(*servers) as engine:
-        servers[0].faults(["status=500,path=/abort_request"])
+        servers[0].faults(["status=500,path=/abort_request", "status=503,path=/health"])  # nor return at once
         with pytest.raises(ControlError, match="abort_all_requests failed at 1 of 3"):
             runner.run(engine.abort_all_requests)
         assert out(engine) == names(servers[0])
@@ -876,8 +883,8 @@ def test_call_all_says_which_server_refused(
             runner.run(engine.call_all, "/flush_cache")
         assert failed(caught.value) == names(servers[1])
         assert not out(engine)
-        servers[1].faults(["silent,path=/flush_cache"])
-        runner.run(engine.call_all, "/flush_cache", {}, 0.1)  # it is not there, and no failure
+        servers[1].faults(["silent,path=/flush_cache", "status=503,path=/health"])
+        runner.run(engine.call_all, "/flush_cache", {}, 0.5)  # it is not there, and no failure
         assert out(engine) == names(servers[1])
         for timeout in (0, -1.0, "1"):
             with pytest.raises((ValueError, TypeError)):

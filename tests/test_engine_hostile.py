@@ -24,6 +24,7 @@ from conftest import MakeRunner
 from engine_tools import Sending, an_engine, check_balanced, check_none_live
 from exchanging import KEY, all_shown
 from scripted import (
+    Answer,
     Play,
     asking,
     document,
@@ -172,25 +173,24 @@ def test_a_redirect_is_not_followed_and_the_key_stays_here(
     play(act)
 
 
+@pytest.mark.parametrize("fault", ["malformed=deep", "oversized=10000000000"])
 def test_one_hostile_server_harms_no_generation_on_another(
-    make_runner: MakeRunner, make_embedded_server: Any, server: EmbeddedServer
+    make_runner: MakeRunner, make_embedded_server: Any, server: EmbeddedServer, fault: str
 ) -> None:
     good: EmbeddedServer = make_embedded_server()
     runner = make_runner()
     with an_engine(server, good, max_reply_bytes=2 * MIB) as engine:
         sending = Sending(runner, engine)
-        for fault in ("malformed=deep", "oversized=10000000000"):
-            server.faults([fault])
-            before = good.stats().generations
-            wanted = GenerationHyperparameters(max_new_tokens=5, ignore_eos=True)
-            tasks = [sending.send(ModelRequest([1, 2], wanted)) for _ in range(20)]
-            endings = [sending.ending(task) for task in tasks]
-            failed = [ending for ending in endings if isinstance(ending, BaseException)]
-            for error in failed:
-                assert isinstance(error, MalformedReplyError)
-                assert error.server == server.addr
-            assert 0 < len(failed) < 20
-            assert good.stats().generations - before == 20 - len(failed)
+        server.faults([fault])
+        wanted = GenerationHyperparameters(max_new_tokens=5, ignore_eos=True)
+        tasks = [sending.send(ModelRequest([1, 2], wanted)) for _ in range(20)]
+        endings = [sending.ending(task) for task in tasks]
+        failed = [ending for ending in endings if isinstance(ending, BaseException)]
+        for error in failed:
+            assert isinstance(error, MalformedReplyError)
+            assert error.server == server.addr
+        assert 0 < len(failed) < 20
+        assert good.stats().generations == 20 - len(failed)
         assert list(engine.servers.values()) == [None, None]
 
 
@@ -207,6 +207,47 @@ def test_a_stream_that_ends_early_goes_on_from_its_tokens(play: Play) -> None:
                 assert second.body["input_ids"] == [0, 1, 2, *made(3)]
                 assert second.body["sampling_params"]["max_new_tokens"] == 2
                 assert server.aborted == [first.wire_id]
+
+    play(act)
+
+
+def _aborting(seen: int, changes: Callable[[list[int], list[Any]], dict[str, Any]]) -> Answer:
+    """Answer by so many tokens, and then by an abort that counts two more, with its lists changed."""
+
+    async def answer(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
+        first = len(body["input_ids"])
+        reply = document(body, list(range(first, first + seen + 2)), "abort")
+        meta = reply["meta_info"]
+        changed = changes(reply["output_ids"], meta["output_token_logprobs"])
+        reply["output_ids"] = changed.get("ids", reply["output_ids"])
+        meta["output_token_logprobs"] = changed.get("entries", meta["output_token_logprobs"])
+        if not seen:
+            return web.json_response(reply)
+        abort = b"data: " + json.dumps(reply).encode() + b"\n\n"
+        return await saying(event(body, seen), abort)(request, body)
+
+    return answer
+
+
+@pytest.mark.parametrize("seen", [2, 0], ids=["streamed", "whole"])
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        pytest.param(lambda _, __: {"entries": None}, 0, id="no-log-probabilities"),
+        pytest.param(lambda _, entries: {"entries": entries[:-1]}, 1, id="one-less"),
+        pytest.param(lambda ids, _: {"ids": ids[-1:]}, 0, id="last-id"),
+    ],
+)
+def test_an_abort_whose_lists_disagree_goes_on_from_the_tokens_that_both_have(
+    play: Play, seen: int, changes: Callable[[list[int], list[Any]], dict[str, Any]], kept: int
+) -> None:
+    async def act() -> None:
+        async with scripted(_aborting(seen, changes)) as server, engine_on(server) as engine:
+            reply = await engine.agenerate(asking(6))
+            assert (reply.output_tokens, reply.stop_reason) == (made(6), "length")
+            assert len(reply.output_logprobs) == 6
+            asked = [call.body["input_ids"] for call in server.generations]
+            assert asked == [[0, 1, 2], [0, 1, 2, *made(seen + kept)]]
 
     play(act)
 

@@ -538,7 +538,7 @@ def test_a_server_that_ends_every_used_connection_does_not_make_a_hot_loop(
 
 
 class OddExchange(Exchange):
-    """Fails once, at a place that no server can be made to fail at just then."""
+    """Fails at a place that no server can be made to fail at just then: once, or as often as it is asked."""
 
     def __init__(self, real: Exchange, *, sending: Exception | None = None, asking: Exception | None = None):
         super().__init__(real.address, None, 2**20)
@@ -555,8 +555,7 @@ class OddExchange(Exchange):
 
     async def call(self, session: aiohttp.ClientSession, call: HttpCall, timeout_s: float) -> bytes:
         if call.path == "/get_model_info" and self._asking is not None:
-            error, self._asking = self._asking, None
-            raise error
+            raise self._asking
         return await super().call(session, call, timeout_s)
 
 
@@ -587,8 +586,11 @@ def test_an_attempt_whose_weights_nobody_could_be_asked_about_is_aborted_before_
             assert engine._state is not None
             (known,) = engine._state.router.servers
             gone = ServerUnreachableError("no connection", server=known.name, sent=False)
-            known.exchange = OddExchange(known.exchange, asking=gone)
-            assert (await engine.agenerate(asking())).output_tokens == made()
+            real, known.exchange = known.exchange, OddExchange(known.exchange, asking=gone)
+            generating = asyncio.create_task(engine.agenerate(asking()))
+            await server.until("/abort_request", 1)
+            known.exchange = real
+            assert (await generating).output_tokens == made()
             first, second = (call.wire_id for call in server.generations)
             assert server.order == [("generate", first), ("abort", first), ("generate", second)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import re
 import socket
 import ssl
@@ -96,7 +97,7 @@ def test_a_refused_connection_was_not_sent(use: RunWithSession) -> None:
         error = await error_of(url, session)
         unreachable(error, f"{name_of(url)} cannot be reached: Connect")
         assert isinstance(error, ServerUnreachableError)
-        assert error.server == name_of(url)
+        assert (error.server, error.errno) == (name_of(url), errno.ECONNREFUSED)
 
     use(work)
 

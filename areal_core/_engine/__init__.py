@@ -23,6 +23,7 @@
     aborts.py       ending attempts                 resting.py    the time between attempts, and where next
     proof.py        that tokens come from the right weights
     router.py       servers, conversations, slots   server.py     one server, and who waits for it
+    standing.py     which server is better avoided
     opening.py      whether generation is open      policy.py     the policy version and its weights
     control.py      what the trainer does           calls.py      one call to many, and their answers
     updating.py     weights to all, or to none      loading.py    weights for one server

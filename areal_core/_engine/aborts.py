@@ -38,11 +38,20 @@ async def abort_after_cancellation(router: Router, server: Server, wire_id: str)
 
 async def abort_leftovers(server: Server) -> None:
     """End the attempts that could not be ended before. Raises ServerUnreachableError."""
-    for wire_id in tuple(server.unaborted):
-        call = server.backend.abort(wire_id)
-        if call is not None:
-            await _insist(server, call)
-        server.unaborted.discard(wire_id)
+    try:
+        while server.unaborted:  # there may be more meanwhile
+            async with asyncio.TaskGroup() as group:
+                for wire_id in tuple(server.unaborted):
+                    group.create_task(_abort_leftover(server, wire_id))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _abort_leftover(server: Server, wire_id: str) -> None:
+    call = server.backend.abort(wire_id)
+    if call is not None:
+        await _insist(server, call, unless_lost=False)
+    server.unaborted.discard(wire_id)
 
 
 def _begin(router: Router, server: Server, wire_id: str) -> asyncio.Task[None]:
@@ -58,7 +67,7 @@ async def _abort(router: Router, server: Server, wire_id: str) -> None:
     if call is None:
         return  # hanging up has ended it
     try:
-        await _insist(server, call)
+        await _insist(server, call, unless_lost=True)
     except ServerUnreachableError as error:
         server.unaborted.add(wire_id)
         router.take_out(server, str(error))
@@ -67,15 +76,23 @@ async def _abort(router: Router, server: Server, wire_id: str) -> None:
         raise
 
 
-async def _insist(server: Server, call: HttpCall) -> None:
+async def _insist(server: Server, call: HttpCall, *, unless_lost: bool) -> None:
     """Make *call* until it is answered, a few times at most. Raises ServerUnreachableError."""
-    session = await get_control_session()
     try:
-        await insist(_BETWEEN_TRIES_S, _cannot_now, server.exchange.call, session, call, _TIMEOUT_S)
+        await insist(_BETWEEN_TRIES_S, _cannot_now, _call, server, call, unless_lost)
     except ServerUnreachableError:
         raise
     except InferenceError:
         return  # it answered: there is no such attempt any more
+
+
+async def _call(server: Server, call: HttpCall, unless_lost: bool) -> None:
+    session = await get_control_session()
+    async with server.exchange.turn(session):
+        if unless_lost and server.why_out is not None and server.unaborted:
+            # Another's did not get through meanwhile: hundreds need not each wait to find that out.
+            raise ServerUnreachableError(f"{server.name} took no abort", server=server.name)
+        await server.exchange.call(session, call, _TIMEOUT_S)
 
 
 def _cannot_now(error: InferenceError) -> bool:

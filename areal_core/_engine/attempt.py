@@ -12,7 +12,7 @@ from areal_core._engine.proof import prove as prove_given
 from areal_core._engine.retries import AtOnceError
 from areal_core._engine.server import Server
 from areal_core._engine.wire.exchange import Reply
-from areal_core.errors import ServerUnreachableError
+from areal_core.errors import InferenceError, ServerUnreachableError
 from areal_core.workflow_context import get_aiohttp_session
 
 
@@ -92,8 +92,9 @@ class Attempt:
     ) -> None:
         try:
             await prove(piece, reply.connection)
-        except ServerUnreachableError as error:  # to be asked; what was sent here may run on there
-            raise ServerUnreachableError(str(error), server=self._server.name, sent=True) from error
+        except InferenceError as error:  # of what it was asked; what was sent here may run on there
+            message = f"{self._server.name} does not tell its weights: {error}"
+            raise ServerUnreachableError(message, server=self._server.name, sent=True) from error
         if self._server.departures != self._departures:  # it may have got them after it made these
             raise CutError(f"{self._server.name} left rotation before its weights were known")
         self._proof = None

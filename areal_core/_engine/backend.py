@@ -140,4 +140,4 @@ class Backend(Protocol):
         """Return a call whose status tells a server's variant of the dialect; None: there is but one."""
 
     def variant(self, status: int) -> Backend:
-        """Return the backend for a server that answered `probe` with *status*."""
+        """Return the backend for a server that answered `probe` with *status*, which is none that passes."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from areal_core._engine.backend import HttpCall
 from areal_core._engine.cut import Cut
 from areal_core._engine.insisting import insist
+from areal_core._engine.loading import pause, resume
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core.config import InferenceEngineConfig
@@ -45,26 +46,47 @@ class Calls:
                 await act(server)
             except InferenceError as error:
                 found[server] = error
-                if isinstance(error, ServerUnreachableError):
+                if not _is_there(error):
                     self._router.take_out(server, str(error))
                     self._router.cut(server, str(error))
             else:
                 found[server] = None
 
-        for result in await asyncio.gather(*map(one, chosen), return_exceptions=True):
+        tasks = [asyncio.create_task(one(server)) for server in chosen]
+        try:
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        except GeneratorExit:  # nobody would see what they did after that
+            for task in tasks:
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    task.cancel()
+            raise
+        for result in results:
             if result is not None:
                 raise result
         return found
 
-    async def make(self, server: Server, call: HttpCall | None) -> None:
-        """Make *call*, if a dialect has it. Raises InferenceError."""
-        if call is not None:
-            with Cut(server):  # who falls silent meanwhile must not keep the others waiting
-                await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
+    async def pause(self, server: Server) -> None:
+        """Have *server* pause. Raises InferenceError."""
+        with Cut(server):  # who falls silent meanwhile must not keep the others waiting
+            await pause(server, self._config.control_timeout)
 
-    async def insist(self, server: Server, call: HttpCall | None) -> None:
-        """Make *call* until it succeeds, a few times at most. Raises InferenceError."""
-        await insist(_BETWEEN_TRIES_S, _is_there, self.make, server, call)
+    async def resume(self, server: Server) -> None:
+        """Have *server* go on, which is tried a few times. Raises InferenceError."""
+        await insist(_BETWEEN_TRIES_S, _is_there, self._resume, server)
+
+    async def abort_all(self, server: Server) -> None:
+        """Have *server* end all generations, which is tried a few times. Raises InferenceError."""
+        await insist(_BETWEEN_TRIES_S, _is_there, self._abort_all, server)
+
+    async def _resume(self, server: Server) -> None:
+        with Cut(server):
+            await resume(server, self._config.control_timeout)
+
+    async def _abort_all(self, server: Server) -> None:
+        call = server.backend.abort_all()
+        if call is not None:
+            with Cut(server):
+                await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
 
     def take_out(self, servers: Sequence[Server], why: str) -> None:
         """Take *servers* out of rotation."""
@@ -92,7 +114,7 @@ class Calls:
         refused = [
             error
             for server, error in answers.items()
-            if not (error is None or server in but or isinstance(error, ServerUnreachableError))
+            if not (error is None or server in but) and _is_there(error)
         ]
         left, least = len(self._router.in_rotation), self._config.min_servers
         if refused or left < least:
@@ -101,5 +123,5 @@ class Calls:
             raise kind(f"{what} failed at {len(failed)} of {len(answers)} servers{few}", named)
 
 
-def _is_there(error: InferenceError) -> bool:
-    return not isinstance(error, ServerUnreachableError)
+def _is_there(error: BaseException) -> bool:
+    return not isinstance(error, ServerUnreachableError) or error.is_shortage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence, Set
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from areal_core._checks import check_integer, check_text
@@ -21,15 +21,10 @@ from areal_core._engine.turn import Turn
 from areal_core._engine.updating import Updating
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import (
-    ControlError,
     EngineStoppedError,
-    ServerStatusError,
-    ServerUnreachableError,
     WeightUpdateError,
 )
 from areal_core.workflow_context import get_control_session
-
-_CUT_OFF = "it may be paused: continue_generation was cut off"
 
 
 class Control:
@@ -45,10 +40,13 @@ class Control:
         self._calls = Calls(config, router)
         self._updating = Updating(config, router, policy, self._calls, events)
         self._turn = Turn()
-        self._left_closed = False
-        """Whether generation is closed since an update failed: the next one that succeeds opens it."""
+        # What generation is paused for. Where that is nothing any more, whose turn it is continues it.
+        self._was_asked = False
+        """Whether `pause` asked for it, and `resume` not since."""
         self._holders = 0
-        self._opens_after_holders = False
+        """How many contexts of `paused` have not ended."""
+        self._has_failed = False
+        """Whether an update failed and left it so: one that succeeds ends that, or a context that begins."""
         self._stopped = False
 
     def stop(self) -> None:
@@ -63,27 +61,26 @@ class Control:
         """Interrupt all generations and open none. If one server refuses, all go on. Raises ControlError."""
         async with self._my_turn():
             await self._pause()
-            self._left_closed = False
+            self._was_asked = True
 
     async def resume(self) -> None:
         """Open generation, and take out of rotation what does not go on. Raises ControlError, open."""
         async with self._my_turn():
+            self._was_asked = self._has_failed = False
             await self._resume()
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
         """Pause for the body of this context. The last of several to end continues, if the first paused."""
         async with self._my_turn():
-            opens = not self._opening.is_paused or self._left_closed
             await self._pause()
-            self._left_closed = False
+            self._has_failed = False
             self._holders += 1
-            self._opens_after_holders = self._opens_after_holders or opens
         try:
             yield
         except WeightUpdateError:
             self._holders -= 1
-            self._leave_closed()
+            self._has_failed = True
             raise
         except GeneratorExit:
             self._holders -= 1
@@ -134,29 +131,27 @@ class Control:
 
     @property
     def _is_owed(self) -> bool:
-        """Whether generation is to be continued, now that all contexts have ended."""
-        return self._opens_after_holders and not self._holders and not self._stopped
+        """Whether somebody is to continue generation, though he did not pause it."""
+        return self._is_paused_in_vain and not self._stopped
+
+    @property
+    def _is_paused_in_vain(self) -> bool:
+        return self._opening.is_paused and not (self._was_asked or self._holders or self._has_failed)
 
     async def _settle(self) -> None:
         if self._is_owed:
-            self._left_closed = self._opens_after_holders = False
             await self._reopen(self._router.in_rotation)
 
     def _settle_without_calls(self) -> None:
         """Do that where no more calls can be made."""
         if self._is_owed:
-            self._left_closed = self._opens_after_holders = False
-            self._open_without(self._router.in_rotation)
-
-    def _leave_closed(self) -> None:
-        """Leave it to the next update to continue."""
-        self._left_closed, self._opens_after_holders = self._opens_after_holders, False
+            self._reopen_without_calls()
 
     async def abort_all(self) -> None:
         """End every generation; the engine's own go on from the tokens they have. Raises ControlError."""
         async with self._my_turn():
             calls = self._calls
-            answers = await calls.to_each(lambda server: calls.insist(server, server.backend.abort_all()))
+            answers = await calls.to_each(calls.abort_all)
             calls.drop_failed(answers)
             calls.raise_failed("abort_all_requests", answers)
 
@@ -165,22 +160,18 @@ class Control:
         weights = Weights(check_text("path", path), check_integer("version", version, least=0))
         async with self._my_turn():
             self._updating.refuse_if_one_cannot(weights)
-            opens = not self._opening.is_paused or self._left_closed
-            if not self._router.in_rotation:
-                self._opening.close()
-            elif opens:
+            if not self._opening.is_paused and self._router.in_rotation:
                 await self._pause()
-            self._left_closed = opens
+            self._opening.close()
             try:
                 await self._update(weights)
-            except BaseException:
-                if opens and self._router.in_rotation:
-                    with contextlib.suppress(ControlError):  # the other error tells more
-                        await self._resume()
-                if self._is_owed and not self._router.in_rotation:
-                    self._leave_closed()
+            except BaseException as error:
+                self._has_failed = not self._router.in_rotation
+                if self._is_paused_in_vain:
+                    await self._reopen_after(error)
                 raise
-            if opens:
+            self._has_failed = False
+            if self._is_paused_in_vain:
                 await self._resume()
 
     async def _update(self, weights: Weights) -> None:
@@ -205,74 +196,66 @@ class Control:
             )
 
         async with self._my_turn():
-            with self._policy.changing():  # weights may be what it is about
+            if self._opening.is_paused:  # weights may be what it is about, and not all of them
+                self._policy.await_set()
+            with self._policy.changing():
                 answers = await self._calls.to_each(call)
             self._calls.raise_failed(f"POST {path}", answers)
         return replies
 
     async def _pause(self) -> None:
-        was_open = not self._opening.is_paused
+        was_open, answers = not self._opening.is_paused, Answers()
         self._opening.close()
-        servers, answers, calls = self._router.in_rotation, Answers(), self._calls
         try:
-            await calls.to_each(lambda one: calls.make(one, one.backend.pause()), servers, answers)
-            calls.raise_failed("pause_generation", answers)
+            await self._calls.to_each(self._calls.pause, None, answers)
+            self._calls.raise_failed("pause_generation", answers)
         except BaseException as error:
             if was_open:
-                await self._undo_pause([one for one in servers if _may_be_paused(one, answers)], error)
+                await self._reopen_after(error)
             raise
 
-    async def _undo_pause(self, servers: Sequence[Server], error: BaseException) -> None:
+    async def _reopen_after(self, error: BaseException) -> None:
+        """Open what was closed for what ended with *error*, with as many calls as that leaves time for."""
         if isinstance(error, Exception):
-            await self._reopen(servers)
+            await self._reopen(self._paused)
         elif isinstance(error, asyncio.CancelledError):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_AFTER_CANCELLATION_S):
-                    await self._reopen(servers)
+                    await self._reopen(self._paused)
         else:
-            self._open_without(servers)
-
-    def _open_without(self, servers: Sequence[Server]) -> None:
-        self._calls.take_out(servers, "it may be paused: no call could be made to continue it")
-        self._opening.open()
+            self._reopen_without_calls()
 
     async def _resume(self) -> None:
-        self._left_closed = self._opens_after_holders = False
         answers = await self._reopen(self._router.in_rotation)
         self._calls.raise_failed("continue_generation", answers)
 
     async def _reopen(self, servers: Sequence[Server]) -> Answers:
         """Have *servers* go on, but for those that do not and leave rotation; then open."""
-        answers, there = Answers(), set(self._router.in_rotation)
         try:
-            await self._go_on(servers, answers)
+            answers = await self._go_on(servers)
+            self._open()
+            # Who came into rotation meanwhile is paused, as all were; who comes from now on is not.
+            answers |= await self._go_on(self._paused)
         except BaseException:
-            self._calls.take_out(self._open(there), _CUT_OFF)
+            self._reopen_without_calls()
             raise
-        await self._go_on(self._open(there), answers)
         return answers
 
-    def _open(self, there: Set[Server]) -> list[Server]:
-        """Open; return the servers that came into rotation since *there* were in it: paused, as all were.
+    async def _go_on(self, servers: Sequence[Server]) -> Answers:
+        answers = await self._calls.to_each(self._calls.resume, servers)
+        self._calls.drop_failed(answers)
+        return answers
 
-        Those that come from now on are not.
-        """
+    def _reopen_without_calls(self) -> None:
+        """Open to those alone that are known to go on."""
+        self._open()
+        self._calls.take_out(self._paused, "it may be paused: no call could be made to continue it")
+
+    def _open(self) -> None:
+        self._policy.await_set_no_more()
         self._opening.open()
-        return [one for one in self._router.in_rotation if one not in there]
 
-    async def _go_on(self, servers: Sequence[Server], answers: Answers) -> None:
-        calls, theirs = self._calls, Answers()
-        try:
-            await calls.to_each(lambda one: calls.insist(one, one.backend.resume()), servers, theirs)
-            calls.drop_failed(theirs)
-        finally:
-            calls.take_out([one for one in servers if one not in theirs], _CUT_OFF)
-            answers.update(theirs)
-
-
-def _may_be_paused(server: Server, answers: Answers) -> bool:
-    """Return whether a server has to be continued after it was asked to pause."""
-    error = answers.get(server)
-    if isinstance(error, ServerStatusError):
-        return error.status >= 500
-    return not isinstance(error, ServerUnreachableError)  # that one has left rotation
+    @property
+    def _paused(self) -> Sequence[Server]:
+        """Those in rotation that may be paused."""
+        return [server for server in self._router.in_rotation if server.may_be_paused]

@@ -42,6 +42,10 @@ class Events:
             remedy="see what else its machine does; remove_server() has the others do its work",
         )
 
+    def server_is_avoided(self, server: str, failed: int, error: BaseException) -> None:
+        """Tell of one in rotation where so many attempts have *failed* in a row, the last by *error*."""
+        self._of_all("warning", "server_is_avoided", server=server, failed=failed, error=told(error))
+
     def _of_all(self, level: str, event: str, **fields: Any) -> None:
         """Log what concerns all episodes: without what the one that met it first has bound to its context.
 

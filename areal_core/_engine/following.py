@@ -49,7 +49,7 @@ class Following:
     async def ask(self, server: Server) -> tuple[int | None, Moment]:
         """Ask *server*, which is in rotation, for its weights; return what it says, and when it was asked.
 
-        Raises ServerUnreachableError.
+        Raises InferenceError.
         """
         now = self._policy.moment()
         label = await ask_weights(server)
@@ -117,7 +117,10 @@ class ShownWeights:
         return min(self.before.version, shown.version)
 
     async def prove(self, piece: Piece, connection: Any) -> None:
-        """Raise OldWeightsError when *piece*, from *connection*, is of weights that are not to be used."""
+        """Raise OldWeightsError when *piece*, from *connection*, is of weights that are not to be used.
+
+        Raises InferenceError where the server cannot say now which they are.
+        """
         following, server = self._following, self._server
         label = min(piece.versions) if piece.versions else piece.label
         if label is not None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tenacity import RetryCallState
 
@@ -24,6 +25,7 @@ from areal_core._engine.resting import Resting
 from areal_core._engine.retries import AtOnceError, EmptyAbortError, Patience, did_not_begin, may_try_again
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
+from areal_core._engine.standing import is_servers_fault
 from areal_core._engine.tally import Ending, Visit
 from areal_core._engine.wire.exchange import StaleConnectionError
 from areal_core._unique import unique_id
@@ -177,7 +179,7 @@ class Generation:
         try:
             ask = self._next_ask(server)
             prove = None if self._shown is None else self._shown.prove
-            await Attempt(server, ask, self._take, prove).run()
+            await Attempt(server, ask, partial(self._take, server), prove).run()
             visit.ending = "completed"
         except asyncio.CancelledError:  # or out of time, or the engine was stopped
             visit.ending = "cancelled" if self.limits.left_s() > 0 else "failed"
@@ -186,8 +188,10 @@ class Generation:
         except Exception as error:
             visit.ending, brought = _ending_by(error), visit.tokens > 0
             await self._recover(server, error, brought)
+            self._judge(server, error)
             if not brought or not may_try_again(error):
                 raise
+            self._resting.asked_s(error)  # with tokens there is no rest, but the next may be elsewhere
             if len(self._tokens) < self._request.gconfig.max_new_tokens:
                 self._say_failed(error, 0.0)
         finally:
@@ -237,10 +241,19 @@ class Generation:
             self._config.stream_replies or self._request.on_tokens is not None,
         )
 
+    def _judge(self, server: Server, error: Exception) -> None:
+        """Count a failed attempt if it is the fault of *server*, and tell when that is avoided for it."""
+        if self._visit.tokens or server.why_out is not None or not is_servers_fault(error):
+            return  # one that died is out of rotation by now
+        if self._router.note_failure(server):
+            self._events.server_is_avoided(server.name, server.standing.failures, error)
+
     async def _recover(self, server: Server, error: Exception, brought_tokens: bool) -> None:
         """Take care that nothing of a failed attempt runs on."""
         if isinstance(error, OldWeightsError):
             self._router.take_out(server, str(error))
+        elif isinstance(error, ServerUnreachableError) and error.is_shortage:
+            return
         elif isinstance(error, ServerUnreachableError) and not error.sent:
             if not isinstance(error, StaleConnectionError):
                 self._router.take_out(server, str(error))
@@ -253,7 +266,9 @@ class Generation:
         if isinstance(error, StaleConnectionError):
             raise AtOnceError(str(error)) from error
 
-    def _take(self, piece: Piece, streamed: bool) -> None:
+    def _take(self, server: Server, piece: Piece, streamed: bool) -> None:
+        if piece.tokens and not self._visit.tokens:
+            self._router.note_tokens(server)
         if piece.tokens and streamed and self._first_token_at is None:
             self._first_token_at = time.monotonic()
         self._tokens += piece.tokens

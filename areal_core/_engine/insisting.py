@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_chain, wait_fixed
 
@@ -13,14 +13,17 @@ AFTER_CANCELLATION_S = 2.0
 """For how long a task that was cancelled goes on: less than its grace."""
 
 
+T = TypeVar("T")
+
+
 async def insist(
     between_tries_s: Sequence[float],
     again: Callable[[InferenceError], bool],
-    make: Callable[..., Coroutine[Any, Any, object]],
+    make: Callable[..., Coroutine[Any, Any, T]],
     /,
     *args: Any,
-) -> None:
-    """Await ``make(*args)``; while it fails with what calls for it *again*, repeat it after these times.
+) -> T:
+    """Return what ``make(*args)`` does; while it fails with what calls for it *again*, repeat it in a while.
 
     *make* is an async function, no other that returns a coroutine. Raises the last error.
     """
@@ -30,4 +33,4 @@ async def insist(
         stop=stop_after_attempt(1 + len(between_tries_s)),
         reraise=True,
     )
-    await retrying(make, *args)
+    return await retrying(make, *args)

@@ -6,7 +6,12 @@ from areal_core._engine.backend import HttpCall
 from areal_core._engine.policy import Weights
 from areal_core._engine.proof import ask_weights
 from areal_core._engine.server import Server
-from areal_core.errors import InferenceError, MalformedReplyError, ServerStatusError
+from areal_core.errors import (
+    InferenceError,
+    MalformedReplyError,
+    ServerStatusError,
+    ServerUnreachableError,
+)
 from areal_core.workflow_context import get_control_session
 
 _UNKNOWN_PATH = (404, 405, 501)
@@ -31,16 +36,45 @@ async def load(server: Server, weights: Weights, timeout_s: float) -> None:
     server.weights_unknown = server.awaits_weights = False
 
 
-async def pause_or_resume(server: Server, is_open: bool, timeout_s: float) -> None:
-    """Have a server that is out of rotation do what the others do. Raises InferenceError."""
-    call = server.backend.resume() if is_open else server.backend.pause()
+async def pause(server: Server, timeout_s: float) -> None:
+    """Have *server* pause, if its dialect can. Raises InferenceError."""
+    call = server.backend.pause()
     if call is None:
         return
-    try:
+    async with server.telling:
+        before, server.may_be_paused = server.may_be_paused, True
+        try:
+            await server.exchange.call(await get_control_session(), call, timeout_s)
+        except InferenceError as error:
+            if _was_not_done(error):
+                server.may_be_paused = before
+            raise
+
+
+async def resume(server: Server, timeout_s: float) -> None:
+    """Have *server* go on, if its dialect can pause. Raises InferenceError."""
+    call = server.backend.resume()
+    if call is None:
+        return
+    async with server.telling:
         await server.exchange.call(await get_control_session(), call, timeout_s)
+        server.may_be_paused = False
+
+
+async def pause_or_resume(server: Server, is_open: bool, timeout_s: float) -> None:
+    """Have a server that is out of rotation do what the others do, if it can. Raises InferenceError."""
+    try:
+        await (resume if is_open else pause)(server, timeout_s)
     except ServerStatusError as error:
         if error.status not in _UNKNOWN_PATH:
             raise
+
+
+def _was_not_done(error: InferenceError) -> bool:
+    """Return whether a call that failed has changed nothing for sure: it was refused, or not sent."""
+    if isinstance(error, ServerStatusError):
+        return error.status < 500
+    return isinstance(error, ServerUnreachableError) and not error.sent
 
 
 def cannot_update(server: Server) -> InferenceError:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from areal_core._checks import check_integer
 from areal_core._engine.events import Events
 from areal_core._engine.subscribers import Subscribers
+from areal_core._engine.wire.address import Address
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +40,20 @@ class Policy:
         self._subscribers: Subscribers[int] = Subscribers("a version", self._subscriber_raised)
         self._changes = 0
         self._changing = 0
+        self._awaits_set = False
         self.weights: Weights | None = None
         """The last update that came by way of this engine; None: there was none."""
         self.set_by_hand = False
         """Whether the version was set without such an update, so that nobody here has its weights."""
+        self.doubted: set[Address] = set()
+        """Servers that were removed, or left by an engine that ended, with weights that nobody can tell."""
 
     def renew(self) -> None:
         """Forget, in a forked process, who held the lock or changed weights in the parent."""
         self._lock = threading.RLock()
         self._subscribers.renew()
         self._changing = 0
+        self._awaits_set = False
 
     @property
     def version(self) -> int:
@@ -67,7 +72,15 @@ class Policy:
     @property
     def is_changing(self) -> bool:
         """Whether servers may have other weights now than the version says."""
-        return self._changing > 0
+        return self._changing > 0 or self._awaits_set
+
+    def await_set(self) -> None:
+        """Take note that servers may have got weights whose version `set` is about to tell."""
+        self._awaits_set = True
+
+    def await_set_no_more(self) -> None:
+        """Take note that what they got had no version of its own."""
+        self._awaits_set = False
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -92,6 +105,7 @@ class Policy:
             changed = version != self._version
             self._version = version
             self._changes += 1
+            self._awaits_set = False
             if weights is not None:
                 self.weights = weights
             if weights is not None or changed:

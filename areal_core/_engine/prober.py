@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -28,6 +29,10 @@ from areal_core.errors import InferenceError, ServerUnreachableError
 _LOOK_EVERY_S = 0.5  # so often those that are out are tried
 _PROBE_EVERY_S = 5.0  # so often those that are in, and those that are well and stay out
 _PROBES_PER_SILENCE = 4
+
+# Why there is no connection to a server: nobody listens there. All else, such as a shortage of our own, or
+# names that cannot be resolved for a moment, is no more than silence.
+_NOBODY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class Prober:
@@ -57,6 +62,7 @@ class Prober:
                 due = time.monotonic() + _LOOK_EVERY_S
                 await self._bell.sleep(_LOOK_EVERY_S, ring)
                 self._find_slow(due)
+                self._router.serve()
         except (asyncio.CancelledError, Exception):  # no GeneratorExit: its loop is gone then, and its tasks
             tasks = [*self._watching.values(), *self._returning.values()]
             for task in tasks:
@@ -99,7 +105,7 @@ class Prober:
             pass
         except InferenceError as error:
             self._router.explain(server, str(error))
-            if isinstance(error, ServerUnreachableError):
+            if isinstance(error, ServerUnreachableError) and not error.is_shortage:
                 self._router.cut(server, str(error))  # what it is silent about goes on elsewhere
 
     async def _watch(self, server: Server) -> None:
@@ -148,4 +154,4 @@ async def _ask(server: Server, timeout_s: float) -> InferenceError | None:
 
 
 def _is_gone(error: InferenceError) -> bool:
-    return isinstance(error, ServerUnreachableError) and not error.sent
+    return isinstance(error, ServerUnreachableError) and error.errno in _NOBODY

@@ -6,16 +6,17 @@ A server that crashed and was restarted answers as if nothing had happened. Eith
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
-from areal_core._engine.backend import Piece, ReplyError
-from areal_core._engine.retries import AtOnceError
+from areal_core._engine.backend import HttpCall, Piece, ReplyError
+from areal_core._engine.insisting import insist
+from areal_core._engine.retries import AtOnceError, may_try_again
 from areal_core._engine.server import Server
-from areal_core.errors import MalformedReplyError, ServerStatusError
+from areal_core.errors import InferenceError, MalformedReplyError, ServerStatusError
 from areal_core.workflow_context import get_control_session
 
 _TIMEOUT_S = 10.0
+_BETWEEN_TRIES_S = (0.1, 0.5)  # when a server cannot say just now
 
 
 class OldWeightsError(AtOnceError):
@@ -25,7 +26,7 @@ class OldWeightsError(AtOnceError):
 async def prove(server: Server, expected: int, piece: Piece, connection: Any) -> None:
     """Raise OldWeightsError unless *piece*, from *connection*, was made by version *expected* or later.
 
-    A server that tells no version is believed.
+    A server that tells no version is believed. Raises InferenceError for one that cannot say now.
     """
     label = min(piece.versions) if piece.versions else piece.label
     if label is not None:
@@ -44,17 +45,36 @@ async def prove(server: Server, expected: int, piece: Piece, connection: Any) ->
 
 
 async def ask_weights(server: Server) -> int | None:
-    """Return the version that *server* says it has; None when it does not say.
+    """Return the version that *server* says it has; None where it has none to tell: no call, or no integer.
 
-    Raises ServerUnreachableError.
+    One that cannot say just now is asked again, a few times. Raises InferenceError when it never does.
     """
     call = server.backend.weight_version()
-    if call is None:
-        return None
-    with contextlib.suppress(ServerStatusError, MalformedReplyError, ReplyError):
-        body = await server.exchange.call(await get_control_session(), call, _TIMEOUT_S)
+    return None if call is None else await insist(_BETWEEN_TRIES_S, _may_pass, _ask, server, call)
+
+
+async def _ask(server: Server, call: HttpCall) -> int | None:
+    try:
+        session = await get_control_session()
+        async with server.exchange.turn(session):
+            body = await server.exchange.call(session, call, _TIMEOUT_S)
         return server.backend.read_weight_version(body)
-    return None
+    except ServerStatusError as error:
+        if is_passing(error):
+            raise
+        return None
+    except ReplyError as error:
+        refused = server.exchange.refused(call, error)
+    raise refused
+
+
+def _may_pass(error: InferenceError) -> bool:
+    return may_try_again(error) or isinstance(error, MalformedReplyError)
+
+
+def is_passing(error: ServerStatusError) -> bool:
+    """Return whether a server that refused to say something of itself may say it later."""
+    return may_try_again(error) and error.status != 501
 
 
 def _compare(server: Server, expected: int, version: int) -> None:

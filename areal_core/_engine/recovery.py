@@ -6,7 +6,7 @@ from areal_core._engine.aborts import abort_leftovers
 from areal_core._engine.loading import load, pause_or_resume
 from areal_core._engine.opening import Opening
 from areal_core._engine.policy import Policy, Weights
-from areal_core._engine.proof import ask_weights
+from areal_core._engine.proof import ask_weights, is_passing
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core.config import InferenceEngineConfig
@@ -82,7 +82,8 @@ class Recovery:
         weights, expected = self._policy.weights, self._policy.version
         if self._policy.set_by_hand or (weights is None and server.weights_unknown):
             version = await ask_weights(server)
-            if version != expected and not (self._at_first and version is None):
+            is_believed = self._at_first and version is None and not server.weights_unknown
+            if version != expected and not is_believed:
                 server.awaits_weights = True
                 raise StaysOutError(
                     f"nobody here has the weights of version {expected} for {server.name}; "
@@ -113,6 +114,8 @@ class Recovery:
             await server.exchange.call(await get_control_session(), call, self._config.control_timeout)
             status = 200
         except ServerStatusError as error:
+            if is_passing(error):
+                raise
             status = error.status
         server.backend = server.dialect.variant(status)
 

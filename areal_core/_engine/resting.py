@@ -13,7 +13,7 @@ from areal_core.errors import ServerStatusError, ServerUnreachableError
 
 
 class Resting:
-    """What one generation knows of servers that asked to be left alone.
+    """What one generation knows of servers that failed it, or asked to be left alone.
 
     *stays*: it is of a conversation that the caller named, and waits for its server.
     """
@@ -22,8 +22,7 @@ class Resting:
         self._router = router
         self._pin = pin
         self._stays = stays
-        self._until: dict[Server, float] = {}  # by time.monotonic
-        self._refused_by: Server | None = None
+        self._until: dict[Server, float] = {}  # of those that failed it, by time.monotonic
         self._waits_for: Server | None = None
 
     def asked_s(self, error: BaseException | None) -> float:
@@ -33,17 +32,16 @@ class Resting:
         """
         server = self._pin.server
         self._waits_for = server if isinstance(error, ServerStatusError | ServerUnreachableError) else None
-        if server is None or not isinstance(error, ServerStatusError):
-            return 0.0
-        asked_s = error.retry_after_s or 0.0
-        if self._stays or not (asked_s or did_not_begin(error)):
+        asked_s = (isinstance(error, ServerStatusError) and error.retry_after_s) or 0.0
+        if server is None or self._stays:
             return asked_s
         now = time.monotonic()
         self._until[server] = now + asked_s
-        self._refused_by = server
         soonest = min(self._router.in_rotation or (server,), key=self._free_at)
         wait_s = max(0.0, self._free_at(soonest) - now)
-        self._waits_for = self._pin.server = soonest if wait_s else None
+        self._pin.server = soonest if wait_s else None
+        if isinstance(error, ServerStatusError) and (asked_s or did_not_begin(error)):
+            self._waits_for = self._pin.server
         return wait_s
 
     async def sleep(self, seconds: float) -> None:
@@ -61,14 +59,16 @@ class Resting:
             server.sleepers.discard(left)
 
     def choose(self) -> None:
-        """Choose the next server, if one has refused and another need not be left alone."""
-        if self._refused_by is None or self._pin.server is not None:
+        """Choose the next server, if one has failed it: one that has not, or not for the longest time."""
+        if not self._until or self._pin.server is not None:
             return
         now = time.monotonic()
-        free = [one for one in self._router.in_rotation if self._free_at(one) <= now]
-        others = [one for one in free if one is not self._refused_by] or free
-        if others:
-            self._pin.server = min(others, key=lambda one: (one.in_flight, random.random()))
+
+        def order(server: Server) -> tuple[bool, bool, float, int, float]:
+            free_at = self._free_at(server)
+            return free_at > now, server.standing.is_doubtful, free_at, server.in_flight, random.random()
+
+        self._pin.server = min(self._router.in_rotation, key=order, default=None)
 
     def _free_at(self, server: Server) -> float:
         return self._until.get(server, 0.0)

@@ -77,7 +77,10 @@ class Router:
         self.cut(server, "it was removed")
 
     def take_out(self, server: Server, why: str) -> None:
-        """Give *server* no more generations; those that wait or sleep for it may go anywhere."""
+        """Give *server* no more generations; those that wait or sleep for it may go anywhere.
+
+        What is under way there goes on, unless it is held in a pause, or may get tokens of any weights.
+        """
         with self._lock:
             if server.why_out is not None:
                 return
@@ -94,6 +97,8 @@ class Router:
         for sleeper in tuple(server.sleepers):
             wake(sleeper)
         self._on_out(server)
+        if server.may_be_paused or server.weights_unknown:
+            self.cut(server, why)
 
     def put_in(self, server: Server, still_right: Callable[[], bool]) -> bool:
         """Give *server* generations, if *still_right*; return whether it is in rotation."""
@@ -104,6 +109,8 @@ class Router:
                 server.why_out = why_out
                 return False
             self._deserted_since = None
+            if why_out is not None:
+                server.standing.clear()
             self._serve(*self._servers)
         if why_out is not None:
             self._on_in(server)
@@ -204,18 +211,47 @@ class Router:
             if self._queue or server.queue:
                 self._serve(server)
 
+    def serve(self) -> None:
+        """Give out slots that are free: a server may be chosen again because time has passed."""
+        with self._lock:
+            if self._queue:
+                self._serve(*self._servers)
+
+    def note_tokens(self, server: Server) -> None:
+        """Take note that an attempt at *server* has brought its first tokens."""
+        if server.standing.failures:
+            with self._lock:
+                server.standing.clear()
+                self._serve(server)
+
+    def note_failure(self, server: Server) -> bool:
+        """Count an attempt that *server* failed; return whether it is avoided from now on."""
+        with self._lock:
+            begins = server.standing.fail()
+            if begins:
+                self._serve(*self._servers)  # if it was the last that was not, others take new work again
+        return begins
+
     def _choose(self, pin: Pin) -> Server | None:
         home = pin.server
         if home is not None and home.why_out is None:
             server = home if self._has_slot(home) else None
         else:
-            free = [one for one in self._servers if one.why_out is None and self._has_slot(one)]
+            free = [one for one in self.in_rotation if self._has_slot(one) and self._takes_new(one)]
             first = next(self._turns) % max(1, len(free))  # of those with as few in flight, another each time
             server = min(free[first:] + free[:first], key=_in_flight, default=None)
         if server is not None:
             pin.server = server
-            server.count(1)
+            self._give(server)
         return server
+
+    def _give(self, server: Server) -> None:
+        server.count(1)
+        server.standing.give()
+
+    def _takes_new(self, server: Server) -> bool:
+        """Return whether *server* is given what may go anywhere: one that is avoided if all are."""
+        return not server.standing.is_avoided or all(one.standing.is_avoided for one in self.in_rotation)
 
     def _has_slot(self, server: Server) -> bool:
         return self._slots is None or server.in_flight < self._slots
@@ -236,7 +272,8 @@ class Router:
         """
         if server.why_out is not None or not self._has_slot(server):
             return False
-        queues = [queue for queue in (server.queue, self._queue) if _drop_gone(queue)]
+        open_to = (server.queue, self._queue) if self._takes_new(server) else (server.queue,)
+        queues = [queue for queue in open_to if _drop_gone(queue)]
         if not queues:
             return False
         waiter = min(queues, key=lambda queue: queue[0].ticket).popleft()
@@ -246,7 +283,7 @@ class Router:
             bisect.insort(home.queue, waiter, key=_ticket)
         elif waiter.wake():
             waiter.pin.server = waiter.server = server
-            server.count(1)
+            self._give(server)
         else:
             waiter.gone = True
         return True

@@ -130,6 +130,7 @@ class Running:
         for server in self.router.servers:
             if server.exchange.address == address:
                 self.router.remove(server)
+                self._note_doubt(server)
                 self._removed[address] = server
                 while len(self._removed) > _MOST_REMOVED:
                     del self._removed[next(iter(self._removed))]
@@ -142,7 +143,14 @@ class Running:
             key = {Address.parse(addr): key for addr, key in keys.items()}.get(address)
         else:
             key = keys
-        return Server(Exchange(address, key, self._config.max_reply_bytes), self._backend)
+        server = Server(Exchange(address, key, self._config.max_reply_bytes), self._backend)
+        server.weights_unknown = address in self._policy.doubted
+        return server
+
+    def _note_doubt(self, server: Server) -> None:
+        """Remember, for when its address comes again, whether it may have any weights."""
+        doubted, address = self._policy.doubted, server.exchange.address
+        (doubted.add if server.weights_unknown else doubted.discard)(address)
 
     # -- work --------------------------------------------------------------------------------------
 
@@ -199,6 +207,8 @@ class Running:
         self._tell_of_change()
         self.lookout.stop()
         self.control.stop()
+        for server in self.router.servers:
+            self._note_doubt(server)
         for generation in list(self.generations):
             generation.limits.stop(_DESTROYED)
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from areal_core._engine.backend import Backend
 from areal_core._engine.policy import Moment
+from areal_core._engine.standing import Standing
 from areal_core._engine.tally import Tally
 from areal_core._engine.turn import Turn
 from areal_core._engine.waking import wake
@@ -27,8 +28,9 @@ class Call(Protocol):
 class Server:
     """An address with what is known of who listens there.
 
-    The router's lock guards `why_out`, `departures`, `removed`, `in_flight`, `tally` and `queue`; who loads
-    weights has its turn at `loading`; the rest is read and changed in single steps.
+    The router's lock guards `why_out`, `departures`, `removed`, `in_flight`, `tally`, `standing` and `queue`;
+    who loads weights has its turn at `loading`, and who pauses it at `telling`; the rest is read and changed
+    in single steps.
     """
 
     def __init__(self, exchange: Exchange, backend: Backend) -> None:
@@ -51,6 +53,8 @@ class Server:
         self.in_flight = 0
         self.tally = Tally()
         """What it has done."""
+        self.standing = Standing()
+        """Whether it fails all that it is given."""
         self.calls: set[Call] = set()
         """Under way: generations and what controls them. They end when it is given up."""
         self.sleepers: set[asyncio.Future[None]] = set()
@@ -65,6 +69,10 @@ class Server:
         """Whether an update failed that may have changed them, and nobody can say or undo it."""
         self.awaits_weights = False
         """Whether it is well, and only the next update can bring it into rotation."""
+        self.may_be_paused = False
+        """Whether it was told to pause, and has not said since that it goes on."""
+        self.telling = Turn()
+        """One tells it to pause or to go on at a time: what came last would count, not what was sent last."""
         self.loading = Turn()
         """One loads weights into it at a time: what was loaded last would count, not what was sent last."""
         self.labels_replies = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from areal_core._engine.calls import Answers, Calls
 from areal_core._engine.cut import Cut
@@ -49,10 +50,16 @@ class Updating:
             in_rotation = self._router.in_rotation
             waiting = [one for one in self._router.servers if one.awaits_weights and one not in in_rotation]
             servers, answers = [*in_rotation, *waiting], Answers()
+            loaded_at: dict[Server, int] = {}  # in departures: one that left later may be another process
+
+            async def give(server: Server) -> None:
+                await self._give(server, weights)
+                loaded_at[server] = server.departures
+
             try:
-                await self._calls.to_each(lambda server: self._give(server, weights), servers, answers)
+                await self._calls.to_each(give, servers, answers)
                 for server in (one for one, error in answers.items() if error is None):
-                    self._router.put_in(server, _always)
+                    self._router.put_in(server, partial(_is_the_same, server, loaded_at[server]))
                 self._see_who_stays_out(waiting, answers)
                 self._calls.raise_failed(_CALL, answers, WeightUpdateError, but=waiting)
             except BaseException as error:
@@ -71,13 +78,15 @@ class Updating:
         self, servers: Sequence[Server], previous: Weights | None, error: BaseException
     ) -> None:
         """Give *servers* the weights that all had, or take them out of rotation."""
-        lost = servers
-        if previous is not None and isinstance(error, Exception):  # a cancelled task makes no more calls
-            answers = await self._calls.to_each(lambda server: self._give(server, previous), servers)
-            lost = [one for one, failure in answers.items() if failure is not None]
-        for server in lost:
-            server.weights_unknown = server.awaits_weights = True
-        self._calls.take_out(lost, f"it may have loaded weights that others did not: {told(error)}")
+        answers = Answers()
+        try:
+            if previous is not None and isinstance(error, Exception):  # a cancelled task makes no more calls
+                await self._calls.to_each(lambda server: self._give(server, previous), servers, answers)
+        finally:
+            lost = [one for one in servers if one not in answers or answers[one] is not None]
+            for server in lost:
+                server.weights_unknown = server.awaits_weights = True
+            self._calls.take_out(lost, f"it may have loaded weights that others did not: {told(error)}")
 
     def _see_who_stays_out(self, waiting: Sequence[Server], answers: Answers) -> None:
         """Tell of those that were out of rotation and are still: others need not do without an update."""
@@ -88,5 +97,5 @@ class Updating:
                 self._events.server_stays_out(server.name, str(error))
 
 
-def _always() -> bool:
-    return True
+def _is_the_same(server: Server, departures: int) -> bool:
+    return server.departures == departures

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+from collections import defaultdict
 from typing import Any
 
 import aiohttp
@@ -14,6 +15,10 @@ from areal_core._http.config import HttpConfig
 
 # A server that answers no control calls must not collect connections without end, nor delay calls to others.
 _CONTROL_CONNECTIONS_PER_SERVER = 16
+
+# Aborts and questions about weights come in crowds, one for each of hundreds of generations. They share half
+# of these connections: what comes alone, a probe or a pause, finds one at once.
+_CROWDED_CONNECTIONS_PER_SERVER = _CONTROL_CONNECTIONS_PER_SERVER // 2
 
 # A silent peer is asked after a minute, then every 15 s; the fourth question without an answer ends it.
 _SILENCE_S = 60
@@ -73,6 +78,10 @@ class ConnectionPool(aiohttp.TCPConnector):
         protocols: Any = functools.partial(_Protocol, loop=self._loop)
         self._factory = protocols
         self._traffic = traffic
+        self.turns: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(_CROWDED_CONNECTIONS_PER_SERVER)
+        )
+        """By server, for who comes in a crowd."""
         # Until a connection is really gone. aiohttp forgets one whose request was cancelled at once, though
         # it stays open for as long as the peer does not take the rest of the request.
         self._transports: dict[asyncio.Future[None], asyncio.Transport] = {}

@@ -118,18 +118,23 @@ class CompletionReader:
         choice = _only_choice(decode(_REPLY, body))
         if choice is None:
             return None
-        logprobs = _logprobs(choice)
-        tokens = _tokens(choice)
-        if tokens is None:
-            # An event may bring no more than the end. Else what it brings cannot be used.
-            empty = self._tally.tokens or choice.finish_reason in (None, "abort")
+        is_abort = choice.finish_reason == "abort"
+        tokens, logprobs = _tokens(choice), _logprobs(choice)
+        # An event may bring no more than the end, and what is aborted may lack anything. Else what it brings
+        # cannot be used.
+        if tokens is None and not is_abort:
+            empty = self._tally.tokens or choice.finish_reason is None
             if logprobs or choice.text or not empty:
                 raise ReplyError(_NO_IDS)
-            tokens = []
-        if tokens and logprobs is None:
+        if tokens and logprobs is None and not is_abort:
             raise ReplyError("$.choices[0].logprobs is missing")
-        versions = versions_of(choice.weight_versions, self._tally.tokens, len(tokens), _VERSIONS)
-        return self._tally.piece(tokens, logprobs or [], choice.finish_reason, versions=versions)
+        tokens, logprobs = tokens or [], logprobs or []
+        count = max(len(tokens), len(logprobs))
+        versions = versions_of(choice.weight_versions, self._tally.tokens, count, _VERSIONS) or []
+        if is_abort:
+            count = min(len(tokens), len(logprobs))
+            tokens, logprobs, versions = tokens[:count], logprobs[:count], versions[:count]
+        return self._tally.piece(tokens, logprobs, choice.finish_reason, versions=versions or None)
 
 
 def _only_choice(reply: _Reply) -> _Choice | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 from typing import Annotated, Any, Generic, TypeVar
 
 from msgspec import Meta, Raw, Struct
@@ -68,7 +69,7 @@ class _Updated(Struct):
 
 
 class _ModelInfo(Struct):
-    weight_version: Label = None
+    weight_version: Any = None
 
 
 _WHOLE = Decoder(_Reply[list[TokenId] | None, list[_Entry] | None])
@@ -166,6 +167,7 @@ class _Reader:
         self._tally = Tally(ask)
         self._ids = Growing(_ID_LIST, _IDS)
         self._entries = Growing(_ENTRY_LIST, _LOGPROBS)
+        self._seen: list[_Entry] = []
 
     def whole(self, body: bytes) -> Piece:
         reply = decode(_WHOLE, body)
@@ -209,14 +211,30 @@ class _Reader:
         label = integer_label(meta.weight_version)
         if not new:
             return self._tally.piece([], [], finish, label)
-        if entries is None:
-            raise ReplyError(f"{_LOGPROBS} is missing")
-        added = _newest(_LOGPROBS, entries, total, new)
-        tokens = [entry.token for entry in added]
-        if ids is not None and tokens != _newest(_IDS, ids, total, new):
-            raise ReplyError(f"{_IDS} has other tokens than {_LOGPROBS}")
-        versions = versions_of(meta.weight_versions, self._tally.tokens, new, _VERSIONS)
-        return self._tally.piece(tokens, [entry.logprob for entry in added], finish, label, versions)
+        if finish == "abort":
+            added = self._supported(ids, entries or [], new)
+        else:
+            added = _agreed(ids, entries, total, new)
+        versions = versions_of(meta.weight_versions, self._tally.tokens, new, _VERSIONS) or []
+        self._seen += added
+        tokens, logprobs = [entry.token for entry in added], [entry.logprob for entry in added]
+        return self._tally.piece(tokens, logprobs, finish, label, versions[: len(added)] or None)
+
+    def _supported(self, ids: list[int] | None, entries: list[_Entry], new: int) -> list[_Entry]:
+        """Return those of the *new* tokens of an abort that both lists have, up to one that they have not.
+
+        A list of what is aborted may be short, or not there. None where it is not certain which they are.
+        """
+        seen = len(self._seen)
+        repeats = entries[:seen] == self._seen[: len(entries)]
+        if seen and repeats != (len(entries) > new):
+            return []
+        added = entries[seen:] if repeats else entries
+        if ids is None:
+            return added if len(added) == new else []
+        theirs = ids[seen:] if len(ids) > new else ids
+        both = zip(added, theirs, strict=False)
+        return [entry for entry, _ in takewhile(lambda pair: pair[0].token == pair[1], both)]
 
 
 def _sampling(ask: Ask) -> dict[str, Any]:
@@ -261,6 +279,16 @@ def _meta_info(reply: _Reply[Any, EntriesT]) -> _MetaInfo[EntriesT]:
 
 def _is_abort(meta: _MetaInfo[Any]) -> bool:
     return meta.finish_reason is not None and meta.finish_reason.type == "abort"
+
+
+def _agreed(ids: list[int] | None, entries: list[_Entry] | None, total: int, new: int) -> list[_Entry]:
+    """Return the *new* tokens. Raises ReplyError unless all are there, and the lists agree."""
+    if entries is None:
+        raise ReplyError(f"{_LOGPROBS} is missing")
+    added = _newest(_LOGPROBS, entries, total, new)
+    if ids is not None and [entry.token for entry in added] != _newest(_IDS, ids, total, new):
+        raise ReplyError(f"{_IDS} has other tokens than {_LOGPROBS}")
+    return added
 
 
 def _json(raw: Raw | None) -> bytes | None:

@@ -13,7 +13,7 @@ from msgspec.json import Decoder
 
 from areal_core._engine.backend import Ask, Backend, HttpCall
 from areal_core._engine.backends._completions import CompletionReader, completion, model, sampling
-from areal_core._engine.wire.decoding import Label, decode, encode, integer_label, merge
+from areal_core._engine.wire.decoding import decode, encode, integer_label, merge
 
 _TOKENS_PATH = "/inference/v1/generate"
 
@@ -22,8 +22,8 @@ _KNOWN = (200, 400, 405, 422)
 
 
 class _WeightInfo(Struct):
-    weight_version: Label = None
-    version: Label = None
+    weight_version: Any = None
+    version: Any = None
 
 
 _WEIGHT_INFO = Decoder(_WeightInfo)

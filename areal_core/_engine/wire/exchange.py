@@ -26,6 +26,7 @@ from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.api_key import ApiKey
 from areal_core._engine.wire.body import Body, mark_used
 from areal_core._engine.wire.server_sent import EventParser
+from areal_core._http.pool import ConnectionPool
 from areal_core.errors import (
     InferenceError,
     MalformedReplyError,
@@ -79,6 +80,15 @@ class Exchange:
         except TimeoutError:
             pass
         raise request.unreachable(f"gave no whole answer within {timeout_s:g} s")
+
+    def turn(self, session: aiohttp.ClientSession) -> asyncio.Semaphore:
+        """Return what a `call` waits for, before its time begins, that comes in a crowd of its like.
+
+        Waiting for a connection of our own is no fault of the server's. *session* is one for control calls.
+        """
+        pool = session.connector
+        assert isinstance(pool, ConnectionPool)
+        return pool.turns[self.address.name]
 
     async def _read(self, session: aiohttp.ClientSession, request: _Request) -> bytes:
         async with _Open(session, request, self._most_bytes) as reply:
@@ -290,7 +300,9 @@ class _Request:
         if isinstance(error, aiohttp.ConnectionTimeoutError):
             return self.unreachable("cannot be reached: no connection in time", sent=False)
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
-            return self.unreachable(f"cannot be reached: {self._why(error)}", sent=False)
+            failure = self.unreachable(f"cannot be reached: {self._why(error)}", sent=False)
+            failure.errno = getattr(error, "errno", None)
+            return failure
         if _is_garbage(error):
             return self.malformed(self._why(error))
         if isinstance(error, TimeoutError):
