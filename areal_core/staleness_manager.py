@@ -63,9 +63,10 @@ class StalenessManager:
         self.max_concurrent_rollouts = max_concurrent_rollouts
         self.consumer_batch_size = consumer_batch_size
         self.max_staleness = max_staleness
+        # For those who count, not to look: a signal handler in the middle of that may wait for one of them.
         # Re-entrant: the garbage collector may run a __del__ that calls back in.
         self._lock = threading.RLock()
-        self._enqueued = self._running = self._accepted = self._rejected = 0
+        self._counts = (0, 0, 0, 0)
 
     def get_capacity(self) -> int:
         """Return how many rollouts may start now; negative when there are too many already."""
@@ -84,39 +85,44 @@ class StalenessManager:
 
     def get_stats(self) -> RolloutStat:
         """Return the counts now."""
-        with self._lock:
-            return RolloutStat(self._enqueued, self._running, self._accepted, self._rejected)
+        return RolloutStat(*self._counts)
 
     def on_rollout_enqueued(self) -> None:
         """Count one more that waits."""
-        with self._lock:
-            self._enqueued += 1
+        self._count(1, 0, 0, 0)
 
     def on_rollout_submitted(self) -> None:
         """Count one that waited as running."""
-        with self._lock:
-            self._enqueued -= 1
-            self._running += 1
+        self._count(-1, 1, 0, 0)
 
     def on_rollout_accepted(self) -> None:
         """Count one that ran as accepted."""
-        with self._lock:
-            self._running -= 1
-            self._accepted += 1
+        self._count(0, -1, 1, 0)
 
     def on_rollout_rejected(self) -> None:
         """Count one that ran as rejected, however it ended."""
-        with self._lock:
-            self._running -= 1
-            self._rejected += 1
+        self._count(0, -1, 0, 1)
 
     def on_rollout_released(self) -> None:
         """Take back one that was accepted: it was not used."""
-        with self._lock:
-            self._accepted -= 1
+        self._count(0, 0, -1, 0)
 
     def on_version_recovered(self, version: int) -> None:
         """Go on from a checkpoint of *version*: as many count as accepted as it was trained on."""
-        version = check_integer("version", version, least=0)
+        accepted = check_integer("version", version, least=0) * self.consumer_batch_size
         with self._lock:
-            self._accepted = version * self.consumer_batch_size
+            self._count(0, 0, accepted - self._counts[2], 0)
+
+    def _count(self, enqueued: int, running: int, accepted: int, rejected: int) -> None:
+        with self._lock:
+            while True:
+                counts = self._counts
+                changed = (
+                    counts[0] + enqueued,
+                    counts[1] + running,
+                    counts[2] + accepted,
+                    counts[3] + rejected,
+                )
+                if self._counts is counts:  # no __del__ has counted in the middle of this
+                    self._counts = changed
+                    return

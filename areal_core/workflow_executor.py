@@ -212,8 +212,9 @@ class WorkflowExecutor(Steering, Committing):
     def cancel(self, task_id: int) -> bool:
         """Decide that a rollout's outcome is ``cancelled``; return whether it is.
 
-        False for an id that is unknown, or finished otherwise. Its episodes may clean up for ``cancel_grace``
-        seconds. Raises RunnerStoppedError before ``initialize``, TypeError for what is no id.
+        False for an id that is unknown, or finished otherwise, and for a group that has failed. Its episodes
+        may clean up for ``cancel_grace`` seconds. Raises RunnerStoppedError before ``initialize``, TypeError
+        for what is no id.
         """
         shift = self._on_shift()
         return shift.desk.call(shift.desk.core.cancel, arguments.check_any_id(task_id))
@@ -283,7 +284,8 @@ class WorkflowExecutor(Steering, Committing):
 
         They are started before what is pending, need slots only, and are charged to the staleness budget when
         they are delivered. A row that became too old is rolled out again, ``max_requeues`` times at most.
-        After a Ctrl-C they come out of `wait`. Arguments like `submit`'s; raises like `wait`.
+        After a Ctrl-C, or a FailureBudgetError that comes while it waits, they come out of `wait`; where that
+        is due already, they are not submitted. Arguments like `submit`'s; raises like `wait`.
         """
         shift = self._on_shift()
         shift.raise_if_ended()

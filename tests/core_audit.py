@@ -176,6 +176,8 @@ class Audit:
             if rollout.lane is Lane.BATCH and not rollout.is_accepted:
                 assert rollout.outcome is not None
                 left.discard(rollout.task_id)  # nobody wants it, and the next batch would count it
+            elif not rollout.is_submitted:  # its caller was told to give up at once
+                assert rollout.lane is Lane.ROW and rollout.task_id not in self.delivered
             else:
                 assert rollout.state is State.COLLECTED and rollout.task_id in self.delivered, rollout
         assert not left

@@ -87,6 +87,22 @@ def interrupt(call: Callable[[], object], *gaps: int) -> Interruption:
     return tripwire.outcome
 
 
+def intervene(call: Callable[[], object], step: int, handle: Callable[[], object]) -> Interruption:
+    """Make *call*, and before step number *step* trip a signal whose handler calls *handle*, and returns.
+
+    Not if it is noticed after *call*, outside the library.
+    """
+    tripwire = _Tripwire(_SIGINT, step)
+
+    def handler(signum: int, frame: FrameType | None) -> None:
+        if tripwire.shows_in(frame):
+            handle()
+
+    with _sigint_handled_by(handler), _without_collector():
+        tripwire.make(call)
+    return tripwire.outcome
+
+
 def collect(call: Callable[[], object], step: int, finalizer: Callable[[], None]) -> Interruption:
     """Make *call*, and before step number *step* let the collector loose on an object with *finalizer*."""
     tripwire = _Tripwire(_Collector(), step)

@@ -163,6 +163,27 @@ def test_the_filter_judges_a_group_as_a_whole(ending: Ending, status: str) -> No
     assert status_of(group) == status
 
 
+@pytest.mark.parametrize("ending", ["raises", "times_out"])
+@pytest.mark.parametrize("how", ["cancel", "end"])
+def test_a_group_that_has_failed_stays_so_whatever_comes_while_its_members_clean_up(
+    ending: Ending, how: str
+) -> None:
+    world = a_world()
+    group = world.submit(Script((Act(), Act(swallows_s=3.0))), group_size=2)
+    world.end(group, ending, member=0)
+    if how == "cancel":
+        assert not world.core.cancel(group.task_id)
+        assert not world.core.cancel(group.task_id), "nor the second time"
+    else:
+        world.post(world.core.end, RuntimeError)
+    assert runs(group)
+    world.clock.pass_over(3.0)
+    assert group.outcome is not None
+    assert group.outcome.status == ("failed" if ending == "raises" else "timed_out")
+    assert "by its script" in str(group.outcome.error)
+    assert not world.core.cancel(group.task_id)
+
+
 def test_keep_rest_goes_on_without_the_members_that_fail() -> None:
     world = a_world()
     acts = (Act(1.0, "raises"), Act(2.0), Act(2.0, "cancels_itself"))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from areal_core._executor.report import Trained
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Lane
+from areal_core.trajectory import TrajectoryDump
 from core_audit import a_world
 from core_stage import script
 from core_world import World, batch_caller
@@ -66,6 +70,48 @@ def test_the_report_says_how_stale_what_was_delivered_is() -> None:
     report = world.core.tally.report()
     assert (report.delivered, report.tokens_trained) == (4, 8)
     assert (report.staleness_mean, report.staleness_max) == (2.0, 2)
+
+
+def test_a_batch_that_comes_back_from_the_last_line_of_its_call_is_reported_once() -> None:
+    """The core had noted that its caller has it, when a Ctrl-C came."""
+    told: list[Trained] = []
+    reports = []
+    for is_interrupted in (False, True):
+        world = a_world(batch=100, max_staleness=2)
+        world.core.tally.on_delivered = told.append
+        world.submit_all([script(1.0)] * 90 + [script(5.0)] * 10, Lane.BATCH)
+        world.clock.pass_over(5.0)
+        world.rise()
+        world.on_delivery = lambda request, outcomes: None  # it comes twice
+        if is_interrupted:
+            caller = batch_caller(world, 90)
+            caller.take()
+            assert world.core.tally.report().delivered == 90
+            caller.give_up(KeyboardInterrupt())
+            report = world.core.tally.report()
+            assert (report.delivered, report.tokens_trained, report.staleness_max) == (0, 0, 0)
+        batch_caller(world, 90).take()
+        batch_caller(world, 10).take()
+        reports.append(world.core.tally.report())
+        assert len(told) == 100
+        told.clear()
+    assert reports[0] == reports[1] and reports[0].t10 is not None
+
+
+def test_a_batch_that_comes_back_is_dumped_once_for_each_version(tmp_path: Path) -> None:
+    world = a_world(batch=2, max_staleness=2)
+    world.on_delivery = lambda request, outcomes: None  # it comes twice
+    world.submit_all([script(1.0)] * 2, Lane.BATCH)
+    world.clock.pass_over(1.0)
+    with TrajectoryDump(tmp_path) as dump:
+        world.handover._dump = dump
+        for rises in (0, 1, 0):
+            world.rise(rises)
+            caller = batch_caller(world)
+            caller.take()
+            caller.give_up(KeyboardInterrupt())
+    lines = {path.name: len(path.read_text().splitlines()) for path in tmp_path.iterdir()}
+    assert lines == {"0.jsonl": 2, "1.jsonl": 2}
 
 
 def test_a_batch_whose_caller_was_interrupted_on_the_way_out_is_not_reported() -> None:

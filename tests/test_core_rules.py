@@ -75,7 +75,7 @@ def test_without_versions_a_trajectory_is_as_old_as_its_start(on_stale: str) -> 
     assert status_of(rollout) == "stale"
 
 
-@pytest.mark.parametrize("on_stale", ["drop", "mask", "requeue", "keep"])
+@pytest.mark.parametrize("on_stale", ["drop", "mask", "requeue"])
 def test_a_token_older_than_can_be_is_a_failure_that_says_so(on_stale: str) -> None:
     world = a_world(version=5, max_staleness=2, on_stale=on_stale, max_failures=1)
     as_old_as_can_be, older = world.submit_all([Script()] * 2)
@@ -229,6 +229,13 @@ def test_a_mask_of_weights_is_0_where_a_token_is_too_old_whatever_it_was() -> No
     assert trajectory["loss_mask"].tolist() == [[np.inf, 0.5]]
 
 
+def test_tokens_that_no_policy_made_are_not_too_old_beside_others_that_are() -> None:
+    trajectory = {"versions": np.array([[-1, -1, 1, 5]]), "loss_mask": np.array([[0, 1, 1, 1]])}
+    result, ages = masked(trajectory, 3)
+    assert result["loss_mask"].tolist() == [[0, 1, 0, 1]]
+    assert ages == Ages(5, 5, 1)
+
+
 @pytest.mark.parametrize("on_stale", ["mask", "drop", "requeue"])
 def test_when_the_version_falls_what_has_to_do_with_those_above_it_is_not_trained_on(on_stale: str) -> None:
     world = a_world(version=3, max_staleness=4, max_requeues=0, on_stale=on_stale)
@@ -378,14 +385,16 @@ def test_requeue_frees_the_unit_of_one_that_is_too_old_when_it_ends() -> None:
 
 
 def test_keep_delivers_whatever_there_is_and_dooms_nothing() -> None:
-    world = a_world(on_stale="keep", max_staleness=0)
+    world = a_world(on_stale="keep", max_staleness=0, batch=3)
     ended, running = world.submit_all([Script()] * 2, Lane.BATCH)
     world.end(ended)
     world.rise(7)
     assert not running.is_doomed
     world.end(running)
-    batch = batch_caller(world).take()
-    assert [outcome.origin for outcome in batch] == [0, 0]
+    old = world.submit(Script(), Lane.BATCH)
+    world.end(old, versions=(0, 7))
+    batch = batch_caller(world, 3).take()
+    assert [outcome.origin for outcome in batch] == [0, 0, 0]
     report = world.core.tally.report()
     assert (report.staleness_max, report.tokens_masked, report.wasted_seconds) == (7, 0, 0.0)
 
@@ -398,6 +407,8 @@ def test_evaluation_has_no_age_and_costs_no_budget(on_stale: str) -> None:
     assert world.core.budget.units == 1
     world.rise(9)
     world.end(running)
-    assert statuses([ended, running]) == ["accepted", "accepted"]
-    assert len(world.caller(count=2, is_eval=True).take()) == 2
+    old = world.submit(Script(), is_eval=True)
+    world.end(old, versions=(0, 9))  # of a baseline, perhaps
+    assert statuses([ended, running, old]) == ["accepted", "accepted", "accepted"]
+    assert [one.origin for one in world.caller(count=3, is_eval=True).take()] == [0, 0, 0]
     assert world.core.budget.consumed == 0 and not world.ledger.submitted

@@ -150,9 +150,58 @@ def test_keep_rest_goes_on_without_the_one_that_failed(
         return trajectory_of(member())
 
     outcome = outcome_of(make_executor, play, 3, on_member_failure="keep_rest")
-    assert outcome.status == "accepted"
+    assert (outcome.status, outcome.error, outcome.reason) == ("accepted", None, None)
     assert outcome.trajectory is not None
     assert outcome.trajectory["input_ids"].tolist() == [[0], [2]]
+    assert (outcome.members_failed, type(outcome.member_error)) == (1, LookupError)
+
+
+def test_each_member_that_keep_rest_goes_on_without_is_told_of(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    async def play(data: int) -> Any:
+        if member() == 1:
+            await asyncio.sleep(0)
+            raise KeyError("the first by its place, though the last by time")
+        if member() == 2:
+            raise LookupError(f"of {member()}")
+        if member() == 3:
+            await park()
+        return trajectory_of(member())
+
+    config = {"on_member_failure": "keep_rest", "episode_timeout": 0.05}
+    outcome = outcome_of(make_executor, play, 5, **config)
+    assert (outcome.status, outcome.members_failed) == ("accepted", 3)
+    assert isinstance(outcome.member_error, KeyError)
+    begin = f"rollout_member_failed rollout={outcome.task_id} workflow=Playing seconds="
+    lines = {place: log_lines.wait_for(f" member={place} ") for place in (1, 2, 3)}
+    assert all(line.level == "warning" and line.message.startswith(begin) for line in lines.values())
+    assert {place: type(line.error) for place, line in lines.items()} == {
+        1: KeyError,
+        2: LookupError,
+        3: type(None),
+    }
+    assert "error=TimeoutError: rollout" in lines[3].message
+    assert len(log_lines) == 3
+
+
+def test_no_member_fails_of_a_group_that_fails_as_a_whole_or_that_somebody_cancels(
+    make_executor: MakeExecutor, log_lines: LogLines
+) -> None:
+    async def play(data: int) -> Any:
+        if member() == 1:
+            raise LookupError
+        await park()
+
+    outcome = outcome_of(make_executor, play, 3)
+    assert (outcome.status, outcome.members_failed, outcome.member_error) == ("failed", 0, None)
+    executor = make_executor(consumer_batch_size=8, on_member_failure="keep_rest")
+    executor.submit(7, Playing(play), group_size=3, task_id=7)
+    log_lines.wait_for("rollout_member_failed")
+    assert executor.cancel(7)
+    (outcome,) = executor.wait_outcomes(1, WAIT_S)
+    assert (outcome.status, outcome.members_failed) == ("cancelled", 1)
+    assert sum("rollout_member_failed" in line.message for line in log_lines) == 1
 
 
 def test_keep_rest_fails_with_the_first_failure_when_nothing_is_left(make_executor: MakeExecutor) -> None:

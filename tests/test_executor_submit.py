@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import gc
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -227,6 +229,34 @@ def test_a_cancelled_rollout_ends_as_cancelled_pending_or_running(make_executor:
     turn_loop(executor.runner)
     assert not executor.cancel(3)
     assert not executor.cancel(99)
+
+
+def test_a_rollout_that_cancels_itself_in_its_first_step_is_cancelled(make_executor: MakeExecutor) -> None:
+    executor, ended = make_executor(), list[str]()
+
+    async def cancel_itself(task_id: int) -> None:
+        assert executor.cancel(task_id)
+        try:
+            await asyncio.sleep(WAIT_S)
+        except asyncio.CancelledError:
+            ended.append("told")
+            raise
+
+    executor.submit(7, Playing(cancel_itself), task_id=7)
+    (outcome,) = executor.wait_outcomes(1, WAIT_S / 2)
+    assert (outcome.task_id, outcome.status, ended) == (7, "cancelled", ["told"])
+
+
+def test_what_was_delivered_under_a_chosen_id_is_not_kept(make_executor: MakeExecutor) -> None:
+    executor = make_executor()
+    executor.submit(1, answering, task_id=7)
+    (trajectory,) = executor.wait(1, WAIT_S)
+    assert trajectory is not None
+    tokens = weakref.ref(trajectory["input_ids"])
+    del trajectory
+    turn_loop(executor.runner)
+    gc.collect()
+    assert tokens() is None
 
 
 # -- what a workflow finds around itself -----------------------------------------------------------

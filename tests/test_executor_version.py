@@ -214,6 +214,43 @@ async def _give(engine: Engine, data: int) -> Any:
     return trajectory_of(data, versions=engine.version)
 
 
+@pytest.mark.any_loop
+@pytest.mark.parametrize("engine_class", [Engine, TellingEngine])
+def test_a_version_that_was_read_before_another_and_comes_after_it_takes_nothing_back(
+    make_executor: MakeExecutor, engine_class: type[Engine]
+) -> None:
+    class Slow(engine_class):  # type: ignore[misc, valid-type]
+        """Who reads its version in another thread gets it when the gate is open, as it was before."""
+
+        read, gate, main = threading.Event(), threading.Event(), threading.get_ident()
+
+        def get_version(self) -> int:
+            version: int = self.version
+            if threading.get_ident() != self.main:
+                self.read.set()
+                self.gate.wait(WAIT_S)
+            return version
+
+    engine, door = Slow(), Door()
+    executor = make_executor(engine, consumer_batch_size=4, max_head_offpolicyness=1)
+    early = Caller(executor.on_version_changed)
+    assert engine.read.wait(WAIT_S)
+    if isinstance(engine, TellingEngine):
+        engine.set_version(1)
+    else:
+        engine.version = 1
+        executor.on_version_changed()
+    for _ in range(4):
+        executor.submit(trajectory_of(1, versions=1), Playing(door.walk_through))
+    door.wait_for(4)
+    engine.gate.set()
+    early.result()
+    executor.report()  # it comes after what was posted before
+    assert executor.explain_capacity().version == 1
+    door.open()
+    assert values_of(executor.wait(4, WAIT_S)) == [1] * 4
+
+
 def test_tokens_that_are_too_old_at_delivery_are_masked_and_the_others_trained_on(
     make_executor: MakeExecutor,
 ) -> None:
@@ -230,7 +267,7 @@ def test_tokens_that_are_too_old_at_delivery_are_masked_and_the_others_trained_o
     (outcome,) = executor.wait_outcomes(1, WAIT_S)
     assert outcome.trajectory is not None
     assert outcome.trajectory["loss_mask"].tolist() == [[0, 0, 1, 1]]
-    assert (outcome.tokens_masked, outcome.origin, outcome.start_version) == (1, 5, 5)
+    assert (outcome.tokens_masked, outcome.origin, outcome.start_version) == (1, 6, 5)
     assert "loss_mask" not in original
     report = executor.report()
     assert (report.tokens_trained, report.tokens_masked, report.staleness_max) == (2, 1, 1)

@@ -14,7 +14,7 @@
 | File | What it knows |
 |---|---|
 | `rollout`, `outcome`, `rules` | the words: unit, group, member, verdict, outcome; the settings |
-| `core` | every event, and what follows from it; one thread, no I/O, no locks |
+| `core`, `serving` | every event, and what follows from it; one thread, no I/O, no locks |
 | `budget`, `line`, `scheduler` | what may start, who is next, groups |
 | `freshness`, `ageing`, `ending`, `hold` | what is too old, how a rollout ended, whether a batch waits |
 | `delivery`, `requests`, `standstill`, `patience` | who waits for what, and when to give up |
@@ -28,7 +28,7 @@
 | `observer`, `snapshot`, `wording` | the same in numbers, for all who show it |
 | `stuck` | when it says so unasked |
 | `committing` | what the trainer says of its checkpoints |
-| `steering` | what it says beside its rollouts: stop starting them, go on, there is a new version |
+| `steering`, `versions` | what it says beside its rollouts: stop them, go on, there is a new version |
 | `aside` | looking, and opening files, in a thread where no Ctrl-C comes |
 | `within` | a caller's coroutine with a limit of time |
 """

@@ -19,6 +19,10 @@ class Ageing:
         self._rules = rules
         self._budget = budget
 
+    def bound_of(self, rollout: Rollout) -> int | None:
+        """Return how stale what is trained on may be; None: as it likes."""
+        return None if rollout.plan.is_eval or self._rules.on_stale == "keep" else self._rules.max_staleness
+
     def is_too_old(self, rollout: Rollout) -> bool:
         """Return whether nothing of one that was accepted may be trained on."""
         if rollout.plan.is_eval:
@@ -39,7 +43,7 @@ class Ageing:
 
     def is_doomed(self, rollout: Rollout, fell: bool) -> bool:
         """Return whether nothing that one that runs may still bring is young enough."""
-        if rollout.plan.is_eval or rollout.is_ending or self._rules.on_stale == "keep":
+        if rollout.is_ending or self.bound_of(rollout) is None:
             return False
         if fell and self._is_of_the_future(rollout):
             return True
@@ -73,7 +77,7 @@ class Ageing:
         return self._budget.version - self._rules.max_staleness
 
     def _is_of_the_future(self, rollout: Rollout) -> bool:
-        if rollout.plan.is_eval or self._rules.on_stale == "keep":
+        if self.bound_of(rollout) is None:
             return False
         versions = rollout.start_version, rollout.ages.newest, _newest_sent(rollout)
         return any(version is not None and version > self._budget.version for version in versions)

@@ -9,7 +9,7 @@ one or more of them `go_on` does all that they made possible::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 from msgspec.structs import replace
 
@@ -22,17 +22,18 @@ from areal_core._executor.hold import Hold
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.patience import Patience
 from areal_core._executor.port import Clock, Port, Witness, Witnesses
-from areal_core._executor.report import Tally, Trained
+from areal_core._executor.report import Tally
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import LOST, Episode, Lane, Rollout, State
 from areal_core._executor.rules import Rules
 from areal_core._executor.scheduler import Scheduler
+from areal_core._executor.serving import Serving
 from areal_core._executor.standstill import Standstill
 
 _ATTEMPTS = ("rejected", "failed", "timed_out")
 
 
-class Core:
+class Core(Serving):
     """The rollouts of one executor, from submit to delivery."""
 
     def __init__(
@@ -44,7 +45,9 @@ class Core:
         self.books = books
         self.tally = tally
         self.budget = Budget(rules)
-        self.scheduler = Scheduler(self.budget, port, clock, self._rollout_began, self._rollout_ended)
+        self.scheduler = Scheduler(
+            self.budget, port, clock, self._rollout_began, self._rollout_ended, self._member_failed
+        )
         self._ageing = Ageing(rules, self.budget)
         self.delivery = Delivery(self.budget, self._holds)
         self._hold = Hold(rules, self.budget, clock, self.scheduler.running.values, self.go_on)
@@ -128,7 +131,7 @@ class Core:
             return rollout.outcome is not None and rollout.outcome.status == "cancelled"
         if not rollout.is_cancelled:
             self.scheduler.cancel(rollout)
-        return True
+        return rollout.is_cancelled
 
     def set_version(self, version: int) -> None:
         """Take note of a policy version: there is new budget, and some of what there was is too old."""
@@ -156,60 +159,9 @@ class Core:
         """Start what waits."""
         self.scheduler.is_paused = False
 
-    def ask(self, request: Request) -> None:
-        """Give a caller what he waits for as soon as it is there."""
-        if request.is_withdrawn:
-            return
-        if request.want is Want.BATCH:
-            self._set_dynamic(request.dynamic)
-        request.error = self.delivery.claim(request, self._rollouts)
-        if request.error is None:
-            self.delivery.requests.append(request)
-        else:
-            self.delivery.take_back(request)
-            request.gate.open()
-        self._unseen.append(request)
-
-    def ask_again(self, earlier: Request, request: Request) -> None:
-        """Take back what *earlier* was given and give *request* what there is now; claims stay claimed."""
-        self.take_back(earlier)
-        self.ask(request)
-
-    def submit_and_ask(self, rollouts: Iterable[Rollout], request: Request) -> None:
-        """Take rollouts that are claimed by *request* before anybody else can have them."""
-        self.submit(rollouts)
-        self.ask(request)
-
-    def take_back(self, request: Request) -> None:
-        """Put back what *request* was given: its caller did not get it, or does not want it."""
-        request.is_withdrawn = True  # it may come before the request itself
-        if request.timer is not None:
-            request.timer.cancel()
-        given = self.delivery.take_back(request)
-        for rollout in given:
-            self._rollouts[rollout.task_id] = rollout
-            self.books.of(rollout).collected(-1)
-        if request.is_noted:
-            self._witness.came_back(given)
-        self._expire(given)
-        self._set_dynamic(self._is_dynamic)  # attempts may be back that count no longer
-
     def give_back(self, count: int) -> None:
         """Free the budget of *count* rollouts that were delivered and not trained on. Raises ValueError."""
         self.budget.give_back(count)
-
-    def delivered(self, request: Request, trained: Iterable[Trained]) -> None:
-        """Take note that the caller of *request* got what it was given, *trained* of it for training."""
-        if request.is_withdrawn:  # interrupted on the last line, so that it has gone back
-            return
-        self.delivery.received(request)
-        request.is_noted = True
-        self._witness.delivered(request.rollouts)
-        for one in trained:
-            self.tally.delivered(one)
-        t10 = self.tally.warning()
-        if t10 is not None:
-            self._witness.unfair(t10)
 
     def reset_failures(self) -> None:
         """Forget the failures so far, and go on."""
@@ -248,15 +200,6 @@ class Core:
         """Whether nothing starts any more."""
         return self._ending is not None
 
-    @property
-    def requests(self) -> Sequence[Request]:
-        """What callers wait for."""
-        return self.delivery.requests
-
-    def too_many_failures(self) -> BaseException | None:
-        """Return what waiting callers are told when too many rollouts brought nothing; None: not so many."""
-        return self._patience.error() if self._patience.is_over else None
-
     def paused_for_s(self) -> float:
         """Return how long ago it was paused, if it is."""
         return self._clock.time() - self._paused_at
@@ -276,29 +219,6 @@ class Core:
             request.looked.open()
         self._unseen.clear()
 
-    def _serve(self) -> None:
-        for request in list(self.delivery.requests):
-            if self._patience.is_over and self._ending is None and not request.is_eval:
-                self._answer(request, self._patience.error())
-                continue
-            given = self.delivery.serve(request)
-            if given is not None:
-                for rollout in given:
-                    del self._rollouts[rollout.task_id]
-                    self.books.of(rollout).collected(1)
-                self._answer(request, None)
-            elif self._ending is not None:
-                self._answer(request, self._ending())
-
-    def _answer(self, request: Request, error: BaseException | None) -> None:
-        self.delivery.requests.remove(request)
-        request.error = error
-        if error is not None:
-            self.delivery.take_back(request)
-        if request.timer is not None:
-            request.timer.cancel()
-        request.gate.open()
-
     def _enqueue(self, rollout: Rollout, *, first: bool = False) -> None:
         self.scheduler.enqueue(rollout, first=first)
         self._witness.enqueued(rollout)
@@ -316,11 +236,14 @@ class Core:
         self.books.of(rollout).began()
         self._witness.began(rollout)
 
+    def _member_failed(self, member: Episode) -> None:
+        self._witness.member_failed(member)
+
     def _rollout_ended(self, rollout: Rollout) -> None:
         if rollout.is_doomed and not rollout.is_cancelled:
             self._too_old(rollout)
             return
-        outcome, rollout.ages = ending.outcome_of(rollout, self._clock.time(), self._rules.max_staleness)
+        outcome, rollout.ages = ending.outcome_of(rollout, self._clock.time(), self._ageing.bound_of(rollout))
         if outcome.status == "accepted" and self._ageing.is_too_old(rollout):
             self._too_old(rollout)
         else:
@@ -396,28 +319,3 @@ class Core:
             rollout.outcome, status="stale", trajectory=None, origin=None, reason=reason
         )
         self._patience.note(rollout.outcome)
-
-    # -- who waits ---------------------------------------------------------------------------------
-
-    def _set_dynamic(self, is_dynamic: bool) -> None:
-        self._is_dynamic = is_dynamic
-        if not is_dynamic:
-            for attempt in self.delivery.waiting_attempts():
-                self.delivery.free(attempt)
-
-    def hunger_of(self, request: Request) -> int:
-        """Return how many more rollouts *request* wants to be pending for batches; 0: enough are."""
-        return 0 if self._ending is not None else self.scheduler.hunger_of(request)
-
-    def _see_hunger(self, request: Request) -> None:
-        request.hunger = self.hunger_of(request)
-        if request.hunger:
-            self._answer(request, None)
-
-    def _holds(self, request: Request, rest: Sequence[Rollout]) -> bool:
-        return self._ending is None and self._hold.delays(request, rest)
-
-    def _give_up(self) -> None:
-        for request in list(self.delivery.requests):
-            if self._standstill.is_over(request):
-                self._answer(request, self._standstill.error())

@@ -3,13 +3,16 @@
 The core belongs to whoever holds the lock, and that is the loop thread, which a Ctrl-C never interrupts.
 Callers leave on the desk what is to be done, and wake it; what they wait for has a gate of its own. Once the
 runner has ended there is no such thread: then a short-lived one does what is left here. A caller's own thread
-takes the lock only to look.
+takes no lock, and looks again when something changed meanwhile.
 
-So nothing a caller's thread is interrupted in can leave the core half changed.
+So nothing a caller's thread is interrupted in can leave the core half changed; and a signal handler, or a
+finalizer, may call the executor in the middle of anything: nobody waits for the thread that it interrupts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import sys
 import threading
 import time
@@ -35,6 +38,8 @@ R = TypeVar("R")
 
 _Op = tuple[Callable[..., object], tuple[Any, ...]]
 
+_LOOKS = 3  # before whoever works is asked to look
+_LOOK_AGAIN_S = 0.05  # when that one may have come to what blocks it
 _GLIMPSES = 5
 _AT_A_TIME = 500  # things that are done before the loop turns: some milliseconds
 
@@ -61,11 +66,14 @@ class Desk(Guest):
         self._lock = threading.RLock()
         self._ops: deque[_Op | Rollout] = deque()
         self._found: deque[_Op] = deque()  # by the loop thread
+        self._looks: deque[_Answer] = deque()
         self.returned: deque[Request] = deque()
         """Requests whose callers do not want, or did not get, what they were given."""
-        self._is_woken = False
+        self._works = 0  # pieces of work that have begun
+        self._woken_after = -1  # how many had, when it was posted that there is more to do
         self._is_closed = False
-        self._is_working = False
+        self._worker = 0  # the thread that works just now, if one does
+        self._turn = 0  # odd while one does, and never the same again
         self._launcher: Launcher | None = None
         self._core: Core | None = None
         self.watch: LoopWatch | None = None
@@ -106,73 +114,116 @@ class Desk(Guest):
 
     def wake(self) -> None:
         """Have what is on the desk looked at."""
-        try:
-            if self._is_woken:
-                return
-            self._is_woken = True
-            if self._is_closed:
-                exit_hook.run_aside(self._work)
-            else:
-                self._life.thread.post(self._work_a_while)
-                self._see_closed()
-        except RuntimeError:  # the loop was closed a moment ago
+        works = self._works
+        if self._woken_after != works:
+            self._have_it_done()
+            # Last: nobody is to count on one who was interrupted before, or in whose middle a handler waits.
+            self._woken_after = works
+
+    def _have_it_done(self) -> None:
+        if self._is_closed:
             exit_hook.run_aside(self._work)
-        except BaseException:
-            self._is_woken = False  # interrupted, perhaps before it was posted: the next one posts again
-            raise
+            return
+        try:
+            self._life.thread.post(self._work_a_while)
+        except RuntimeError:
+            if not self._life.thread.loop.is_closed():  # it was a signal handler that raised
+                raise
+            exit_hook.run_aside(self._work)
+        else:
+            self._see_closed()
 
     def call(self, op: Callable[..., R], *args: Any) -> R:
         """Do ``op(*args)`` in its turn, wait for it, and return what it returns or raise what it raises."""
+        if self._is_mine():
+            raise RuntimeError(f"{op.__name__}() in a finalizer, in the middle of the executor's own work")
         answer = _Answer(op, args)
         if self._life.thread.is_current():
-            if self._is_working:
-                raise RuntimeError(
-                    f"{op.__name__}() in a finalizer, in the middle of the executor's own work"
-                )
             self._ops.append((answer.fill, ()))
             self._work()
         else:
             self.post(answer.fill)
         answer.gate.wait()
         exit_hook.stay_if_over()
-        if answer.error is not None:
-            raise answer.error
-        return answer.value  # type: ignore[no-any-return]
+        return answer.get()  # type: ignore[no-any-return]
 
     def read(self, look: Callable[[Core], R]) -> R:
-        """Return what ``look(core)`` sees between two events; it changes nothing."""
-        with self._lock:
-            return look(self.core)
+        """Return what ``look(core)`` sees between two pieces of work; it changes nothing."""
+        return self._look(look, math.inf)
 
     def glimpse(self, look: Callable[[Core], R], patience_s: float) -> R:
-        """Do what `read` does, but without the lock if it is not to be had in *patience_s* seconds.
+        """Do what `read` does, but look all the same if one piece of work takes *patience_s* seconds."""
+        return self._look(look, patience_s)
 
-        Only for threads where no Ctrl-C comes, which would leave the lock held.
-        """
+    def _look(self, look: Callable[[Core], R], patience_s: float) -> R:
+        # Here and now, if it can be: who waits for the loop waits for all that is ready to run on it.
+        answer: _Answer | None = None
+        seen: list[R] = []
+        deadline = time.monotonic() + patience_s
+        while not self._has_seen(look, seen):
+            if answer is None:
+                answer = _Answer(look, (self.core,))
+                self._looks.append(answer)
+                if self._life.thread.is_current():
+                    self._work()
+                else:
+                    self.wake()
+            left = deadline - time.monotonic()
+            if answer.gate.wait(min(left, _LOOK_AGAIN_S)):
+                exit_hook.stay_if_over()
+                return answer.get()  # type: ignore[no-any-return]
+            if left <= 0:
+                seen.append(self._look_in_the_middle(look))
+                break
+        if answer is not None:
+            with contextlib.suppress(ValueError):  # it is being looked at just now
+                self._looks.remove(answer)
+        return seen[0]
+
+    def _has_seen(self, look: Callable[[Core], R], seen: list[R]) -> bool:
+        """Look, unless another thread works, or does so meanwhile; return whether it was *seen*."""
+        for _ in range(_LOOKS):
+            turn = self._turn
+            if turn % 2 and not self._is_mine():
+                return False
+            try:
+                found = look(self.core)
+            except RuntimeError:  # perhaps because something changed while it was looked at
+                if turn == self._turn:
+                    raise
+            else:
+                if turn == self._turn:
+                    seen.append(found)
+                    return True
+        return False
+
+    def _look_in_the_middle(self, look: Callable[[Core], R]) -> R:
         for more in reversed(range(_GLIMPSES)):
-            held = self._lock.acquire(timeout=patience_s)
             try:
                 return look(self.core)
             except RuntimeError:  # something changed while it was looked at
-                if held or not more:
+                if not more:
                     raise
-            finally:
-                if held:
-                    self._lock.release()
         raise AssertionError
+
+    def _is_mine(self) -> bool:
+        """Return whether this thread is in the middle of a piece of work: in a finalizer, that is."""
+        return self._worker == threading.get_ident()
 
     def ledgers(self) -> tuple[RolloutLedger, RolloutLedger]:
         """Return the books of training and of evaluation, what is still on the desk counted as pending."""
-        with self._lock:
-            training, evaluation = self.left()
-            books = self.core.books
-            return (
-                books.training.snapshot().with_pending(training),
-                books.evaluation.snapshot().with_pending(evaluation),
-            )
+        return self.read(self._ledgers)
+
+    def _ledgers(self, core: Core) -> tuple[RolloutLedger, RolloutLedger]:
+        training, evaluation = self.left()
+        books = core.books
+        return (
+            books.training.snapshot().with_pending(training),
+            books.evaluation.snapshot().with_pending(evaluation),
+        )
 
     def left(self) -> tuple[int, int]:
-        """Return how many new rollouts, of training and of evaluation, are on the desk; with the lock."""
+        """Return how many new rollouts, of training and of evaluation, are on the desk. For `read`."""
         core = self.core
         submits = core.submit, core.submit_and_ask
         left: set[Rollout] = set()
@@ -197,22 +248,28 @@ class Desk(Guest):
             self.wake()
 
     def _work(self, most: int = sys.maxsize) -> None:
-        self._is_woken = False  # before looking: who comes later wakes again
         with self._lock:
-            if self._is_working:  # a finalizer, in the middle of this thread's work past the exit's beginning
+            self._works += 1  # before looking: who comes later wakes again
+            if self._worker:  # a finalizer, in the middle of this thread's work past the exit's beginning
                 return
-            self._is_working = True
+            self._worker = threading.get_ident()
+            self._turn += 1
             try:
                 left = self._do(most)
                 while (self._found or self._ops) and left > 0:
                     left = self._do(left)
+                set_off = self._gathered()
             finally:
-                self._is_working = False
-            set_off = self._gathered()
+                self._turn += 1
+                self._worker = 0
         if self.on_worked is not None:
             self.on_worked()
         if set_off is not None:
             set_off()
+        if self._looks:
+            with self._lock:
+                while self._looks:
+                    self._looks.popleft().fill()
 
     def _do(self, most: int) -> int:
         """Do *most* things at most, what was found first; return how many there may be yet."""
@@ -328,3 +385,8 @@ class _Answer:
         except Exception as error:
             self.error = error
         self.gate.open()
+
+    def get(self) -> Any:
+        if self.error is not None:
+            raise self.error
+        return self.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 from areal_core._executor.freshness import UNKNOWN, Ages
@@ -10,8 +11,11 @@ from areal_core._executor.outcome import RolloutOutcome, Status
 from areal_core._executor.rollout import Episode, Rollout
 
 
-def outcome_of(rollout: Rollout, now: float, max_staleness: int) -> tuple[RolloutOutcome, Ages]:
-    """Return how *rollout* ended at *now*, and how old its tokens are; doom apart, which is the core's."""
+def outcome_of(rollout: Rollout, now: float, max_staleness: int | None) -> tuple[RolloutOutcome, Ages]:
+    """Return how *rollout* ended at *now*, and how old its tokens are; doom apart, which is the core's.
+
+    None can be older than *max_staleness* versions at its start; None: for all we know.
+    """
     if rollout.is_cancelled:
         cancelled = asyncio.CancelledError(f"rollout {rollout.task_id} was cancelled")
         return make(rollout, now, "cancelled", error=cancelled), UNKNOWN
@@ -22,7 +26,7 @@ def outcome_of(rollout: Rollout, now: float, max_staleness: int) -> tuple[Rollou
     if verdict is None or verdict.trajectory is None:
         return make(rollout, now, "rejected", reason=_why_rejected(rollout)), UNKNOWN
     oldest = verdict.ages.oldest
-    if oldest is not None and oldest < rollout.start_version - max_staleness:
+    if max_staleness is not None and oldest is not None and oldest < rollout.start_version - max_staleness:
         error = ValueError(
             f"a trained token of rollout {rollout.task_id} says that version {oldest} made it, while the "
             f"rollout started at version {rollout.start_version}, and max_staleness is {max_staleness}; "
@@ -51,11 +55,14 @@ def make(
     """Make the outcome of *rollout*."""
     has_begun = bool(rollout.episodes)
     start = rollout.start_version if has_begun else None
+    failed = _failed_members(rollout) if rollout.plan.keep_rest and rollout.plan.group_size > 1 else ()
     return RolloutOutcome(
         task_id=rollout.task_id,
         status=status,
         trajectory=trajectory,
         error=error,
+        members_failed=len(failed),
+        member_error=failed[0].error if failed else None,
         reason=reason,
         is_eval=rollout.plan.is_eval,
         data_id=rollout.data_id,
@@ -72,6 +79,10 @@ def _failed_without_rest(rollout: Rollout) -> Episode | None:
         return None
     failed = [member for member in rollout.episodes if member.error is not None]
     return failed[0] if failed else None
+
+
+def _failed_members(rollout: Rollout) -> Sequence[Episode]:
+    return [one for one in rollout.episodes if one.error is not None and not one.told_to_end]
 
 
 def _status_of(failed: Episode) -> Status:

@@ -12,7 +12,7 @@ from typing import Any
 from areal_core import _log
 from areal_core._executor.bundle import Bundle
 from areal_core._executor.port import Witness
-from areal_core._executor.rollout import Lane, Plan, Rollout
+from areal_core._executor.rollout import Episode, Lane, Plan, Rollout
 from areal_core._executor.stuck import StuckWatch
 from areal_core._log import describe, get_logger, log
 from areal_core._runner import exit_hook
@@ -98,6 +98,14 @@ class Reporter(Witness):
         self._count(rollout, self._manager.on_rollout_submitted)
         if self._traces:
             self._log.line("debug", "rollout_started", **_names(rollout), version=rollout.start_version)
+
+    def member_failed(self, member: Episode) -> None:
+        rollout, error = member.rollout, member.error
+        known = {"member": member.sample_idx, "version": rollout.start_version}
+        told = {"error": describe(error)} if member.timed_out else {"exc_info": error}
+        spent = (member.seconds,)
+        fields = partial(_of_its_end, rollout.task_id, rollout.plan, rollout.data_id, spent, known, **told)
+        self._log.line_of("warning", "rollout_member_failed", fields)
 
     def ended(self, rollout: Rollout) -> None:
         outcome = rollout.outcome

@@ -39,6 +39,7 @@ from areal_core._executor.rollout import Episode, Rollout
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
 from areal_core._frames import frames_of_threads
+from areal_core._json import writable
 from areal_core._log import describe
 from areal_core._offload.crew import stats_of
 from areal_core._runner.launcher import Launcher
@@ -252,4 +253,4 @@ def short_name(data_id: Any) -> Any:
         text = data_id if type(data_id) is str else reprlib.repr(data_id)
     except Exception:
         text = f"<{type(data_id).__qualname__}>"
-    return text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}..."
+    return writable(text if len(text) <= _LONGEST_NAME else f"{text[:_LONGEST_NAME]}...")

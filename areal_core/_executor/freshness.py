@@ -73,11 +73,13 @@ def with_mask(trajectory: dict[str, Any]) -> dict[str, Any]:
 def masked(trajectory: dict[str, Any], least: int) -> tuple[dict[str, Any], Ages]:
     """Return *trajectory* with a 0 in its mask for tokens older than version *least*, and its ages then.
 
-    It has a mask; see `with_mask`. The arrays that were given stay as they are.
+    No policy made those of a negative version, so they have no age. It has a mask; see `with_mask`. The
+    arrays that were given stay as they are.
     """
     mask = trajectory["loss_mask"]
     kept = mask.clone() if hasattr(mask, "clone") else mask.copy()  # a tensor, or an array
-    kept[trajectory["versions"] < least] = 0
+    versions = trajectory["versions"]
+    kept[(versions >= 0) & (versions < least)] = 0
     result = {**trajectory, "loss_mask": kept}
     return result, ages_of(result)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from msgspec.structs import replace
 
 from areal_core._executor.desk import Desk
-from areal_core._executor.freshness import masked
+from areal_core._executor.freshness import masked, with_mask
 from areal_core._executor.ids import Ids
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.report import Trained
@@ -100,7 +100,7 @@ class Handover:
                 earlier, request = request, request.anew()
                 desk.post(core.ask_again, earlier, request)
             result = self._hand_out(request, shape)
-            request.is_delivered = True  # nothing is called from here to the return
+            request.receipt.is_delivered = True  # nothing is called from here to the return
             return result
         except BaseException:
             # One C call, so that a second Ctrl-C cannot come before it. The earlier one may not have been
@@ -154,9 +154,11 @@ class Handover:
     def _hand_out(self, request: Request, shape: Callable[[list[RolloutOutcome]], R]) -> R:
         given: list[Trained] = []
         outcomes = [self._finished(rollout, request.version, given) for rollout in request.rollouts]
+        if any(rollout.is_recovered for rollout in request.rollouts):
+            outcomes = _with_the_same_keys(outcomes)
         shaped = shape(outcomes)
         if self._dump is not None:
-            _write(self._dump, outcomes, request.version)
+            _write(self._dump, request.rollouts, outcomes, request.version)
         self._desk.post(self._desk.core.delivered, request, given)
         self._ids.hand_out(request)
         return shaped
@@ -165,21 +167,37 @@ class Handover:
         """Return the outcome as of *version*: what is too old in it is masked. Add it to *given*."""
         outcome = rollout.outcome
         assert outcome is not None
-        if outcome.trajectory is None or outcome.is_eval:
+        trajectory, masks = outcome.trajectory, self._rules.on_stale == "mask"
+        if trajectory is None or outcome.is_eval:
             return outcome
+        if masks and rollout.is_recovered:  # the run that made it may have had another setting
+            trajectory = with_mask(trajectory)
+            outcome = replace(outcome, trajectory=trajectory)
         ages, blanked, least = rollout.ages, 0, version - self._rules.max_staleness
-        if self._rules.on_stale == "mask" and ages.oldest is not None and ages.oldest < least:
-            trajectory, ages = masked(outcome.trajectory, least)
+        if masks and ages.oldest is not None and ages.oldest < least:
+            trajectory, ages = masked(trajectory, least)
             blanked = rollout.ages.trained - ages.trained
-            outcome = replace(outcome, trajectory=trajectory, tokens_masked=blanked)
+            outcome = replace(outcome, trajectory=trajectory, origin=ages.oldest, tokens_masked=blanked)
         oldest = rollout.start_version if ages.oldest is None else ages.oldest
         given.append(Trained(outcome.seconds, max(0, version - oldest), ages.trained, blanked))
         return outcome
 
 
-def _write(dump: TrajectoryDump, outcomes: Iterable[RolloutOutcome], version: int) -> None:
-    for outcome in outcomes:
-        if outcome.trajectory is not None:
+def _with_the_same_keys(outcomes: list[RolloutOutcome]) -> list[RolloutOutcome]:
+    """Give each a mask if one has one, which only those of an earlier run may have, by its ``on_stale``."""
+    if not any(one.trajectory is not None and "loss_mask" in one.trajectory for one in outcomes):
+        return outcomes
+    return [
+        one if one.trajectory is None else replace(one, trajectory=with_mask(one.trajectory))
+        for one in outcomes
+    ]
+
+
+def _write(
+    dump: TrajectoryDump, rollouts: Iterable[Rollout], outcomes: Iterable[RolloutOutcome], version: int
+) -> None:
+    for rollout, outcome in zip(rollouts, outcomes, strict=True):
+        if outcome.trajectory is not None and rollout.dumped_at != version:
             record: dict[str, Any] = {
                 "task_id": outcome.task_id,
                 "data_id": outcome.data_id,
@@ -191,6 +209,7 @@ def _write(dump: TrajectoryDump, outcomes: Iterable[RolloutOutcome], version: in
                 "trajectory": outcome.trajectory,
             }
             dump.write(version, record)
+            rollout.dumped_at = version
 
 
 def trajectories(outcomes: list[RolloutOutcome]) -> list[dict[str, Any] | None]:

@@ -2,7 +2,8 @@
 
 They are taken and freed in callers' threads, where a Ctrl-C may come at any call: an id must not be free
 while its outcome may come back, nor stay in use for a rollout that was never submitted. So what frees one is
-a store, and the table is put in order later.
+a store, and the table is put in order later. A signal handler may come at any call, too, and take one: so
+what is looked up and what is done about it are one call of C code, or have none in between.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from areal_core._executor.requests import Request
+from areal_core._executor.requests import Receipt, Request
 from areal_core._executor.rollout import Rollout
 from areal_core._runner.arguments import FIRST_OWN_ID
 
@@ -24,19 +25,19 @@ class Ids:
     def __init__(self, is_submitted: Callable[[Rollout], bool]) -> None:
         self._is_submitted = is_submitted
         self._lock = threading.RLock()
-        self._holders: dict[int, Rollout] = {}
-        self._takers: dict[Rollout, Request] = {}
+        self._holders: dict[int, Rollout | Receipt] = {}  # or what says whether its outcome has arrived
+        self._given: dict[int, Receipt] = {}
 
     def take(self, rollout: Rollout) -> None:
         """Let *rollout* have its id. Raises ValueError when another has it."""
         with self._lock:
-            holder = self._holders.get(rollout.task_id)
-            if holder is not None and not self._is_gone(holder):
-                raise ValueError(
-                    f"task_id={rollout.task_id} is in use until its outcome is collected; "
-                    "pass another, or none"
-                )
-            self._holders[rollout.task_id] = rollout
+            while (holder := self._holders.setdefault(rollout.task_id, rollout)) is not rollout:
+                if not self._is_gone(holder):
+                    raise ValueError(
+                        f"task_id={rollout.task_id} is in use until its outcome is collected; "
+                        "pass another, or none"
+                    )
+                self._free(rollout.task_id, holder)
 
     def hand_out(self, request: Request) -> None:
         """Let the ids of what *request* was given be free as soon as it ``is_delivered``."""
@@ -44,17 +45,19 @@ class Ids:
             self._put_in_order()
             for rollout in request.rollouts:
                 if rollout.task_id < FIRST_OWN_ID:
-                    self._takers[rollout] = request
+                    self._holders[rollout.task_id] = self._given[rollout.task_id] = request.receipt
 
-    def _is_gone(self, holder: Rollout) -> bool:
-        taker = self._takers.get(holder)
-        if taker is not None and taker.is_delivered:
-            return True
+    def _is_gone(self, holder: Rollout | Receipt) -> bool:
+        if isinstance(holder, Receipt):
+            return holder.is_delivered
         return holder.is_abandoned and not self._is_submitted(holder)
 
     def _put_in_order(self) -> None:
-        for rollout, taker in list(self._takers.items()):
-            if taker.is_delivered and self._holders.get(rollout.task_id) is rollout:
-                del self._holders[rollout.task_id]
-            if taker.is_delivered or taker.is_withdrawn:
-                del self._takers[rollout]
+        for task_id, receipt in list(self._given.items()):
+            if receipt.is_delivered:
+                self._free(task_id, receipt)
+                self._given.pop(task_id, None)
+
+    def _free(self, task_id: int, holder: Rollout | Receipt) -> None:
+        if task_id in self._holders and self._holders[task_id] is holder:
+            del self._holders[task_id]

@@ -43,7 +43,7 @@ from areal_core.errors import ArealError
 if TYPE_CHECKING:
     from areal_core._executor.journaling import Journaling
 
-_LOCK_S = 0.2  # for the loop's thread, which holds the lock for microseconds unless somebody's code blocks it
+_LOCK_S = 0.2  # for the loop's thread, whose work takes milliseconds unless somebody's code blocks it
 _MOST_SHOWN = 20
 _BLAMED_S = 60.0
 _LEAST_INTEGER = -(2**63)  # of those that msgspec writes; the largest are no problem to it

@@ -22,6 +22,13 @@ class RolloutOutcome(Struct, frozen=True, kw_only=True, eq=False):
     """The exception when it failed, a TimeoutError when it timed out, a CancelledError when it was
     cancelled; None otherwise."""
 
+    members_failed: int = 0
+    """How many of a group's members failed or timed out, where it goes on without those that do,
+    ``on_member_failure="keep_rest"``. A journal does not keep it: 0 for what an earlier run finished."""
+
+    member_error: BaseException | None = None
+    """What the first of them raised, by its place in the group; None: none did."""
+
     reason: str | None = None
     """Why it was rejected, or is stale, in words; None otherwise."""
 
@@ -34,8 +41,8 @@ class RolloutOutcome(Struct, frozen=True, kw_only=True, eq=False):
     """The policy version when its first member started; None if none did."""
 
     origin: int | None = None
-    """The oldest version that made a token of it that is trained on, or *start_version* where the
-    trajectory has no ``versions``; None unless it was accepted."""
+    """The oldest version that made a token of it that is trained on, which those that were masked are not; or
+    *start_version* where the trajectory has no ``versions``; None unless it was accepted."""
 
     create_time: float = 0.0
     """When its first member started, in seconds of the executor's clock; *finish_time* if none did."""

@@ -53,7 +53,8 @@ class Patience:
             self._failures = 0
         elif outcome.status != "stale":
             self._failures += 1
-            self._first_error = self._first_error or outcome.error
+            if self._first_error is None:  # what it says of itself is the user's business
+                self._first_error = outcome.error
         self._kinds[_kind_of(outcome)] += 1
         if self._failures >= self._rules.max_failures:
             self._budget = f"max_consecutive_failures={self._rules.max_failures}"

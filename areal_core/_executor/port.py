@@ -71,6 +71,9 @@ class Witness:
     def began(self, rollout: Rollout) -> None:
         """*rollout* has begun: its first member was started."""
 
+    def member_failed(self, member: Episode) -> None:
+        """*member* has failed, or timed out, of a group that goes on without."""
+
     def ended(self, rollout: Rollout) -> None:
         """*rollout* has an outcome. One that was cancelled may never have begun."""
 
@@ -115,6 +118,10 @@ class Witnesses(Witness):
     def began(self, rollout: Rollout) -> None:
         for other in self._others:
             other.began(rollout)
+
+    def member_failed(self, member: Episode) -> None:
+        for other in self._others:
+            other.member_failed(member)
 
     def ended(self, rollout: Rollout) -> None:
         for other in self._others:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import fmean
@@ -58,26 +59,38 @@ class Tally:
     def __init__(self) -> None:
         self._delivered = 0
         self._staleness_sum = 0
-        self._staleness_max = 0
+        self._by_staleness: Counter[int] = Counter()
         self._tokens = 0
         self._masked = 0
         self._wasted_s = 0.0
         self._shares: deque[tuple[float, float]] = deque(maxlen=_REMEMBERED)  # seconds, share trained on
         self._since_warning = 0
         self.on_delivered: Callable[[Trained], None] | None = None
-        """Called with each; None: nobody counts beside."""
+        """Called with each, but once where it came back and is delivered again; None: nobody counts, too."""
+        self._told_before = 0
 
     def delivered(self, trained: Trained) -> None:
         """Count a trajectory that was delivered for training."""
-        self._delivered += 1
-        self._staleness_sum += trained.staleness
-        self._staleness_max = max(self._staleness_max, trained.staleness)
-        self._tokens += trained.tokens
-        self._masked += trained.masked
-        whole = trained.tokens + trained.masked
-        self._note(trained.seconds, trained.tokens / whole if whole else 1.0)
-        if self.on_delivered is not None:
+        self._count(trained, 1)
+        self._note(trained.seconds, _share(trained))
+        if self._told_before:
+            self._told_before -= 1
+        elif self.on_delivered is not None:
             self.on_delivered(trained)
+
+    def came_back(self, trained: Trained) -> None:
+        """Count one no more: it has not reached its caller."""
+        self._count(trained, -1)
+        with contextlib.suppress(ValueError):  # a thousand were noted since
+            self._shares.remove((trained.seconds, _share(trained)))
+        self._told_before += 1
+
+    def _count(self, trained: Trained, change: int) -> None:
+        self._delivered += change
+        self._staleness_sum += change * trained.staleness
+        self._by_staleness[trained.staleness] += change
+        self._tokens += change * trained.tokens
+        self._masked += change * trained.masked
 
     def wasted(self, seconds: float, episodes_s: float) -> None:
         """Count a rollout that ran for *seconds*, its episodes for *episodes_s* together, in vain."""
@@ -100,7 +113,7 @@ class Tally:
         return StalenessReport(
             delivered=self._delivered,
             staleness_mean=self._staleness_sum / self._delivered if self._delivered else 0.0,
-            staleness_max=self._staleness_max,
+            staleness_max=max((one for one, count in self._by_staleness.items() if count), default=0),
             tokens_trained=self._tokens,
             tokens_masked=self._masked,
             wasted_seconds=self._wasted_s,
@@ -117,3 +130,9 @@ class Tally:
         longest = sorted(self._shares)[-(len(self._shares) // 10) :]
         of_all = fmean(share for _, share in self._shares)
         return fmean(share for _, share in longest) / of_all if of_all else None
+
+
+def _share(trained: Trained) -> float:
+    """Return how much of it is trained on."""
+    whole = trained.tokens + trained.masked
+    return trained.tokens / whole if whole else 1.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from areal_core._executor.port import Timer
+from areal_core._executor.report import Trained
 from areal_core._executor.rollout import Claim, Rollout
 from areal_core._runner.gate import Gate
 
@@ -20,6 +21,14 @@ class Want(enum.Enum):
     """All of those it has claimed."""
     BATCH = enum.auto()
     """A batch of *count* trajectories that were submitted for batches."""
+
+
+@dataclass(slots=True, eq=False)
+class Receipt:
+    """Whether a caller has what he was given. It refers to nothing of that."""
+
+    is_delivered: bool = False
+    """Set by him, where no Ctrl-C can come before his return."""
 
 
 @dataclass(slots=True, eq=False)
@@ -57,12 +66,14 @@ class Request:
     """How many of the outcomes it waits for are there."""
     is_withdrawn: bool = False
     """Whether its caller waits no more."""
-    is_delivered: bool = False
-    """Whether its caller has what it was given. Set by him, where no Ctrl-C can come before his return."""
+    receipt: Receipt = field(default_factory=Receipt)
+    """What its caller says of what it was given."""
     charged: frozenset[Rollout] = frozenset()
     """Those it was given that cost a unit of the budget."""
     is_noted: bool = False
     """Whether the core has taken note that its caller got what it was given."""
+    trained: Sequence[Trained] = ()
+    """What was counted of it then."""
     is_in_hand: bool = False
     """Whether it was given them, and its caller has not got them yet."""
     claim: Claim = field(default_factory=Claim)

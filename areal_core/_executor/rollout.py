@@ -173,6 +173,9 @@ class Rollout(Struct, eq=False):
     phases: tuple[float, float, float] | None = None
     """How long they generated, were rewarded and were judged, in seconds; None: not known so far."""
     outcome: RolloutOutcome | None = None
+    dumped_at: int | None = None
+    """At which version a caller to whom it was given wrote it to the dump, and was perhaps interrupted then;
+    None: nobody did."""
     packed: bytes | None = None
     """What the journal is told next, the item or the trajectory; None: nobody has packed it so far."""
 
@@ -219,7 +222,7 @@ class Rollout(Struct, eq=False):
     def restart(self, *, requeued: bool = True) -> None:
         """Make it what it was before its start; *requeued* because it was too old."""
         self.state = State.PENDING
-        self.outcome = None
+        self.outcome = self.dumped_at = None
         self.is_doomed = self.is_recovered = False
         self.ages = UNKNOWN
         self.requeues += requeued

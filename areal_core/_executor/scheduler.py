@@ -12,7 +12,6 @@ from collections.abc import Callable
 from areal_core._executor.budget import Budget
 from areal_core._executor.line import Line
 from areal_core._executor.port import Clock, Port
-from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode, Lane, Rollout, State
 from areal_core._record import EpisodeRecord
 
@@ -22,7 +21,8 @@ _JUDGE = -1
 class Scheduler:
     """Starts rollouts when they may start.
 
-    Each is handed to *on_began* then, and to *on_ended* when nothing of it runs any more.
+    Each is handed to *on_began* then, and to *on_ended* when nothing of it runs any more; each member that
+    fails, of a group that goes on without it, to *on_member_failed*.
     """
 
     def __init__(
@@ -32,12 +32,14 @@ class Scheduler:
         clock: Clock,
         on_began: Callable[[Rollout], None],
         on_ended: Callable[[Rollout], None],
+        on_member_failed: Callable[[Episode], None],
     ) -> None:
         self._budget = budget
         self._port = port
         self._clock = clock
         self._on_began = on_began
         self._on_ended = on_ended
+        self._on_member_failed = on_member_failed
         self.is_paused = False
         self.training = Line()
         self.evaluation = Line()
@@ -80,10 +82,12 @@ class Scheduler:
         episode.is_over = True
         rollout.alive -= 1
         self._budget.free_slot(rollout.plan.is_eval)
-        fatal = episode.is_judge or not rollout.plan.keep_rest
-        if fatal and episode.error is not None and not episode.told_to_end:
-            rollout.failure = episode
-            self._end_members(rollout)
+        if episode.error is not None and not episode.told_to_end:
+            if episode.is_judge or not rollout.plan.keep_rest:
+                rollout.failure = episode
+                self._end_members(rollout)
+            elif rollout.plan.group_size > 1:
+                self._on_member_failed(episode)
         self._see_end(rollout)
 
     def lose(self, rollout: Rollout) -> bool:
@@ -99,7 +103,9 @@ class Scheduler:
         return True
 
     def cancel(self, rollout: Rollout) -> None:
-        """Have a rollout that is not finished end as cancelled."""
+        """Have a rollout that is not finished end as cancelled, unless it has failed and cleans up."""
+        if rollout.failure is not None:
+            return
         rollout.is_cancelled = True
         if rollout.state is State.PENDING:
             self.line_of(rollout).remove(rollout)
@@ -158,19 +164,6 @@ class Scheduler:
         rollout.alive += 1
         self._budget.take_slot(rollout.plan.is_eval)
         return Episode(rollout, sample_idx, EpisodeRecord(rollout.data_id))
-
-    def hunger_of(self, batch: Request) -> int:
-        """Return how many more rollouts *batch* wants to be pending for it and others; 0: enough are."""
-        pending = self.training.of_batches
-        if batch.is_starved:
-            return 0 if self._may_come(batch) else 1
-        return batch.keep_pending - pending if pending <= batch.keep_pending // 2 else 0
-
-    def _may_come(self, batch: Request) -> bool:
-        """Return whether enough for *batch* has ended, or something that may be for it has not."""
-        if batch.there >= batch.count or self.training.of_batches:
-            return True
-        return any(one.lane is Lane.BATCH for one in self.running.values())
 
     def _end_members(self, rollout: Rollout) -> None:
         self.line_of(rollout).begun.pop(rollout.task_id, None)

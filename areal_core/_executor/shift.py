@@ -21,6 +21,7 @@ from areal_core._executor.port import Show, Witness, Witnesses
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
+from areal_core._executor.versions import Versions
 from areal_core._runner.life import Life
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
 from areal_core._watch.loop_watch import LoopWatch
@@ -84,6 +85,7 @@ class Shift:
                 thread.loop, thread.thread.ident or 0, config.loop_block_warning, reporter.blocked
             )
         self._dump = _open_dump(config)
+        self.versions = Versions(self.desk, self.read_version)
         self.handover = Handover(self.desk, rules, self.read_version, self.ids, self._dump)
         dropped = sum(ledger.finished for ledger in ledgers)
         if journaling is not None:
@@ -103,7 +105,8 @@ class Shift:
         desk.on_end = self.showing.end
         subscribe = getattr(self._provider, "subscribe", None)
         if callable(subscribe):
-            unsubscribe = subscribe(lambda version: desk.post(desk.core.set_version, _checked(version)))
+            versions = self.versions
+            unsubscribe = subscribe(lambda version: versions.tell(_checked(version)))
             desk.on_end = functools.partial(self._leave, unsubscribe)
         desk.call(desk.core.version_seen, self.read_version())
         self.showing.begin()

@@ -26,8 +26,7 @@ class Steering(Looking):
         A version provider that has ``subscribe`` tells by itself, as `RemoteInfEngine` does; for any other
         this has to be called after each change. Raises RunnerStoppedError.
         """
-        shift = self._on_shift()
-        shift.desk.post(shift.desk.core.set_version, shift.read_version())
+        self._on_shift().versions.look()
 
     def reset_failures(self) -> None:
         """Go on after a FailureBudgetError, and count failures anew. Raises RunnerStoppedError."""

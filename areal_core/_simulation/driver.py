@@ -179,11 +179,8 @@ class VirtualDesk(FarDesk):
         """Begin to work on *core*."""
         self._core = core
 
-    def wake(self) -> None:
-        """Have what is on the desk looked at."""
-        if not self._is_woken:
-            self._is_woken = True
-            self._loop.put(0.0, self._work)
+    def _have_it_done(self) -> None:
+        self._loop.put(0.0, self._work)
 
     def time(self) -> float:
         """Return the time."""
