@@ -103,6 +103,7 @@ def _drop_below_level(logger: Any, method: str, event: MutableMapping[str, Any])
 
 
 _LEVELS = {name.lower(): number for name, number in logging.getLevelNamesMapping().items()}
+_LEVELS["exception"] = logging.ERROR  # newer versions of structlog give the name of the method
 
 
 class _OurLogger(structlog.stdlib.BoundLogger):

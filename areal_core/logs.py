@@ -16,30 +16,34 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, TextIO
 
-import msgspec
 import structlog
-from structlog.typing import Processor
 
 from areal_core import _log
 from areal_core._checks import check_flag
+from areal_core._json import json_of, writable
 
 __all__ = ["EpisodeFilter", "configure_logging"]
 
 _HIDDEN = "***"
-_NUMBERS = frozenset({int, float, bool})
+_CLEAR = frozenset({int, float, bool, type(None)})
 _TOKEN = "(?:access|auth|hf|id|refresh|session)[_-]?token"
 _NAMES = re.compile(
     rf"(^|[_-])(api[_-]?keys?|authorization|cookie|{_TOKEN}s?|password|secret|credentials?)$", re.IGNORECASE
 )
-_KEYS = re.compile(
-    rf"""(\bbearer\s+|\b(?:(?:x-)?api[_-]?key|{_TOKEN})["']?\s*[=:]\s*["']?|://(?:[^\s/:@]*:|(?=[^\s/:@]+@)))"""
-    r"""(?!\*)[^\s"',;)}\]@]+""",
-    re.IGNORECASE,
-)
+_SCHEME = r"(?:(?:basic|bearer|digest|token)\s+)?"
+_NAMED = rf"""\b(?:(?:x-)?api[_-]?key|{_TOKEN}|authorization)["']?\s*[=:]\s*["']?{_SCHEME}"""
+_KEY = re.compile(rf"""({_NAMED}|\bbearer\s+)[^\s"',;)}}\]@]+""", re.IGNORECASE)
+"""A key, behind what says that it is one."""
+_NO_PORT = r"(?<=:)(?!\d*[/?#,;)'\]])"
+_USERINFO = re.compile(rf"""(://(?:[^\s/?#:@"<>[]*:)?)(?:[^\s/?#"<>]+|{_NO_PORT}[^\s"<>@]+)(?=@)""")
+"""A password, or a user alone, before a URL's "@": only that tells them from a host and its port. A slash
+should not be in one; it may be where no port can be."""
+
+_OWN = frozenset({"timestamp", "level", "event", "logger", "exception"})
 
 
 def configure_logging(
@@ -54,7 +58,8 @@ def configure_logging(
 
     Lines that user code writes in an episode, through this logger, through structlog with
     ``merge_contextvars`` or through a handler with an `EpisodeFilter`, have its ``rollout``, ``data_id`` and
-    ``version`` from now on. API keys in lines are shown as ``***``, tracebacks without values of variables.
+    ``version`` from now on. API keys in lines are shown as ``***``, tracebacks without values of variables. A
+    field that is called as a part of the line is, such as ``level``, has an underscore behind its name.
 
     Raises ValueError for a level that there is not; TypeError.
     """
@@ -118,41 +123,48 @@ def _level(level: object) -> int:
 class _Formatter(logging.Formatter):
     """Makes a line of a record: of one of ours with its fields, of any other with its message."""
 
-    def __init__(self, render: Processor) -> None:
+    def __init__(self, render: Callable[[dict[str, Any]], str]) -> None:
         super().__init__()
         self._render = render
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any]
-        if isinstance(record.msg, _log.Line):
-            line = {"event": record.msg.event, **record.msg.fields}
-        else:
-            line = {"event": record.getMessage()}
-        if record.name != "areal_core":
-            line["logger"] = record.name
+        event, fields = _told(record)
         for name, value in sorted(structlog.contextvars.get_contextvars().items()):
-            line.setdefault(name, value)
+            fields.setdefault(name, value)
         level = record.levelname.lower()
-        shown = {"timestamp": _moment(record.created), "level": level}
-        for name, value in line.items():
-            # A number, or a word, holds no key, and has no lines of its own.
-            kind = type(value)
-            is_word = kind is str and value.isascii() and (value.isidentifier() or value.isalnum())
-            is_clear = (is_word or kind in _NUMBERS) and not _names_a_key(name)
-            shown[name] = value if is_clear else _shown(name, value)
+        shown = {"timestamp": _moment(record.created), "level": level, "event": _shown("", event)}
+        if record.name != "areal_core":
+            shown["logger"] = record.name
+        of_many_lines = {}
         if record.exc_info:
-            shown["exception"] = _without_keys(self.formatException(record.exc_info))
-        return str(self._render(None, level, shown))
+            of_many_lines["exception"] = _without_keys(self.formatException(record.exc_info))
+        if record.stack_info:
+            of_many_lines[_log.OF_MANY_LINES] = _without_keys(self.formatStack(record.stack_info))
+        for field, value in fields.items():
+            name = field
+            while name in _OWN or name in shown or name in of_many_lines:
+                name += "_"
+            shown[name] = _shown(field, value)
+        return self._render({**shown, **of_many_lines})
 
 
-def _renderer(stream: TextIO, json: bool | None) -> Processor:
+def _told(record: logging.LogRecord) -> tuple[str, dict[str, Any]]:
+    """Return the event, or the message, of *record*, and its fields."""
+    line: object = record.msg
+    if isinstance(line, _log.Line):
+        return line.event, dict(line.fields)
+    return record.getMessage(), {}
+
+
+def _renderer(stream: TextIO, json: bool | None) -> Callable[[dict[str, Any]], str]:
     is_terminal = _is_terminal(stream)
     if json or (json is None and not is_terminal):
-        return lambda _logger, _method, line: msgspec.json.encode(line).decode()
-    return structlog.dev.ConsoleRenderer(
+        return lambda line: json_of(line).decode()
+    render = structlog.dev.ConsoleRenderer(
         colors=is_terminal and not os.environ.get("NO_COLOR"),
         exception_formatter=structlog.dev.plain_traceback,  # the others show the values of variables
     )
+    return lambda line: writable(str(render(None, line["level"], line)))
 
 
 def _is_terminal(stream: TextIO) -> bool:
@@ -174,8 +186,9 @@ def _shown(name: str, value: Any) -> Any:
     """Return *value* as a line may have it: without keys, and without lines of its own."""
     if _names_a_key(name):
         return _HIDDEN
-    if value is None or type(value) in (int, float, bool):
-        return value
+    kind = type(value)
+    if kind in _CLEAR or (kind is str and value.isascii() and (value.isidentifier() or value.isalnum())):
+        return value  # a number or a word: it holds no key, and has no lines of its own
     if isinstance(value, Mapping):
         return {_name_of(key): _shown(_name_of(key), one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -194,4 +207,6 @@ def _names_a_key(name: str) -> bool:
 
 
 def _without_keys(text: str) -> str:
-    return _KEYS.sub(rf"\1{_HIDDEN}", text) if _KEYS.search(text) else text  # which is much faster than sub
+    if _KEY.search(text):  # which is much faster than sub
+        text = _KEY.sub(rf"\1{_HIDDEN}", text)
+    return _USERINFO.sub(rf"\1{_HIDDEN}", text) if "://" in text else text

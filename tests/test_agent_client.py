@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 import threading
+import tracemalloc
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -31,16 +34,25 @@ from agent_tools import (
     user,
 )
 from areal_core import workflow_context
+from areal_core._agents.completer import Completer
+from areal_core._agents.recording import Recording
 from areal_core._agents.request import read_order
 from areal_core.agents import ChatFormat
 from areal_core.embedded import ChatTokenizer, logprob_of, token_of
 from areal_core.remote_inf_engine import RemoteInfEngine
-from areal_core.types import GenerationHyperparameters, InferenceEngine, RolloutWorkflow
+from areal_core.types import (
+    GenerationHyperparameters,
+    InferenceEngine,
+    ModelRequest,
+    ModelResponse,
+    RolloutWorkflow,
+)
 from children import RunScript
 from conftest import MakeExecutor, MakeRunner
 from engine_tools import an_engine
 from executor_tools import Engine
 from reused_servers import ReusedServer
+from small_tokenizer import SmallTokenizer, sampled
 
 
 @pytest.fixture
@@ -547,6 +559,50 @@ def test_a_temperature_that_is_asked_for_counts_where_the_format_is_greedy(make_
     assert (wanted.greedy, wanted.temperature) == (False, 0.7)
 
 
+class Repeating(Engine):
+    """An engine that always says *reply*."""
+
+    def __init__(self, chat: ChatFormat, reply: list[int]) -> None:
+        super().__init__()
+        self.chat = chat
+        self._reply = reply
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        count = len(self._reply)
+        return ModelResponse(
+            input_tokens=list(request.input_ids),
+            output_tokens=list(self._reply),
+            output_logprobs=[-0.5] * count,
+            output_versions=[0] * count,
+            versions_exact=True,
+            stop_reason="stop",
+            latency=0.0,
+            ttft=None,
+        )
+
+
+def test_of_a_long_conversation_each_prompt_is_kept_once_and_its_text_not_at_all(
+    make_runner: MakeRunner,
+) -> None:
+    async def main() -> tuple[int, int]:
+        engine = Repeating(ChatFormat(SmallTokenizer()), sampled("ok"))
+        recording = Recording()
+        completer = Completer(engine, recording)
+        messages = list[dict[str, Any]]()
+        tracemalloc.start()
+        for turn in range(30):
+            messages.append(user(f"{turn:04}" * 500))  # as a tool may answer
+            reply = json.loads(await completer.whole(read_order(json.dumps({"messages": messages}).encode())))
+            messages.append(reply["choices"][0]["message"])
+        used, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert len(recording.to_trajectory(1.0)["input_ids"]) == 1  # all the same it goes on as it was
+        return used, sum(sys.getsizeof(call.prompt_tokens) for call in recording.calls)
+
+    used, prompts = make_runner().run(main)
+    assert prompts < used < 1.6 * prompts
+
+
 class HalfAPair:
     """A parser for which the model always writes half of a surrogate pair."""
 
@@ -581,6 +637,27 @@ def test_a_limit_of_time_is_kept_without_a_socket_too(
 
     _, recording = make_runner().run(in_an_episode(engine, act))
     assert recording.calls == ()
+
+
+@pytest.mark.parametrize("begin", [ask, ask_streamed])
+@pytest.mark.parametrize("limit", [None, 60.0])
+def test_an_engines_own_timeout_is_told_as_it_is(
+    make_runner: MakeRunner, begin: Any, limit: float | None
+) -> None:
+    error = TimeoutError("the engine's own time is up")
+
+    class Late(Engine):
+        chat = a_chat()
+
+        async def agenerate(self, request: ModelRequest) -> ModelResponse:
+            raise error
+
+    async def act(client: AsyncOpenAI) -> Any:
+        with pytest.raises((TimeoutError, openai.APIConnectionError)) as told:
+            await begin(client.with_options(timeout=limit, max_retries=0), [user("hello")])
+        assert error in (told.value, told.value.__cause__)
+
+    make_runner().run(in_an_episode(Late(), act))
 
 
 def test_what_an_episode_leaves_running_ends_with_it(

@@ -375,6 +375,20 @@ def test_where_the_end_of_a_reply_cannot_be_found_all_is_tokenized(
     assert talk.prompt(HELLO, told, MORE) == talk.whole(HELLO, told, MORE)
 
 
+class Beginning(SmallTokenizer):
+    """Its template says first whether anything was said before."""
+
+    def apply_chat_template(self, conversation: Any, tools: Any = None, **rest: Any) -> Any:
+        text = super().apply_chat_template(conversation, tools, **rest)
+        return f"{'later' if len(conversation) > 1 else 'first'}\n{text}"
+
+
+def test_a_beginning_that_is_as_long_and_says_something_else_is_not_the_same() -> None:
+    talk = Talk(Beginning())
+    talk.reply(HELLO, told=said("hi you"), tokens=sampled("hi you"))
+    assert talk.prompt(HELLO, said("hi you"), MORE) == talk.whole(HELLO, said("hi you"), MORE)
+
+
 def test_a_reply_may_write_out_the_end_token() -> None:
     talk = Talk()
     text = "it ends with <|im_end|>, you know"

@@ -27,10 +27,11 @@ from agent_tools import (
     user,
 )
 from areal_core import workflow_context
-from areal_core._agents.gateway import Gateway, Listening, gateway_of
+from areal_core._agents.gateway import Gateway, Listening, _ServersLog, gateway_of
 from areal_core._agents.request import MOST_BODY_BYTES
 from areal_core._agents.scope import Scope
 from areal_core.agents import AgentWorkflow
+from areal_core.errors import InferenceError
 from areal_core.remote_inf_engine import RemoteInfEngine
 from children import StartScript
 from conftest import MakeExecutor, MakeRunner
@@ -423,6 +424,122 @@ def test_what_is_no_call_is_refused(
     told, recording = make_runner().run(play_on, engine, act)
     assert told == status
     assert recording.calls == ()
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+def test_a_client_that_waits_to_be_told_to_send_its_body_is_told_once_its_key_is_known(
+    make_runner: MakeRunner, engine: RemoteInfEngine, version: str
+) -> None:
+    body = json.dumps({"messages": [user("hello")]}).encode()
+
+    async def act(base_url: str, api_key: str) -> None:
+        for key, told in ((api_key, b"200"), ("another", b"401")):
+            url = httpx.URL(f"{base_url}/chat/completions")
+            reader, writer = await asyncio.open_connection(url.host, url.port)
+            writer.write(
+                f"POST {url.path} HTTP/{version}\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
+                f"Expect: 100-Continue\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+            )
+            if key == api_key and version == "1.1":  # an older client knows no such answer
+                assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+            if key == api_key:
+                writer.write(body)
+            assert (await reader.readline()).split()[1] == told
+            writer.close()
+            await writer.wait_closed()
+
+    async def main() -> Any:
+        async with asyncio.timeout(20):
+            return await play_on(engine, act)
+
+    _, recording = make_runner().run(main)
+    assert len(recording.calls) == 1
+
+
+class Failing(Engine):
+    """An engine that fails with *error*, after it has said *before*."""
+
+    def __init__(self, chat: Any, error: Exception, *before: int) -> None:
+        super().__init__()
+        self.chat = chat
+        self._error = error
+        self._before = before
+
+    async def agenerate(self, request: Any) -> Any:
+        if request.on_tokens is not None and self._before:
+            request.on_tokens(self._before)
+            await asyncio.sleep(0)
+        raise self._error
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("the engine's words"), TimeoutError("no time"), ConnectionResetError("gone")],
+    ids=repr,
+)
+def test_what_fails_unforeseen_is_told_to_the_agent_and_to_the_log(
+    make_runner: MakeRunner, engine: RemoteInfEngine, log_lines: LogLines, error: Exception, stream: bool
+) -> None:
+    async def act(base_url: str, api_key: str) -> None:
+        async with a_client(base_url, api_key) as client:
+            with pytest.raises(openai.InternalServerError, match=f"the gateway failed: .*{error}") as told:
+                await ask(client, [user("hello")], stream=stream)
+            assert told.value.response.headers["Content-Type"].startswith("application/json")
+
+    make_runner().run(play_on, Failing(engine.chat, error), act)
+    (line,) = log_lines
+    assert (line.level, line.error) == ("error", error)
+    assert line.message.startswith("gateway_failed error=")
+    assert str(error) in line.message
+
+
+def test_what_is_no_http_is_a_debug_line_without_its_words_and_what_fails_here_is_an_error(
+    make_runner: MakeRunner, engine: RemoteInfEngine, log_lines: LogLines
+) -> None:
+    async def act(base_url: str, api_key: str) -> bytes:
+        url = httpx.URL(base_url)
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(f"GET {url.path}/models HTTP/1.1\r\nAuthorization Bearer {api_key}\r\n\r\n".encode())
+        status = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        return status
+
+    status, _ = make_runner().run(play_on, engine, act)
+    assert b" 400 " in status
+    (line,) = log_lines
+    assert (line.level, line.error) == ("debug", None)
+    assert re.fullmatch(r"gateway_refused_connection error=\w+", line.message)
+
+    servers_log, fault = _ServersLog(), LookupError("a fault of ours")
+    servers_log.exception("Error handling request", exc_info=fault)
+    servers_log.exception("Error handling request", exc_info=ConnectionResetError())  # an agent hung up
+    assert [(line.level, line.error) for line in log_lines[1:]] == [("error", fault)]
+
+
+def test_an_error_in_words_that_no_utf_8_can_have_is_told_too(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def act(base_url: str, api_key: str) -> None:
+        async with a_client(base_url, api_key) as client:
+            with pytest.raises(openai.InternalServerError, match=r"it said half \? of a pair"):
+                await ask(client, [user("hello")])
+
+    make_runner().run(play_on, Failing(engine.chat, InferenceError("it said half \ud83d of a pair")), act)
+
+
+@pytest.mark.parametrize("error", [ValueError("the engine's words"), TimeoutError("no time")], ids=repr)
+def test_what_fails_in_the_middle_of_a_stream_ends_it_and_is_logged_once(
+    make_runner: MakeRunner, engine: RemoteInfEngine, log_lines: LogLines, error: Exception
+) -> None:
+    async def act(base_url: str, api_key: str) -> None:
+        async with a_client(base_url, api_key) as client:
+            with pytest.raises((openai.APIError, httpx.RemoteProtocolError)):
+                await ask_streamed(client, [user("hello")])
+
+    make_runner().run(play_on, Failing(engine.chat, error, 65, 66), act)
+    assert [(line.level, line.error) for line in log_lines] == [("error", error)]
 
 
 def test_it_listens_on_loopback_unless_told_otherwise(

@@ -163,6 +163,8 @@ def test_a_policy_reads_what_was_said_and_nothing_else() -> None:
         assert len(reply["choices"][0]["token_ids"]) <= 3
         with pytest.raises(openai.BadRequestError):
             client.chat.completions.create(model="policy", messages=HI)
+        with pytest.raises(openai.BadRequestError, match="the prompt has none"):
+            client.chat.completions.create(model="policy", messages=[{"role": "user", "content": ""}])
 
 
 def test_the_models_are_one(client: openai.OpenAI) -> None:

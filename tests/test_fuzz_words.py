@@ -71,7 +71,22 @@ def test_any_text_is_an_import_path_or_refused_in_words(path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "opening", ["<tool_call>", "<tool_call>\n  ", "<tool_call>[", '<tool_call>"'], ids=repr
+    "opening",
+    [
+        "<tool_call>",
+        "<tool_call>\n  ",
+        "<tool_call>[",
+        '<tool_call>"',
+        "<tool_call>{",
+        "<tool_call>{}",
+        '<tool_call>{"',
+        '<tool_call>{"a\n',
+        '<tool_call>{"a": "',
+        '<tool_call>{\\"',
+        '<tool_call>{"\\"',
+        '<tool_call>{"name": "f", "arguments": {"a": "',
+    ],
+    ids=repr,
 )
 def test_a_model_that_only_opens_tool_calls_does_not_hold_up_the_loop(opening: str) -> None:
     text = opening * 60_000 + "</tool_call>"  # as many tokens, since an opening is one

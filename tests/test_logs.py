@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import structlog
+from hypothesis import given
+from hypothesis import strategies as st
 
 from areal_core import _log
 from areal_core._executor import bundle
@@ -427,6 +429,11 @@ def test_what_the_submitter_bound_is_on_the_lines_of_its_episodes(make_executor:
         lambda: _log.get_logger().error("e", error="?access_token=key-0815&x=1"),
         lambda: _log.get_logger().error("e", url="http://me:key-0815@host/"),
         lambda: _log.get_logger().error("e", url="https://key-0815@host/"),
+        lambda: _log.get_logger().error("e", url="http://me:pa,key-0815@host:80/x"),
+        lambda: _log.get_logger().error("e", url="http://me:pa'@key-0815@host/"),
+        lambda: _log.get_logger().error("e", url="http://me:pa/key-0815@host/"),
+        lambda: _log.get_logger().error("e", error="Authorization: Basic key-0815"),
+        lambda: _log.get_logger().error("e", error="{'authorization': 'key-0815'}"),
         lambda: OURS.error("authorization: bearer %s", "key-0815"),
         lambda: OURS.error("e", exc_info=ValueError("x-api-key: key-0815")),
     ],
@@ -441,6 +448,11 @@ def test_what_the_submitter_bound_is_on_the_lines_of_its_episodes(make_executor:
         "query",
         "url",
         "bare",
+        "a comma",
+        "more in a password",
+        "a slash in a password",
+        "basic",
+        "no scheme",
         "standard",
         "exception",
     ],
@@ -450,6 +462,141 @@ def test_keys_are_in_no_line(say: Callable[[], None], json: bool) -> None:
     say()
     assert "***" in stream.getvalue()
     assert "key-0815" not in stream.getvalue()
+
+
+_NAMES = st.from_regex(r"[a-z][a-z0-9.-]{0,12}", fullmatch=True)
+_HOSTS = _NAMES | st.ip_addresses(v=4).map(str) | st.ip_addresses(v=6).map("[{}]".format)
+_PATHS = st.from_regex(r"(/[a-z0-9._~@:,;=*-]{0,9}){0,3}", fullmatch=True)
+_QUERIES = st.from_regex(r"(\?[a-z]{1,3}=[a-z0-9@:/,]{0,9})?", fullmatch=True)
+
+
+@st.composite
+def addresses(draw: st.DrawFn) -> str:
+    """Return a URL without a user."""
+    port = draw(st.integers(0, 65535).map(":{}".format) | st.just(""))
+    return f"{draw(_NAMES)}://{draw(_HOSTS)}{port}{draw(_PATHS)}{draw(_QUERIES)}"
+
+
+def written(text: str) -> str:
+    """Return *text* as it comes out of a line."""
+    configure_logging(stream=(stream := io.StringIO()), json=True)
+    _log.get_logger().error("e", text=text)
+    (line,) = lines_of(stream)
+    return str(line["text"])
+
+
+@pytest.mark.any_loop
+@given(st.lists(addresses(), min_size=1, max_size=3), st.sampled_from([" ", ' "', ": gone, ", " (", '", "']))
+def test_of_an_address_without_a_user_nothing_is_hidden(urls: list[str], between: str) -> None:
+    text = f"POST {between.join(urls)}{between}me@example.org said no"
+    assert written(text) == text
+
+
+@pytest.mark.any_loop
+@given(
+    _HOSTS, _PATHS, st.from_regex(r"[a-z0-9._~!$&'()*+,;=:@%\\-]{0,9}key-0815[a-z,'@:]{0,3}", fullmatch=True)
+)
+def test_of_an_address_with_a_password_that_alone_is_hidden(host: str, path: str, password: str) -> None:
+    text = "cannot reach http://me:{}@{}{}, again"
+    assert written(text.format(password, host, path)) == text.format("***", host, path)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize(
+    "text",
+    [
+        "POST http://127.0.0.1:30000/generate: gone",
+        "https://gpu-7:8443",
+        "http://[::1]:8000/x",
+        "http://h:80/x@y and http://h:80?x=a/b@c",
+        "https://10.0.0.1:443/v1/chat/completions?x=1 failed",
+        "basic training: the authorization failed",
+    ],
+)
+def test_what_only_looks_like_a_key_stays(text: str) -> None:
+    assert written(text) == text
+
+
+HALF = "half \ud83d of a pair"
+
+
+def _raised(error: Exception) -> Exception:
+    try:
+        raise error
+    except Exception as raised:
+        return raised
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("json", [True, False])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exc_info": _raised(ValueError(HALF))},
+        {"stack": f"one\n{HALF}"},
+        {"counts": {HALF: 1}},
+        {HALF: 1},
+        {"why": HALF},
+        {"headers": [{"x": {HALF: HALF}}]},
+    ],
+    ids=["traceback", "stack", "key", "name", "value", "nested"],
+)
+def test_half_a_surrogate_pair_costs_no_line(fields: dict[str, Any], json: bool, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w", encoding="utf-8") as stream:
+        configure_logging(stream=stream, json=json)
+        log(get_logger(), "error", "it_failed", fields)
+    said = (tmp_path / "log").read_text("utf-8")
+    assert "it_failed" in said
+    assert re.search(r"half (\?|\\+ud83d) of a pair", said)
+    assert "logger_raised" not in said
+
+
+@pytest.mark.any_loop
+def test_a_field_named_as_a_part_of_the_line_is_kept_under_another_name() -> None:
+    configure_logging(stream=(stream := io.StringIO()), json=True)
+    theirs = {"level": 3, "timestamp": "then", "exception": "theirs", "logger": "mine", "rollout": 7}
+    bound = {"event": "race", "level_": "a name that is taken", "rollout": 1, "step": 2}
+    with structlog.contextvars.bound_contextvars(**bound):
+        log(get_logger(), "error", "it_failed", {**theirs, "exc_info": _raised(LookupError("no tool"))})
+    (line,) = lines_of(stream)
+    assert line.pop("timestamp") > "2026"
+    assert "LookupError: no tool" in line.pop("exception")
+    assert line == {
+        "level": "error",
+        "event": "it_failed",
+        "level_": 3,
+        "timestamp_": "then",
+        "exception_": "theirs",
+        "logger_": "mine",
+        "rollout": 7,
+        "event_": "race",
+        "level__": "a name that is taken",
+        "step": 2,
+    }
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("json", [True, False])
+def test_a_stack_that_is_asked_for_is_on_the_line(json: bool) -> None:
+    configure_logging(stream=(stream := io.StringIO()), json=json)
+    with structlog.contextvars.bound_contextvars(stack="of plates"):
+        OURS.warning("here", stack_info=True)
+    assert "Stack (most recent call last)" in stream.getvalue()
+    assert "in test_a_stack_that_is_asked_for_is_on_the_line" in stream.getvalue()
+    assert "of plates" in stream.getvalue()
+
+
+@pytest.mark.any_loop
+def test_a_loggers_exception_is_an_error_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    try:
+        raise LookupError("no tool")
+    except LookupError as error:
+        get_logger().exception("it_failed", seconds=1)
+        raised = error
+    (record,) = caplog.records
+    assert (record.levelname, record.getMessage()) == ("ERROR", "it_failed seconds=1")
+    assert record.exc_info is not None
+    assert record.exc_info[1] is raised
 
 
 @pytest.mark.any_loop

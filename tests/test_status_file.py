@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from areal_core._observe.status_file import StatusFile
 from areal_core.config import InferenceEngineConfig
 from children import RunScript, StartScript
 from conftest import MakeExecutor
-from executor_tools import WAIT_S, answering
+from executor_tools import WAIT_S, Playing, answering
 from interrupts import interrupt
 from logged import LogLines
 from snapshots import SNAPSHOT, changed, status_of, write_status
@@ -146,6 +147,54 @@ def test_a_disk_that_refuses_is_told_of_once_and_costs_no_rollout(
     assert len(told) == 1
     assert "what=status_file" in told[0]
     assert "NotADirectoryError" in told[0] or "FileExistsError" in told[0]
+
+
+HALF = "half \ud83d of a pair"
+
+
+@pytest.mark.any_loop
+def test_texts_that_no_utf_8_can_have_do_not_keep_it_from_being_written(
+    make_executor: MakeExecutor, tmp_path: Path, log_lines: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("areal_core._observe.showing.EVERY_S", 0.01)
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/{HALF}"])
+    path = tmp_path / "status"
+
+    def stragglers() -> list[Any]:
+        return [one.data_id for one in read_run(path).status.snapshot.stragglers]
+
+    executor = make_executor(status_file=path)
+    executor.submit({"data_id": HALF}, Playing(_for_ever))
+    until(lambda: path.exists() and stragglers() == ["half ? of a pair"])
+    assert read_run(path).status.snapshot.program == "half ? of a pair"
+    assert not [line for line in log_lines if "not_shown" in line.message]
+
+
+async def _for_ever(_data: Any) -> None:
+    await asyncio.Event().wait()
+
+
+@pytest.mark.any_loop
+def test_a_relative_path_stays_where_it_was_when_the_program_goes_elsewhere(
+    make_executor: MakeExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    executor = make_executor(status_file="status")
+    until((tmp_path / "status").exists)
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    executor.destroy()
+    assert read_run(tmp_path / "status").state is State.ENDED
+    assert not list(Path().iterdir())
+
+
+def test_an_executor_begins_without_a_working_directory(run_script: RunScript, tmp_path: Path) -> None:
+    lost = tmp_path / "lost"
+    lost.mkdir()
+    begin = "import os; os.chdir(sys.argv[2]); os.rmdir(sys.argv[2]); executor.initialize(); print('it runs')"
+    done = run_script(RUN + begin, "status", str(lost))
+    assert done.stdout == "it runs\n"
+    assert "not_shown what=status_file path=status" in done.stderr
 
 
 def test_a_program_that_destroys_nothing_says_at_its_end_that_it_has_ended(
@@ -311,6 +360,42 @@ def test_the_last_word_of_a_run_that_was_killed_stays_and_it_is_known_to_be_dead
     assert found.state is State.DIED
     assert not found.is_live
     assert (found.status.snapshot.version, found.status.snapshot.pid) == (5, child.pid)
+
+
+def test_a_process_whose_name_is_cut_within_a_character_is_there(
+    start_script: StartScript, tmp_path: Path
+) -> None:
+    path = tmp_path / "status"
+    rename = """
+import ctypes
+name = "тренировка".encode()[:15]  # which is where the kernel cuts
+assert ctypes.CDLL(None).prctl(15, ctypes.c_char_p(name), 0, 0, 0) == 0
+executor.initialize(); print(flush=True); sys.stdin.read()
+"""
+    child = start_script(RUN + rename, str(path))
+    assert child.stdout is not None
+    assert child.stdout.readline() == "\n"
+    until(path.exists)
+    found = read_run(path)
+    assert (found.state, found.status.process_start) == (State.LIVE, process_start(child.pid))
+    assert found.status.process_start is not None
+    child.kill()
+    child.wait()
+    assert read_run(path).state is State.DIED
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("how", ["one path", "a link"])
+def test_a_run_in_a_directory_that_has_two_names_is_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    same = tmp_path / "XDG_RUNTIME_DIR"
+    if how == "a link":
+        (tmp_path / "link").symlink_to(same)
+        same = tmp_path / "link"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(same))
+    write_status(runs.own_directory() / "run-1-1.json", status_of(SNAPSHOT))
+    assert [run.path.name for run in find_runs()] == ["run-1-1.json"]
 
 
 @pytest.mark.any_loop

@@ -34,7 +34,19 @@ from areal_core.top import main
 from areal_core.top._app import ChoiceScreen, HelpScreen, RunsApp
 from areal_core.top._frame import frame
 from areal_core.top._panels import PANELS
-from areal_core.top._text import Piece, bar, chart, cut, fitting, number, plain, seconds, stacked, wrapped
+from areal_core.top._text import (
+    Piece,
+    bar,
+    chart,
+    cut,
+    fitting,
+    length_of,
+    number,
+    plain,
+    seconds,
+    stacked,
+    wrapped,
+)
 from children import RunScript, StartScript
 from snapshots import ENGINE, SNAPSHOT, changed, status_of, write_status
 
@@ -499,6 +511,32 @@ def test_a_path_is_shown_wherever_it_is(
     assert re.search(said, capsys.readouterr().out, re.MULTILINE)
 
 
+_ODD = "日本語" * 20
+_CROWD = tuple(replace(ENGINE.servers[n % 2], name=f"{_ODD}:{n}") for n in range(9))
+
+
+@pytest.mark.parametrize("name", PANELS)
+@pytest.mark.parametrize(
+    "snapshot",
+    [
+        SNAPSHOT,
+        changed(engine=None, stages={}, ages={}, stragglers=(), waits=(), reasons=(), callers=()),
+        changed(engine=replace(ENGINE, servers=())),
+        changed(engine=replace(ENGINE, is_paused=True, servers=_CROWD), is_paused=True),
+        changed(ages={_ODD: (9,) * 6, "generating": (1,) * 6}, callers=(_ODD,) * 3),
+        changed(stragglers=(replaced(SNAPSHOT.stragglers[0], data_id=_ODD, stage=_ODD),) * 5),
+    ],
+    ids=["usual", "nothing", "no servers", "crowd", "stages", "stragglers"],
+)
+def test_no_panel_takes_more_than_there_is(snapshot: Snapshot, name: str) -> None:
+    run = run_of(snapshot)
+    for columns in (0, 1, 2, 5, 13, 20, 40, 80):
+        for rows in (0, 1, 2, 3, 9):
+            lines = PANELS[name][1](run, columns, rows)
+            assert len(lines) <= rows
+            assert max(map(length_of, lines), default=0) <= columns
+
+
 @pytest.mark.parametrize(
     ("run", "status"),
     [
@@ -680,6 +718,7 @@ def test_a_run_that_has_died_has_a_banner_and_its_last_state(tmp_path: Path) -> 
     run = read_run(write_status(tmp_path / "status", dead()))
 
     async def act(pilot: Pilot[None]) -> None:
+        await until_seen(pilot, "DIED about")
         lines = screen_of(pilot)
         assert "DIED" in lines[0]
         assert re.search(r"DIED about \d+(\.\d)? s ago", lines[1])
@@ -690,18 +729,37 @@ def test_a_run_that_has_died_has_a_banner_and_its_last_state(tmp_path: Path) -> 
     play([run], (80, 24), act)
 
 
-def test_the_view_follows_the_file_and_keeps_what_it_said_last(tmp_path: Path) -> None:
+def test_the_view_follows_the_file_and_keeps_what_it_said_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_status(tmp_path / "status", status_of(SNAPSHOT))
+    look, has_looked = RunsApp._look, asyncio.Event()
+
+    def looking(app: RunsApp) -> None:
+        look(app)
+        has_looked.set()
+
+    async def until_looked(pilot: Pilot[None]) -> None:
+        """Wait until it has looked at the file as it is, and shown what it saw."""
+        for _ in range(2):  # when it looks again, all of the first time is drawn
+            has_looked.clear()
+            async with asyncio.timeout(WAIT_S):
+                await has_looked.wait()
+        await pilot.pause()
+
+    monkeypatch.setattr(RunsApp, "_look", looking)
 
     async def act(pilot: Pilot[None]) -> None:
         assert "version 12" in screen_of(pilot)[0]
         write_status(path, status_of(changed(version=13, has_ended=True)))
         await until_seen(pilot, "version 13")
+        await until_seen(pilot, "Ended ")
         assert re.search(r"Ended \d+(\.\d)? s ago", screen_of(pilot)[1])
         path.write_bytes(b"{")
-        await pilot.pause(0.6)
+        await until_looked(pilot)
+        assert "version 13" in screen_of(pilot)[0]
         path.unlink()
-        await pilot.pause(0.6)
+        await until_looked(pilot)
         assert "version 13" in screen_of(pilot)[0]
 
     play([read_run(path)], (80, 24), act)
@@ -761,6 +819,23 @@ def test_the_one_run_that_lives_is_shown_at_once_whatever_died_before(directory:
         await until_seen(pilot, "DIED")
 
     play([read_run(live)], (80, 24), act, only=False)
+
+
+def test_each_file_is_read_once_at_each_look(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[Path] = []
+
+    def reading(path: Path) -> Run:
+        read.append(path)
+        return read_run(path)
+
+    monkeypatch.setattr("areal_core._observe.runs.read_run", reading)
+    monkeypatch.setattr("areal_core.top._app.read_run", reading)
+    paths = [write_status(directory / f"run-{n}-1.json", status_of(SNAPSHOT)) for n in range(2)]
+    elsewhere = write_status(directory.parent / "elsewhere", status_of(SNAPSHOT))
+    monkeypatch.setattr(RunsApp, "_show", lambda app: None)
+    app = RunsApp([read_run(path) for path in (*paths, elsewhere)], only=False)
+    app._look()
+    assert sorted(read) == sorted([*paths, elsewhere])
 
 
 def test_the_list_goes_on_while_it_is_looked_at(directory: Path) -> None:

@@ -25,13 +25,14 @@ from opentelemetry.sdk.trace.sampling import (
     SamplingResult,
 )
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes, server_attributes
-from opentelemetry.semconv.attributes import error_attributes
+from opentelemetry.semconv.attributes import error_attributes, url_attributes
 from opentelemetry.trace import SpanKind, StatusCode
 
 import areal_core
 from agent_tools import a_chatting_engine, user
 from areal_core import _record, workflow_context
 from areal_core._executor import bundle
+from areal_core._executor.explaining import short_name
 from areal_core._observe import telling, tracing
 from areal_core.embedded import EmbeddedServer
 from areal_core.metrics import instrument
@@ -831,7 +832,7 @@ def test_prompts_and_trajectories_are_in_no_span(make_executor: MakeExecutor, sp
 def test_attributes_of_conventions_are_those_of_conventions() -> None:
     known = {
         value
-        for module in (gen_ai_attributes, server_attributes, error_attributes)
+        for module in (gen_ai_attributes, server_attributes, error_attributes, url_attributes)
         for value in vars(module).values()
         if isinstance(value, str)
     }
@@ -842,11 +843,34 @@ def test_attributes_of_conventions_are_those_of_conventions() -> None:
         for node in ast.walk(source)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    used = {text for text in texts if text.startswith(("gen_ai.", "server.", "error."))}
-    assert len(used) >= 5
+    used = {text for text in texts if text.startswith(("gen_ai.", "server.", "error.", "url."))}
+    assert len(used) >= 6
     assert used <= known
     operations = vars(gen_ai_attributes)["GenAiOperationNameValues"]  # marked as moved elsewhere
     assert operations.TEXT_COMPLETION.value in texts
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize(
+    ("server", "attributes"),
+    [
+        ("10.0.0.1:30000", {"server.address": "10.0.0.1", "server.port": 30000}),
+        ("[::1]:30000", {"server.address": "::1", "server.port": 30000}),
+        ("https://gpu-7:8443", {"server.address": "gpu-7", "server.port": 8443}),
+        ("https://gpu-7", {"server.address": "gpu-7", "server.port": 443}),
+        ("https://gpu-7/one", {"server.address": "gpu-7", "server.port": 443, "url.path": "/one"}),
+        ("gpu-7:80/one", {"server.address": "gpu-7", "server.port": 80, "url.path": "/one"}),
+        ("my own", {"server.address": "my own"}),
+    ],
+)
+def test_a_server_is_told_by_its_host_and_port(server: str, attributes: dict[str, Any]) -> None:
+    assert telling.address_of(server) == attributes
+
+
+@pytest.mark.any_loop
+def test_a_name_that_no_utf_8_can_have_is_told_all_the_same() -> None:
+    assert short_name("half \ud83d of a pair") == "half ? of a pair"
+    assert short_name(["\ud83d"]) == "['\\ud83d']"
 
 
 @pytest.mark.any_loop

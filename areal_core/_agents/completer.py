@@ -17,6 +17,7 @@ from areal_core._agents.reply import Frame, error_body, event_of, message_of
 from areal_core._agents.request import Order, RefusedError, refuse_to_hold
 from areal_core._agents.speaking import Speaker, read_reply
 from areal_core._interruption import Interruption
+from areal_core._json import writable
 from areal_core._unique import unique_id
 from areal_core.errors import (
     ArealError,
@@ -132,7 +133,7 @@ class Completer:
                 return
             rest, content, tools = speaker.end()
             call = _call(begun, reply, content, tools)
-            events = list(begun.frame.ending(call, _writable(rest)))
+            events = list(begun.frame.ending(call, rest))
             self._record(begun, call)
             for event in events:
                 yield event
@@ -196,28 +197,24 @@ class Completer:
 
 def _call(begun: _Begun, reply: ModelResponse, content: str | None, tools: Sequence[tuple[str, str]]) -> Call:
     finish = "tool_calls" if tools and reply.stop_reason == "stop" else reply.stop_reason
+    asked = begun.prompt.tokens  # which are remembered: a long prompt is not kept twice
     return Call(
         id=begun.frame.id,
-        prompt_tokens=reply.input_tokens,
+        prompt_tokens=asked if reply.input_tokens == asked else reply.input_tokens,
         output_tokens=reply.output_tokens,
         output_logprobs=reply.output_logprobs,
         output_versions=reply.output_versions,
         versions_exact=reply.versions_exact,
         finish_reason=finish,
-        content=None if content is None else _writable(content),
+        # A model may write half of a surrogate pair into its JSON.
+        content=None if content is None else writable(content),
         tool_calls=tuple(
-            ToolCall(f"call_{unique_id()}", _writable(name), _writable(arguments))
-            for name, arguments in tools
+            ToolCall(f"call_{unique_id()}", writable(name), writable(arguments)) for name, arguments in tools
         ),
         began=begun.began,
         ended=time.monotonic(),
         segments=reply.segments,
     )
-
-
-def _writable(text: str) -> str:
-    """Return *text* as UTF-8 can have it: models may write half of a surrogate pair into their JSON."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode()
 
 
 async def _ended(generation: asyncio.Task[ModelResponse]) -> None:

@@ -64,8 +64,25 @@ class Prompt:
 
     tokens: list[int]
     told: _Told
-    text: str
+    text: _Text
     """Of the messages, as the template wrote them."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """What tells whether a text begins with this one. The prompts of an episode, kept, grow as its square."""
+
+    length: int
+    digest: bytes
+
+    @classmethod
+    def of(cls, text: str) -> _Text:
+        data = text.encode("utf-8", "surrogatepass")
+        return cls(len(text), hashlib.blake2b(data, digest_size=16).digest())
+
+    def begins(self, text: str) -> bool:
+        """Return whether *text* begins with this one."""
+        return len(text) >= self.length and _Text.of(text[: self.length]) == self
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +91,7 @@ class _Known:
 
     prompt_tokens: Sequence[int]
     output_tokens: Sequence[int]
-    text: str
+    text: _Text
     """What the prompt was, as the template wrote it."""
 
 
@@ -102,15 +119,15 @@ class Conversations:
         count, known = self._longest(told)
         behind = _behind_reply(fmt, known, told.normal[:count], tools, kwargs, text) if known else None
         if known is None or behind is None:
-            return Prompt(fmt.encode(text), told, text)
+            return Prompt(fmt.encode(text), told, _Text.of(text))
         ended = list(known.output_tokens[-1:]) == [fmt.eos_id]
         behind_it = _after(fmt, behind, ended=ended)
-        return Prompt([*known.prompt_tokens, *known.output_tokens, *behind_it], told, text)
+        return Prompt([*known.prompt_tokens, *known.output_tokens, *behind_it], told, _Text.of(text))
 
     def remember(self, prompt: Prompt, output_tokens: Sequence[int], reply_message: _Message) -> None:
         """Remember that *output_tokens* were sampled after *prompt*, and told as *reply_message*.
 
-        The tokens are kept, and must not be changed. Of two that say the same, the later is remembered.
+        Their tokens are kept, and must not be changed. Of two that say the same, the later is remembered.
         Raises ChatTemplateError for a message that cannot come again.
         """
         key = prompt.told.key_with(normal_message(reply_message))
@@ -156,15 +173,15 @@ def _behind_reply(
     templates that leave out earlier thoughts; then a model must not see those either.
     """
     try:
-        before = known.text
         turn = fmt.written(told, tools, kwargs, generation_prompt=False)
     except ChatTemplateError:  # a template may want the user to have the last word
         return None
-    end = turn.rfind(fmt.eos_text, len(before))
-    if end < 0 or not turn.startswith(before) or not text.startswith(turn):
+    before = known.text.length
+    end = turn.rfind(fmt.eos_text, before)
+    if end < 0 or not text.startswith(turn) or not known.text.begins(turn):
         return None
     content = told[-1]["content"] or ""
-    return text[end + len(fmt.eos_text) :] if _says(turn[len(before) : end], content) else None
+    return text[end + len(fmt.eos_text) :] if _says(turn[before:end], content) else None
 
 
 def _says(turn: str, content: str) -> bool:

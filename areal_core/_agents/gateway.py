@@ -18,14 +18,14 @@ from contextlib import aclosing
 from contextvars import Context
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from areal_core._agents.reply import RECORDED, error_body, model, models
 from areal_core._agents.request import MOST_BODY_BYTES, RefusedError, read_order
 from areal_core._agents.scope import Scope
 from areal_core._agents.session import Session
-from areal_core._log import describe, get_logger
+from areal_core._log import describe, get_logger, log
 from areal_core.loop_cleanup import register_loop_cleanup, unregister_loop_cleanup
 
 if TYPE_CHECKING:
@@ -52,17 +52,24 @@ class Listening(NamedTuple):
 
 
 class _ServersLog:
-    """Takes what aiohttp says of connections: requests that are no HTTP, with the lines of their headers.
-
-    A key may be in those, and anybody who can connect could fill the log with them.
-    """
+    """Takes what aiohttp says of connections."""
 
     def debug(self, *_: object, **_options: object) -> None:
         """Say nothing."""
 
     def exception(self, *_: object, exc_info: BaseException | None = None, **_options: object) -> None:
-        """Say what kind of error it was."""
-        _log.debug("gateway_refused_connection", error=type(exc_info).__name__)
+        """Say what failed here; of requests that are no HTTP only what kind of error that was.
+
+        A key may be in those, and anybody who can connect could fill the log with them.
+        """
+        if isinstance(exc_info, HttpProcessingError):
+            log(_log, "debug", "gateway_refused_connection", {"error": type(exc_info).__name__})
+        elif not isinstance(exc_info, ConnectionError):  # that is an agent's hanging up, or `_answer`'s
+            _say_failed(exc_info)
+
+
+def _say_failed(error: BaseException | None) -> None:
+    log(_log, "error", "gateway_failed", {"error": describe(error), "exc_info": error})
 
 
 class Gateway:
@@ -123,9 +130,9 @@ class Gateway:
         except Exception as error:
             in_the_middle = request.writer.output_size > 0
             if not (in_the_middle and isinstance(error, ConnectionError)):  # that is an agent's hanging up
-                _log.exception("gateway_failed", error=describe(error))
+                _say_failed(error)
             if in_the_middle:
-                raise  # aiohttp hangs up
+                raise ConnectionAbortedError from error  # aiohttp hangs up
             status, text = 500, f"the gateway failed: {describe(error)}"
         return web.Response(status=status, body=error_body(status, text), content_type=_JSON)
 
@@ -149,6 +156,9 @@ class Gateway:
     async def _complete(self, request: web.BaseRequest, completer: Completer) -> web.StreamResponse:
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise RefusedError(415, "the body is compressed; send it as it is")
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # the reply itself has not begun
         body = await request.read()
         order = read_order(body)
         if not order.stream:

@@ -93,10 +93,13 @@ class _Events(httpx.AsyncByteStream):
 async def _in_time(work: Awaitable[T], request: httpx.Request) -> T:
     """Return what *work* does. Raises httpx.ReadTimeout."""
     limit = request.extensions.get("timeout", {}).get("read")
+    ours = asyncio.timeout(limit)
     try:
-        async with asyncio.timeout(limit):
+        async with ours:
             return await work
     except TimeoutError:
+        if not ours.expired():
+            raise  # it is the engine's
         raise httpx.ReadTimeout(f"no answer within {limit:g} s", request=request) from None
 
 

@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec.json import encode
-
 from areal_core._agents.call import Call, ToolCall
 from areal_core._agents.chat_format import ChatFormat
 from areal_core._agents.request import Order
+from areal_core._json import json_of
 
 DONE = b"data: [DONE]\n\n"
 RECORDED = {"X-Areal-Core-Recorded": "1"}
@@ -44,7 +43,7 @@ class Frame:
         if self.order.return_token_ids:
             choice["token_ids"] = call.output_tokens
             document["prompt_token_ids"] = call.prompt_tokens
-        return encode(document)
+        return json_of(document)
 
     def opening(self) -> bytes:
         """Return the event that says who speaks."""
@@ -64,7 +63,7 @@ class Frame:
         yield self._event({}, call)
         if self.order.stream_options is not None and self.order.stream_options.include_usage:
             usage = {**self._frame("chat.completion.chunk"), "usage": _usage(call)}
-            yield event_of(encode(usage))
+            yield event_of(json_of(usage))
         yield DONE
 
     def _event(self, delta: dict[str, Any], call: Call | None = None) -> bytes:
@@ -76,7 +75,7 @@ class Frame:
             if self.order.return_token_ids:
                 choice["token_ids"] = call.output_tokens
                 document["prompt_token_ids"] = call.prompt_tokens
-        return event_of(encode(document))
+        return event_of(json_of(document))
 
     def _frame(self, kind: str, *choices: dict[str, Any]) -> dict[str, Any]:
         return {
@@ -109,17 +108,17 @@ def message_of(call: Call) -> dict[str, Any]:
 def error_body(status: int, text: str) -> bytes:
     """Return OpenAI's body for a call that failed."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return encode({"error": {"message": text, "type": kind, "param": None, "code": status}})
+    return json_of({"error": {"message": text, "type": kind, "param": None, "code": status}})
 
 
 def models() -> bytes:
     """Return the list of models. There is one, under whatever name an agent asks it."""
-    return encode({"object": "list", "data": [_model(_MODEL)]})
+    return json_of({"object": "list", "data": [_model(_MODEL)]})
 
 
 def model(name: str) -> bytes:
     """Return the model that an agent calls *name*."""
-    return encode(_model(name))
+    return json_of(_model(name))
 
 
 def _model(name: str) -> dict[str, Any]:

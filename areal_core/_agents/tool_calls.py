@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from itertools import pairwise
-from json import JSONDecoder
 from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
@@ -56,9 +56,9 @@ class HermesParser:
     """
 
     opening = "<tool_call>"
-    _object = re.compile(r"\s*\{")
-    _closing = re.compile(r"\s*</tool_call>")
-    _json = JSONDecoder()
+    # All up to the first "<" outside of a string, where JSON has none and each opening has one. Two openings
+    # never agree on what is in a string, so that however many there are, no text is read for more than two.
+    _whole = re.compile(r'\s*\{(?:[^"<\\]++|"(?:[^"\\]++|\\.)*+")*+</tool_call>', re.DOTALL)
 
     def parse(self, text: str) -> tuple[str | None, list[NameAndArguments]]:
         """Return the content and the calls of *text*. A call that is cut off is content."""
@@ -83,22 +83,14 @@ class HermesParser:
 
     def _at(self, text: str, begin: int) -> _Found | None:
         """Return the call whose opening is at *begin*; None: it is none."""
-        if not self._object.match(text, begin + len(self.opening)):
-            return None  # a model that says nothing but openings is not to hold up the loop
-        # A copy, as errors of json count all lines before them: of many openings that is quadratic.
-        rest = text[begin + len(self.opening) :].lstrip()
-        try:
-            # The end of the JSON, and no search: the closing may be written in an argument too.
-            _, end = self._json.raw_decode(rest)
-        except (ValueError, RecursionError):
-            return None
-        closing = self._closing.match(rest, end)
-        call = closing and _call(rest[:end])
-        return _Found(begin, len(text) - len(rest) + closing.end(), call) if closing and call else None
+        found = self._whole.match(text, begin + len(self.opening))
+        call = found and _call(found[0].removesuffix("</tool_call>").strip())
+        return _Found(begin, found.end(), call) if found and call else None
 
 
 def _call(document: str) -> NameAndArguments | None:
     try:
+        json.loads(document)  # which agents may do, and which takes less than msgspec does
         written = msgspec.json.decode(document, type=_Written)
         arguments = bytes(written.arguments).decode()
         if arguments.startswith('"'):

@@ -142,8 +142,8 @@ def process_start(pid: int) -> str | None:
     """Return what tells the process *pid* from others of that id; None: there is none, or no ``/proc``."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        # The name of the program is in brackets, and may have any character in it.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        # The name of the program is in brackets, and may have any character in it, or half of one.
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].decode().split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else f"{boot}:{fields[19]}"
@@ -159,7 +159,11 @@ def runtime_directories() -> list[Path]:
         Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / _FOLDER,
         Path(tempfile.gettempdir()) / f"{_FOLDER}-{os.getuid()}",
     ]
-    return [place for place in places if place is not None and place.is_absolute()]
+    found: dict[str, Path] = {}
+    for place in places:
+        if place is not None and place.is_absolute():
+            found.setdefault(os.path.realpath(place), place)
+    return list(found.values())
 
 
 def _home() -> Path:

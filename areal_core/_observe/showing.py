@@ -61,11 +61,14 @@ class Showing:
         self._over = Gate()
         self._finished = Gate()
         self._thread: threading.Thread | None = None
-        self._file: Any = None if before is None else before._file
-        if self._file is None and status_file is not False:
-            self._file = _file(None if status_file is True else Path(status_file))
         self._bar: Any = None
         self._failed: set[str] = set()
+        self._file: Any = None if before is None else before._file
+        if self._file is None and status_file is not False:
+            try:
+                self._file = _file(None if status_file is True else Path(status_file))
+            except Exception as error:  # there is no working directory, or no more descriptors
+                self._fail("status_file", error, path=str(status_file))
 
     def begin(self) -> None:
         """Show from now on, if anything is to be shown. Never raises but for a Ctrl-C."""
@@ -176,4 +179,4 @@ def wants_progress(progress: bool | None) -> bool:
 def _file(path: Path | None) -> Any:
     from areal_core._observe.status_file import StatusFile  # not everybody's
 
-    return StatusFile(path, next(_numbers))
+    return StatusFile(path and path.absolute(), next(_numbers))  # wherever the program goes

@@ -6,9 +6,8 @@ import contextlib
 import os
 from pathlib import Path
 
-import msgspec
-
 from areal_core._executor.snapshot import Snapshot
+from areal_core._json import json_of
 from areal_core._observe.rates import Rates
 from areal_core._observe.runs import (
     Status,
@@ -19,8 +18,6 @@ from areal_core._observe.runs import (
     this_host,
     unfinished,
 )
-
-_encoder = msgspec.json.Encoder()
 
 
 class StatusFile:
@@ -56,7 +53,7 @@ class StatusFile:
         )
         if self.path is None:
             self.path = self._own_path(snapshot.program)
-        _replace(self.path, unfinished(self.path, self._number), _encoder.encode(status))
+        _replace(self.path, unfinished(self.path, self._number), json_of(status))
 
     def _own_path(self, program: str) -> Path:
         directory = own_directory()

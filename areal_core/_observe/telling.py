@@ -11,6 +11,7 @@ from opentelemetry.trace import SpanKind, Tracer
 from opentelemetry.util.types import AttributeValue
 
 from areal_core import _record
+from areal_core._engine.wire.address import Address
 from areal_core._observe.spans import Spans
 
 NOTE = 5
@@ -133,8 +134,10 @@ class Teller:
 
 @functools.lru_cache(maxsize=1000)
 def address_of(server: str) -> dict[str, AttributeValue]:
-    """Return the attributes of a server, of which there are two."""
-    host, _, port = server.rpartition(":")
-    if not port.isdigit():  # a URL
+    """Return the attributes of a server that together tell it from others."""
+    try:
+        at = Address.parse(server)
+    except ValueError:  # what an engine of somebody's own calls it
         return {"server.address": server}
-    return {"server.address": host.strip("[]"), "server.port": int(port)}
+    path = {"url.path": at.path} if at.path else {}
+    return {"server.address": at.host, "server.port": at.port, **path}

@@ -304,10 +304,9 @@ class RunsApp(App[None]):
 
     def _look(self) -> None:
         """Read the files anew. One that is gone leaves what it said last."""
-        if not self._only:
-            known = {run.path: run for run in find_runs()}
-            self._runs = [*known.values(), *(run for run in self._runs if run.path not in known)]
-        self._runs = sorted(map(_read_again, self._runs), key=lambda run: not run.is_live)
+        found = {} if self._only else {run.path: run for run in find_runs()}
+        others = [_read_again(run) for run in self._runs if run.path not in found]
+        self._runs = sorted([*found.values(), *others], key=lambda run: not run.is_live)
         self._show()
 
     def _show(self) -> None:

@@ -93,7 +93,7 @@ def progress(run: Run, columns: int, rows: int) -> list[Line]:
         ("ready", "ready", done.finished, ""),
         ("delivered", "out", seen.staleness.delivered, ""),
     )
-    lines = [
+    return [
         _counts(columns, *ends),
         _counts(columns, *queues),
         *_waits(run, columns),
@@ -104,7 +104,6 @@ def progress(run: Run, columns: int, rows: int) -> list[Line]:
         _explained(_insides(seen), "the event loop's delay, at worst", columns),
         *_evaluation(seen, columns),
     ]
-    return [clip(line, columns) for line in lines[:rows]]
 
 
 def _explained(line: Line, words: str, columns: int) -> Line:
@@ -237,7 +236,7 @@ def in_flight(run: Run, columns: int, rows: int) -> list[Line]:
     legend = [(stage, sum(seen.ages[stage])) for stage in named]
     if others:
         legend.append(("in other stages", sum(sum(seen.ages[stage]) for stage in others)))
-    return [*lines, *_legend(legend, columns)][:rows]
+    return [*lines, *_legend(legend, columns)]
 
 
 def _of_age(seen: Snapshot, named: list[str], others: list[str], place: int) -> list[int]:
@@ -263,12 +262,21 @@ def _legend(stages: list[tuple[str, int]], columns: int) -> Iterator[Line]:
     yield line
 
 
+def _within(panel: Panel) -> Panel:
+    """Return *panel*, held to the columns and rows that there are, also where its fixed words need more."""
+
+    def lines(run: Run, columns: int, rows: int) -> list[Line]:
+        return [clip(line, columns) for line in panel(run, columns, rows)[:rows]]
+
+    return lines
+
+
 PANELS: dict[str, tuple[str, Panel]] = {
-    "waiting": ("Who waits for what", waiting),
-    "progress": ("Progress", progress),
-    "in-flight": ("In flight, by age and stage", in_flight),
-    "servers": ("Servers: tokens/s, load, weights", servers),
-    "tokens": ("Tokens", tokens),
-    "stragglers": ("Oldest rollouts", stragglers),
+    "waiting": ("Who waits for what", _within(waiting)),
+    "progress": ("Progress", _within(progress)),
+    "in-flight": ("In flight, by age and stage", _within(in_flight)),
+    "servers": ("Servers: tokens/s, load, weights", _within(servers)),
+    "tokens": ("Tokens", _within(tokens)),
+    "stragglers": ("Oldest rollouts", _within(stragglers)),
 }
 """By name: the title, and what there is to see."""

@@ -38,6 +38,8 @@ class PolicyModel:
 
     def room(self, prompt: Sequence[int]) -> int:
         """Return how many tokens can follow *prompt*. Raises PromptError for one it cannot read."""
+        if not prompt:
+            raise PromptError("the policy goes on from one token at least; the prompt has none")
         if max(prompt) > policy.END:
             raise PromptError(f"the policy has tokens 0..{policy.END}; the prompt has {max(prompt)}")
         placed = len(policy.place(list(prompt)))
