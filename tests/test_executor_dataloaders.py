@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,6 +64,7 @@ def test_a_dataloader_is_iterated_again_at_its_end_and_another_one_when_given(
         ([1, 2], TypeError, "gave a int"),
         (["ab"], TypeError, "gave a str"),
         ([{"a": 1}], TypeError, "gave a dict"),
+        ([UserDict(input_ids=[1])], TypeError, "gave a UserDict"),  # as Hugging Face's batches are
         (7, TypeError, "int"),
     ],
 )

@@ -8,7 +8,7 @@ own code is its own affair.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice, repeat
 from numbers import Integral
 from operator import index
@@ -140,7 +140,7 @@ class Prompts:
         """Take the items out of the list that was pulled: each once, also where that is interrupted."""
         given, plan = self._pulled[0]
         try:
-            if isinstance(given, str | bytes | dict) or not isinstance(given, Iterable):
+            if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
                 raise TypeError(
                     f"the dataloader gave a {type(given).__name__}; it has to give lists of items"
                 )
