@@ -36,9 +36,12 @@ the trajectory is too old; what was in flight is played again; and the dataloade
 - **Files** are their owner's alone to read, and hold MessagePack and arrays, no pickle. What cannot be
   written so (an item, or a trajectory, with other objects in it) is left out, which is logged: such an item
   has to be given by the dataloader again, such a trajectory is played again.
-- **Damage**, such as a torn end or flipped bits, is noticed by checksums, logged as ``journal_damaged``,
+- **Damage**, such as flipped bits or lost pages, is noticed by checksums, logged as ``journal_damaged``,
   counted in ``executor.resumed.damaged``, and survived: the damaged file is kept beside the new one. The next
-  run is told the same, until one has gone on from there.
+  run is told the same, until one has gone on from there. **A torn end** of the file's write-ahead log, as a
+  kill leaves it, is no damage. But damage to what was written last can look like one, and cost that or the
+  last but one commit: so the log is kept as ``journal.sqlite.torn-wal``, until the next one is, and
+  ``journal_torn_end`` is logged.
 """
 
 from __future__ import annotations

@@ -851,6 +851,44 @@ def test_another_on_stale_than_the_run_before_had_gives_batches_of_one_kind(
 
 
 @pytest.mark.any_loop
+def test_a_loss_mask_that_is_none_of_the_run_before_is_none(
+    make_executor: MakeExecutor, config: dict[str, Any]
+) -> None:
+    engine = Engine(version=3)
+
+    async def play(data: int) -> Any:
+        return {**trajectory_of(data, versions=[-1, 3, 3], length=3), "loss_mask": None}
+
+    config.update(consumer_batch_size=2, max_head_offpolicyness=2)
+    first = make_executor(engine, on_stale="keep", **config)
+    first.prepare_batch(ITEMS, Playing(play))
+    first.destroy()
+    second = make_executor(engine, on_stale="keep", **config)
+    batch = second.prepare_batch(ITEMS, Playing(play))
+    assert [one["loss_mask"] for one in batch] == [None, None]
+
+
+@pytest.mark.any_loop
+def test_a_torn_end_is_logged_by_who_finds_it(
+    make_executor: MakeExecutor, config: dict[str, Any], log_lines: LogLines
+) -> None:
+    """Whoever opens it next does not find it any more, and the copy is there."""
+    directory = Path(config["journal_dir"])
+    paths = [directory / "journal.sqlite", directory / "journal.sqlite-wal"]
+    first = make_executor(**config)
+    first.commit(0)
+    first.commit(1)
+    database, log = [path.read_bytes() for path in paths]
+    first.destroy()
+    for look in (partial(resumable_steps, directory), partial(make_executor, resume_from=0, **config)):
+        paths[0].write_bytes(database)
+        paths[1].write_bytes(log[:-2_000] + bytes(2_000))
+        look()
+        assert str(directory / "journal.sqlite.torn-wal") in log_lines.wait_for("journal_torn_end").message
+        log_lines.clear()
+
+
+@pytest.mark.any_loop
 @pytest.mark.parametrize("act", ["initialize", "resumable_steps"])
 def test_a_ctrl_c_at_any_step_of_opening_leaves_the_directory_free(
     make_executor: MakeExecutor, config: dict[str, Any], player: Player, directory: Path, act: str

@@ -156,54 +156,77 @@ def test_a_kill_at_any_moment_loses_nothing_durable_and_makes_nothing_up(
 @pytest.mark.any_loop
 @pytest.mark.parametrize("suffix", ["", "-wal"], ids=["file", "log"])
 @pytest.mark.parametrize(
-    "at", ["rename", "replace", "unlink", "sync_directory", "_keep", "connect", "insert"]
+    ("at", "calls"),
+    [
+        ("rename", 2),
+        ("replace", 1),
+        ("unlink", 3),
+        ("sync_directory", 3),
+        ("keep", 1),
+        ("connect", 1),
+        ("insert", 3),
+    ],
 )
-def test_a_kill_while_a_file_is_salvaged_loses_nothing(
-    start_script: StartScript, tmp_path: Path, at: str, suffix: str
+def test_a_kill_while_a_file_is_salvaged_loses_nothing_and_leaves_one_copy(
+    start_script: StartScript, tmp_path: Path, at: str, calls: int, suffix: str
 ) -> None:
-    directory = tmp_path / "journal"
     model = Model().tell_all([Committed(0)])
     records: list[Record] = [Committed(0), *plan(model, 9, 100)]
     with Store(tmp_path / "live") as store:
         store.read()
         for record in records:
             store.append([record])
-        shutil.copytree(tmp_path / "live", directory)
-    path = directory / f"journal.sqlite{suffix}"
+        shutil.copytree(tmp_path / "live", tmp_path / "damaged-log")
+    damaged = tmp_path / ("damaged-log" if suffix else "live")  # which is closed, and has no log any more
+    path = damaged / f"journal.sqlite{suffix}"
     path.write_bytes(b"overwritten" + path.read_bytes()[11:])
-    for times in (1, 2, 3):
-        child = start_script(
-            """
-            import os, signal, sys
-            from pathlib import Path
-            from areal_core._journal import salvage
-            from areal_core._journal.store import Store
+    for call in range(1, calls + 1):
+        directory = tmp_path / f"killed-at-{call}"
+        shutil.copytree(damaged, directory)
+        for attempt in range(2 if call == 1 else 1):
+            kill_in_salvage(start_script, directory, at, call, must_hit=attempt == 0)
+        with Store(directory) as store:
+            assert store.steps() == model.steps()
+            for step in store.steps():
+                assert state_of(store.read(step)) == model.state(step)
+        copies = {f"journal.sqlite.damaged-1{one}" for one in ({"", suffix})}
+        assert {one.name for one in directory.glob("*.damaged-*")} == copies
 
-            directory, at, times = sys.argv[1:]
-            left = int(times)
 
-            def before(function):
-                def die_or_go_on(*arguments, **options):
-                    global left
-                    left -= 1
-                    if not left:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return function(*arguments, **options)
-                return die_or_go_on
+def kill_in_salvage(
+    start_script: StartScript, directory: Path, at: str, call: int, *, must_hit: bool
+) -> None:
+    """Kill a process that opens *directory* before it calls what *at* says the *call*-th time."""
+    child = start_script(
+        """
+        import os, signal, sys
+        from pathlib import Path
+        from areal_core._journal import salvage
+        from areal_core._journal.store import Store
 
-            owner = Path if at in ("rename", "replace", "unlink") else salvage
-            setattr(owner, at, before(getattr(owner, at)))
-            Store(directory).open()
-            os.kill(os.getpid(), signal.SIGKILL)
-            """,
-            str(directory),
-            at,
-            str(times),
-            flags=(),
-        )
-        _, stderr = child.communicate(timeout=40)
-        assert (child.returncode, stderr) == (-signal.SIGKILL, "")
-    with Store(directory) as store:
-        assert store.steps() == model.steps()
-        for step in store.steps():
-            assert state_of(store.read(step)) == model.state(step)
+        directory, at, call = sys.argv[1:]
+        left = int(call)
+
+        def before(function):
+            def die_or_go_on(*arguments, **options):
+                global left
+                left -= 1
+                if not left:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+            return die_or_go_on
+
+        owner = Path if at in ("rename", "replace", "unlink") else salvage
+        setattr(owner, at, before(getattr(owner, at)))
+        Store(directory).open()
+        print("opened", flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        str(directory),
+        at,
+        str(call),
+        flags=(),
+    )
+    stdout, stderr = child.communicate(timeout=40)
+    assert (child.returncode, stderr) == (-signal.SIGKILL, "")
+    assert stdout == "" or not must_hit

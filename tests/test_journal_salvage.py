@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -10,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from areal_core._journal import salvage
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Reopened, Returned
+from areal_core._journal.rows import head_of, seal
 from areal_core._journal.store import Store
 from areal_core.errors import JournalError
 from areal_core.journal import resumable_steps
@@ -99,7 +102,7 @@ def test_sqlite_is_not_shown_a_damaged_log(tmp_path: Path, monkeypatch: pytest.M
 
     def spy(path: Path, **options: object) -> sqlite3.Connection:
         if not str(path).endswith("immutable=1"):  # with which it leaves the log alone
-            copied.append([one.read_bytes() for one in directory.glob("*.damaged-1-wal")] == [before])
+            copied.append([one.read_bytes() for one in directory.glob("*.damaged-*-wal")] == [before])
         return connect(path, **options)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(sqlite3, "connect", spy)
@@ -126,6 +129,81 @@ def test_a_file_that_is_not_its_own_is_left_alone_with_its_damaged_log(
     with pytest.raises(JournalError, match=r"something else|later version"), Store(directory):
         pass
     assert {path: path.read_bytes() for path in directory.iterdir()} == before
+
+
+def test_a_disk_that_is_full_once_sqlite_has_the_log_leaves_a_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = written(tmp_path)
+    with (directory / NAME).open("r+b") as file:
+        file.seek(4 * 4_096)  # a table of which the log has nothing
+        file.write(b"\xff" * 8)
+    before = [(directory / f"{NAME}{suffix}").read_bytes() for suffix in ("", "-wal")]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(salvage, "_write", full)
+        with pytest.raises(JournalError, match="No space left"), Store(directory):
+            pass
+        kept = [(directory / f"{NAME}.damaged-new{suffix}").read_bytes() for suffix in ("", "-wal")]
+        assert kept == before
+        with pytest.raises(JournalError, match="No space left"), Store(directory):
+            pass
+    with Store(directory) as store:
+        found = store.read(1)
+        assert len(found.finished) == 6 and list(found.done) == ["0:0", "0:1"] and found.damaged
+    assert {one.name[:24] for one in directory.glob("*.damaged-*")} == {f"{NAME}.damaged-1"}
+
+
+def test_a_row_that_is_left_in_its_copy_alone_is_not_written_over(directory: Path) -> None:
+    with Store(directory) as store:
+        store.read()
+        store.append([*accepted("0:0"), Delivered(("0:0",)), Committed(0)])
+    change(directory, "DELETE FROM log WHERE row = 4")
+    with Store(directory) as store:
+        assert store.steps() == [0]
+        store.read(0)
+        store.append([Queued("0:1", 0, b"d")])
+    with Store(directory) as store:
+        found = store.read(0)
+    assert (list(found.done), [one.key for one in found.pending]) == (["0:0"], ["0:1"])
+
+
+def test_a_compaction_before_it_is_read_does_not_take_the_news_of_damage(tmp_path: Path) -> None:
+    directory = damaged(tmp_path)
+    with Store(directory) as store:
+        store.compact()
+    with Store(directory) as store:
+        found = store.read(1)
+    assert (found.damaged, found.kept_beside) == (1, (directory / f"{NAME}.damaged-1",))
+
+
+def test_of_a_row_that_is_found_twice_the_whole_one_counts() -> None:
+    head, body = head_of(3, Ended("0:0", "accepted", b"result"))
+    columns = [[None, seal(head), one] for one in (b"damaged", body)]
+    for one, other in (columns, columns[::-1]):
+        found = salvage._Found()
+        found.add(3, list(one))
+        found.add(3, list(other))
+        assert found.log[3] == (head, body)
+    queued, data = head_of(4, Queued("0:0", 0, b"data"))
+    for bodies in ((b"damaged", data), (data, b"damaged")):
+        found = salvage._Found()
+        for some in bodies:
+            found.add(4, [None, seal(queued), some])
+        assert found.log[4] == (queued, data)
+
+
+def test_of_a_commit_that_is_found_twice_the_keys_of_both_are_done() -> None:
+    some = [head_of(5, Committed(1), keys)[0] for keys in ((b"0:0", b"0:1"), (b"0:1", b"0:2"))]
+    other_step, _ = head_of(5, Committed(0), (b"0:3",))
+    for heads in (some, some[::-1]):
+        found = salvage._Found()
+        for head in [*heads, other_step]:
+            found.add(5, [None, seal(head), None])
+        assert (found.log[5][0].number, sorted(found.log[5][0].keys)) == (1, [b"0:0", b"0:1", b"0:2"])
 
 
 def test_damage_is_told_until_somebody_goes_on_from_it(tmp_path: Path) -> None:
@@ -247,8 +325,8 @@ def test_the_copies_of_what_was_damaged_are_on_the_disk_before_the_originals_go(
     synced.clear()
     with Store(directory):
         pass
-    kept = [directory / f"{NAME}.damaged-1", directory / f"{NAME}.damaged-1-wal"]
-    assert synced[:3] == [*kept, directory]
+    kept = [directory / f"{NAME}.damaged-new", directory / f"{NAME}.damaged-new-wal"]
+    assert synced[:4] == [kept[0], directory, kept[1], directory]
 
 
 def test_a_directory_in_one_that_may_not_be_made_is_refused(tmp_path: Path) -> None:

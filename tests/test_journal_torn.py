@@ -13,7 +13,7 @@ import random
 import shutil
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -22,7 +22,7 @@ import pytest
 
 from areal_core._journal.records import Committed, Ended, Queued, Record
 from areal_core._journal.store import Store
-from areal_core._journal.wal import read_wal
+from areal_core._journal.wal import Wal
 from journal_plans import Model, State, plan, state_of
 
 NAME = "journal.sqlite"
@@ -39,6 +39,27 @@ def copied(directory: Path) -> Files:
     return Files((directory / NAME).read_bytes(), (directory / f"{NAME}-wal").read_bytes())
 
 
+def checkpoint(directory: Path) -> None:
+    """Have all of the log in the file, as SQLite does by itself each 1000 frames; it is kept as it is.
+
+    The next transaction of who has it open begins it again.
+    """
+    connection = sqlite3.connect(directory / NAME)
+    done = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+    assert done[0] == 0 and done[1] == done[2]
+    connection.close()
+
+
+def checkpointed(files: Files, directory: Path) -> Files:
+    """Return *files* once all of the log is in the file, of a process that is killed then."""
+    connection = sqlite3.connect(put(files, directory) / NAME)
+    connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+    after = copied(directory)
+    connection.close()
+    assert after.log == files.log and after.database != files.database
+    return after
+
+
 def put(files: Files, directory: Path) -> Path:
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
@@ -49,8 +70,10 @@ def put(files: Files, directory: Path) -> Path:
 
 def found_in(directory: Path) -> dict[int, State]:
     """Return what is found for each step; nothing of it may be called damaged."""
+    log = (directory / f"{NAME}-wal").read_bytes()
     with Store(directory) as store:
         found = {step: store.read(step) for step in store.steps()}
+        assert store.torn is None or store.torn.read_bytes() == log
     assert all(one.damaged == 0 and one.kept_beside == () for one in found.values())
     assert not list(directory.glob("*.damaged-*"))
     return {step: state_of(one) for step, one in found.items()}
@@ -128,8 +151,10 @@ def acts(tmp_path_factory: pytest.TempPathFactory) -> list[Act]:
         store.read(90)
         states = states_of(model)
         model.resume(90)
-        before = copied(directory / "next")
-        for batch in in_batches(plan(copy.deepcopy(model), 2, 40, largest=3_000)):
+        for number, batch in enumerate(in_batches(plan(copy.deepcopy(model), 2, 80, largest=3_000))):
+            if number % 5 == 4:
+                checkpoint(directory / "next")
+            before = copied(directory / "next")
             for act in (partial(store.append, batch), store.compact):
                 act()
                 model.tell_all(batch if act != store.compact else [])
@@ -184,7 +209,9 @@ def test_one_loss_of_power_after_the_other_leaves_what_was_or_what_is(tmp_path: 
         with Store(live) as store:
             store.read(step)
             before = copied(live)
-            for _ in range(chance.randint(0, 2)):  # those are on the disk
+            for _ in range(chance.randint(0, 3)):  # those are on the disk
+                if chance.random() < 0.3:
+                    checkpoint(live)
                 records = plan(resumed, chance.randrange(10**6), chance.randint(1, 12), largest=6_000)
                 store.append(records)
                 before, model = copied(live), copy.deepcopy(resumed)
@@ -223,7 +250,8 @@ def test_sqlite_and_this_take_the_same_frames(acts: list[Act], tmp_path: Path) -
         connection = sqlite3.connect(put(act.files[1], tmp_path / "one") / NAME)
         _, known, _ = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
         connection.close()
-        found = read_wal(act.files[1].log)
+        found = Wal(act.files[1].log)
+        assert not found.has_torn_end
         assert (
             (found.frames, found.is_damaged)
             == (known, False)
@@ -234,21 +262,151 @@ def test_sqlite_and_this_take_the_same_frames(acts: list[Act], tmp_path: Path) -
 def test_a_flipped_bit_costs_its_frame_and_what_follows_it_is_taken(log: bytes) -> None:
     *some, last = transactions(log)
     assert len(some) > 3
-    whole = read_wal(log)
+    whole = Wal(log)
     for transaction in some:
         for frame in transaction:
             start = HEADER + FRAME * frame
             for place in (start + 2, start + 21, start + FRAME_HEADER + 1_000):
                 spoilt = bytearray(log)
                 spoilt[place] ^= 4
-                found = read_wal(bytes(spoilt))
+                found = Wal(bytes(spoilt))
                 assert (found.frames, found.is_damaged) == (last.stop, True), (frame, place - start)
                 (page,) = struct.unpack_from(">I", log, start)
-                others = {number: image for number, image in found.pages.items() if number != page}
+                others = {number: image for number, image in found.pages(b"").items() if number != page}
                 after = struct.unpack_from(">I", log, start + FRAME)[0] if place == start + 21 else page
                 assert all(
-                    image == whole.pages[number] for number, image in others.items() if number != after
+                    image == whole.pages(b"")[number] for number, image in others.items() if number != after
                 )
+
+
+SPOIL: dict[str, Callable[[bytearray, int], None]] = {}
+"""What is done to a frame that begins at a place, by its name."""
+
+
+def spoil(function: Callable[[bytearray, int], None]) -> None:
+    SPOIL[function.__name__] = function
+
+
+@spoil
+def number(log: bytearray, start: int) -> None:
+    log[start + 2] ^= 4
+
+
+@spoil
+def size(log: bytearray, start: int) -> None:
+    log[start + 4 : start + 8] = bytes(4)
+
+
+@spoil
+def an_end_too_many(log: bytearray, start: int) -> None:
+    log[start + 7] ^= 4
+
+
+@spoil
+def checksum(log: bytearray, start: int) -> None:
+    log[start + 21] ^= 4
+
+
+@spoil
+def page(log: bytearray, start: int) -> None:
+    log[start + FRAME_HEADER + 1_000] ^= 4
+
+
+@spoil
+def sector(log: bytearray, start: int) -> None:
+    place = start // 512 * 512
+    log[place : place + 512] = bytes(len(log[place : place + 512]))
+
+
+@spoil
+def all_of_it(log: bytearray, start: int) -> None:
+    log[start : start + FRAME] = bytes(FRAME)
+
+
+@pytest.mark.parametrize("is_in_the_file", [False, True], ids=["in-the-log", "in-the-file-too"])
+@pytest.mark.parametrize("what", SPOIL)
+def test_what_is_spoilt_in_the_log_is_told_or_kept_and_costs_nothing_that_is_in_the_file(
+    acts: list[Act], tmp_path: Path, what: str, is_in_the_file: bool
+) -> None:
+    files, states = acts[-3].files[1], acts[-3].states[1]
+    files = checkpointed(files, tmp_path / "first") if is_in_the_file else files
+    *_, before_last, last = transactions(files.log)
+    for frame in range(last.stop):
+        spoilt = bytearray(files.log)
+        SPOIL[what](spoilt, HEADER + FRAME * frame)
+        if spoilt == files.log:
+            continue
+        directory = put(Files(files.database, bytes(spoilt)), tmp_path / "spoilt")
+        with Store(directory) as store:
+            found = {step: store.read(step) for step in store.steps()}
+            is_told = bool(found) and all(one.damaged for one in found.values())
+            assert store.torn is None if is_told else store.torn is not None
+        kept = NAME + (".damaged-1-wal" if is_told else ".torn-wal")
+        assert (directory / kept).read_bytes() == spoilt
+        # A frame that is damaged in its header says neither of which page it is, nor whether it is an end.
+        knows = what in ("page", "checksum", "an_end_too_many")
+        assert is_told or frame in last or (not knows and frame in before_last)
+        if is_in_the_file and (knows or is_told):
+            assert is_told
+            assert {step: state_of(one) for step, one in found.items()} == states
+
+
+def test_a_torn_transaction_that_changes_no_page_is_not_taken_for_damage(
+    store: Store, directory: Path, tmp_path: Path
+) -> None:
+    store.append([Committed(0)])
+    checkpoint(directory)
+    for _ in range(2):
+        before = copied(directory)
+        store.read(0)
+        store.append([])  # puts the commit there again, as it is
+        after = copied(directory)
+        assert written(before, after)
+        for files in after_a_kill(before, after):
+            found_in(put(files, tmp_path / "torn"))
+
+
+def test_a_log_with_a_torn_end_is_kept_until_the_next_one_is(acts: list[Act], tmp_path: Path) -> None:
+    directory = put(acts[-4].files[1], tmp_path / "torn")
+    logs = [list(after_a_kill(*act.files))[-2] for act in acts if len(written(*act.files)) > 2][-2:]
+    assert logs[0].log != logs[1].log
+    for files in logs:
+        (directory / NAME).write_bytes(files.database)
+        (directory / f"{NAME}-wal").write_bytes(files.log)
+        for is_first in (True, False):
+            with Store(directory) as store:
+                assert (store.torn is not None) == is_first
+            assert [one.read_bytes() for one in directory.glob("*torn*")] == [files.log]
+
+
+def test_of_a_log_without_a_torn_end_no_copy_is_kept(acts: list[Act], tmp_path: Path) -> None:
+    for act in acts:
+        with Store(put(act.files[1], tmp_path / "whole")) as store:
+            assert store.torn is None
+        assert not list((tmp_path / "whole").glob("*torn*"))
+
+
+def test_once_a_store_is_open_nothing_is_in_its_log(acts: list[Act], tmp_path: Path) -> None:
+    """So that damage to the log of one that is killed before it writes costs nothing."""
+    with Store(put(acts[-1].files[1], tmp_path / "open")):
+        assert (tmp_path / "open" / f"{NAME}-wal").read_bytes() == b""
+        database = (tmp_path / "open" / NAME).read_bytes()
+    assert found_in(put(Files(database, b""), tmp_path / "killed")) == acts[-1].states[1]
+
+
+def test_without_its_first_frames_the_round_of_a_log_is_known_from_the_others(log: bytes) -> None:
+    size = HEADER + 2 * FRAME
+    assert Wal(bytes(size) + log[size:]).frames == transactions(log)[-1].stop
+
+
+def test_without_its_header_a_round_of_one_frame_is_not_taken_for_the_one_before(acts: list[Act]) -> None:
+    before, after = next(
+        (one.log, other.log) for (one, other), _ in acts if one.log and one.log[:HEADER] != other.log[:HEADER]
+    )
+    begun = after[HEADER : HEADER + FRAME] + before[HEADER + FRAME :]
+    found = Wal(bytes(HEADER) + begun)
+    assert (found.frames, found.has_torn_end, found.pages(b"")) == (0, True, {})
+    assert Wal(before[:HEADER] + begun).frames > 2
 
 
 def test_a_flipped_bit_in_the_last_transaction_is_a_torn_end(log: bytes) -> None:
@@ -256,22 +414,23 @@ def test_a_flipped_bit_in_the_last_transaction_is_a_torn_end(log: bytes) -> None
     for frame, place in itertools.product(last, (2, 21, FRAME_HEADER + 1_000)):
         spoilt = bytearray(log)
         spoilt[HEADER + FRAME * frame + place] ^= 4
-        found = read_wal(bytes(spoilt))
-        assert (found.frames, found.is_damaged) == (some[-1].stop, False)
+        found = Wal(bytes(spoilt))
+        assert (found.frames, found.is_damaged, found.has_torn_end) == (some[-1].stop, False, True)
 
 
 def test_without_its_header_a_log_is_damaged_and_read(log: bytes) -> None:
     count = transactions(log)[-1].stop
-    for size, first in ((20, 0), (32, 1), (512, 2), (4_096, 2)):
-        found = read_wal(bytes(size) + log[size:])
+    for size, first in ((20, 0), (32, 1), (512, 2), (4_096, 2), (8_192, 3), (12_288, 4)):
+        found = Wal(bytes(size) + log[size:])
         assert (found.frames, found.is_damaged) == (count, True)
         taken = {struct.unpack_from(">I", log, HEADER + FRAME * frame)[0] for frame in range(first, count)}
-        assert found.pages.keys() == taken
+        assert found.pages(b"").keys() == taken
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 56, HEADER + FRAME - 1])
 def test_a_log_without_a_frame_is_empty(log: bytes, size: int) -> None:
-    assert read_wal(log[:size]) == (0, {}, False)
+    found = Wal(log[:size])
+    assert (found.frames, found.pages(b""), found.is_damaged, found.has_torn_end) == (0, {}, False, False)
 
 
 def test_a_header_of_which_a_sector_is_missing_ends_no_transaction(store: Store, directory: Path) -> None:
@@ -282,11 +441,12 @@ def test_a_header_of_which_a_sector_is_missing_ends_no_transaction(store: Store,
     after = copied(directory)
     *some, _ = transactions(after.log)
     split = [start for start in written(before, after) if start % 512 > 512 - FRAME_HEADER]
-    assert len(split) > 1 and some[-1].stop == read_wal(before.log).frames
+    assert len(split) > 1 and some[-1].stop == Wal(before.log).frames
     for start in split:
         missing = 512 - start % 512
         torn = bytearray(after.log)
         torn[start : start + missing] = struct.pack(">IIII", 2, 7, *struct.unpack(">II", after.log[16:24]))[
             :missing
         ]
-        assert read_wal(bytes(torn))[::2] == (some[-1].stop, False)
+        found = Wal(bytes(torn))
+        assert (found.frames, found.is_damaged) == (some[-1].stop, False)

@@ -179,13 +179,14 @@ class Handover:
             blanked = rollout.ages.trained - ages.trained
             outcome = replace(outcome, trajectory=trajectory, origin=ages.oldest, tokens_masked=blanked)
         oldest = rollout.start_version if ages.oldest is None else ages.oldest
-        given.append(Trained(outcome.seconds, max(0, version - oldest), ages.trained, blanked))
+        staleness = max(0, version - oldest)
+        given.append(Trained(rollout.task_id, outcome.seconds, staleness, ages.trained, blanked))
         return outcome
 
 
 def _with_the_same_keys(outcomes: list[RolloutOutcome]) -> list[RolloutOutcome]:
     """Give each a mask if one has one, which only those of an earlier run may have, by its ``on_stale``."""
-    if not any(one.trajectory is not None and "loss_mask" in one.trajectory for one in outcomes):
+    if all(one.trajectory is None or one.trajectory.get("loss_mask") is None for one in outcomes):
         return outcomes
     return [
         one if one.trajectory is None else replace(one, trajectory=with_mask(one.trajectory))

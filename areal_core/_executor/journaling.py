@@ -23,6 +23,7 @@ from areal_core._journal.keys import epoch_of
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Reopened, Returned
 from areal_core._journal.store import Store, check_step
 from areal_core._journal.writer import Writer
+from areal_core._log import get_logger, log
 from areal_core._runner.passing import to_the_end
 from areal_core.errors import JournalError, RunnerStoppedError
 
@@ -181,6 +182,8 @@ class Journaling(Witness):
     def say_what_was_found(self) -> None:
         """Log it."""
         found = self.recovery.resumed
+        if self._store.torn is not None:
+            self.log("info", "journal_torn_end", **_told_of(self._store.torn))
         if found.damaged:
             self.log("warning", "journal_damaged", **found.fields())
         elif found.done or found.to_deliver or found.to_play:
@@ -252,15 +255,23 @@ class Journaling(Witness):
 def steps_in(directory: Path) -> list[int]:
     """Return the steps that can be resumed there. Raises JournalError."""
 
-    def look() -> list[int]:
+    def look() -> tuple[list[int], Path | None]:
         store = Store(directory)
         store.open(_PATIENCE_S)
         try:
-            return list(store.steps())
+            return list(store.steps()), store.torn
         finally:
             store.close()
 
-    return to_the_end("areal-journal-look", look)
+    steps, torn = to_the_end("areal-journal-look", look)
+    if torn is not None:  # who opens it next will not find that end
+        log(get_logger(), "info", "journal_torn_end", _told_of(torn))
+    return steps
+
+
+def _told_of(torn: Path) -> dict[str, str]:
+    why = "a kill left a part of a transaction; if that was damaged instead, the copy has what is left of it"
+    return {"kept_beside": str(torn), "why": why}
 
 
 def _keys_of_accepted(rollouts: Iterable[Rollout]) -> tuple[str, ...]:

@@ -41,7 +41,9 @@ runs again, damaged data a key that the dataloader gives again. How many is in `
 somebody goes on from it. Commits, what is done and what takes deliveries back are there twice, in pages of
 their own: only damage that takes both, and the rows of deliveries, gives out again what was trained.
 A transaction that a kill or a loss of power tore is no damage: it never was. What SQLite would delete, as it
-takes the rest of its log for such a one, is copied and carved before SQLite sees it.
+takes the rest of its log for such a one, is copied and carved before SQLite sees it. Damage to the last
+transaction looks like that, and is not counted: the log is only copied, each time over the last copy.
+Once the file is open its log is empty: what was in it is in the file.
 The file does not shrink: the space of what is forgotten is used again. It grows by what is not committed.
 """
 

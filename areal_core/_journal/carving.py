@@ -28,13 +28,12 @@ class Carved(NamedTuple):
     columns: list[Column] | None
 
 
-def carve(database: bytes, logged: Mapping[int, memoryview]) -> Iterator[Carved]:
+def carve(database: bytes, logged: Mapping[int, bytes]) -> Iterator[Carved]:
     """Yield every row that is still found in a table of *database*; *logged*: later images of its pages."""
     view = memoryview(database)
     whole = len(database) // PAGE
-    pages = {number: view[(number - 1) * PAGE : number * PAGE] for number in range(1, whole + 1)} | dict(
-        logged
-    )
+    pages = {number: view[(number - 1) * PAGE : number * PAGE] for number in range(1, whole + 1)}
+    pages |= {number: memoryview(page) for number, page in logged.items()}
     for number, page in pages.items():
         if number > 1 and page[0] == _LEAF:
             yield from _rows(page, pages)

@@ -52,6 +52,8 @@ def _useless(heads: Iterable[Head], history: History, done: set[bytes], oldest: 
 
 
 def _is_useless(head: Head, history: History, done: set[bytes], oldest: int, passed_on: set[bytes]) -> bool:
+    if head.kind is Kind.SALVAGED:  # who goes on from it has yet to be told
+        return False
     if head.kind is Kind.COMMITTED:
         return head.row < oldest
     if done.issuperset(head.keys):

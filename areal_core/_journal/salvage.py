@@ -1,7 +1,8 @@
 """A new file from the rows that are still found in a damaged one, which is kept beside it.
 
 A kill at any point of it loses nothing: the new file is complete before the old one is touched, and a
-complete one that has not taken its place yet does so the next time.
+complete one that has not taken its place yet does so the next time. The copies have names that the next one
+overwrites until then: however often it is begun again, there is one pair of them.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from areal_core._journal.rows import (
     settled_of,
 )
 from areal_core._journal.schema import connect, create, insert, insert_settled, sync_directory, transaction
-from areal_core._journal.wal import read_wal
+from areal_core._journal.wal import Wal
+
+_COPY = ".damaged-new"  # until it has a number
 
 
 class _Found:
@@ -51,10 +54,20 @@ class _Found:
         if not is_whole(head, body):
             self.damaged += 1
             kept, body = without_body(head), None
-        before = self.log.get(head.row)
-        # Of a row that was changed both may be found: what was taken back is not in force.
-        if kept is not None and (before is None or kept.kind is Kind.RETURNED):
-            self.log[head.row] = kept, body if isinstance(body, bytes) else None
+        if kept is None:
+            return
+        before, body_before = self.log.get(head.row, (None, None))
+        found = kept, body if isinstance(body, bytes) else None
+        if before is None:
+            self.log[head.row] = found
+        elif (before.kind, before.number) != (kept.kind, kept.number):
+            if kept.kind is Kind.RETURNED:  # of a row that was changed: what was taken back is not in force
+                self.log[head.row] = found
+        elif kept.kind is Kind.COMMITTED:  # the one that was written later says more
+            both = tuple(dict.fromkeys(before.keys + kept.keys))
+            self.log[head.row] = msgspec.structs.replace(kept, keys=both), None
+        elif body_before is None:
+            self.log[head.row] = found
 
     def note(self, kept: str) -> None:
         """Add the row that says that they are all that was found in what is *kept* under this name."""
@@ -77,31 +90,32 @@ def beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def salvage(path: Path, wal: bytes, close: Callable[[], object]) -> None:
-    """Put a file with the readable rows of *path* and of its log *wal* in its place.
+def salvage(path: Path, log: Wal, close: Callable[[], object]) -> None:
+    """Put a file with the readable rows of *path* and of its *log* in its place.
 
-    *close* is called when copies of both are on the disk: SQLite, which may have *path* open, deletes the log
-    then, and it ignores what comes after damage in that. The new file has a row that says what became of the
-    old one. Raises OSError and sqlite3.Error, and leaves *path* as it is then.
+    *close* is called when copies of both are on the disk: where SQLite was shown them, it moves what it takes
+    of the log to *path* then, if it has not yet, and deletes the log. The new file has a row that says what
+    became of the old one. Raises OSError and sqlite3.Error: *path* and log are as they were then, or the
+    copies are there, until this is called again.
     """
-    number = next(n for n in range(1, 2**31) if not beside(path, f".damaged-{n}").exists())
-    kept = beside(path, f".damaged-{number}")
+    copies = copy, copy_of_log = beside(path, _COPY), beside(path, f"{_COPY}-wal")
     try:
+        for old in copies:
+            old.unlink(missing_ok=True)
         database = path.read_bytes()
-        _keep(kept, database)
-        if wal:
-            _keep(beside(kept, "-wal"), wal)
-        sync_directory(path.parent)
-        close()
-        found = _Found()
-        for carved in carve(database, read_wal(wal).pages):
-            found.add(*carved)
-        found.note(kept.name)
-        _write(found, beside(path, ".new"))
+        keep(copy, database)
+        if log.content:
+            keep(copy_of_log, log.content)
     except BaseException:
-        for copy in (kept, beside(kept, "-wal")):
-            copy.unlink(missing_ok=True)
+        for begun in copies:
+            begun.unlink(missing_ok=True)
         raise
+    close()
+    found = _Found()
+    for carved in carve(database, log.pages(database)):
+        found.add(*carved)
+    found.note(_next_copy(path).name)
+    _write(found, beside(path, ".new"))
     beside(path, ".new").rename(beside(path, ".salvaged"))
     sync_directory(path.parent)
     finish(path)
@@ -112,6 +126,12 @@ def finish(path: Path) -> None:
     salvaged = beside(path, ".salvaged")
     if not salvaged.exists():
         return
+    kept = _next_copy(path)
+    for suffix in ("-wal", ""):  # the log first: as long as the other has no number, it is this one
+        copy = beside(path, _COPY + suffix)
+        if copy.exists():
+            copy.rename(beside(kept, suffix))
+    sync_directory(path.parent)
     for suffix in ("-wal", "-shm"):  # they belong to the old one, and would be taken for the new one's
         beside(path, suffix).unlink(missing_ok=True)
     sync_directory(path.parent)
@@ -119,13 +139,20 @@ def finish(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def _keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes) -> None:
     """Have *content* on the disk, for its owner alone: it may soon be the only original."""
     path.touch(0o600)
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+    sync_directory(path.parent)
+
+
+def _next_copy(path: Path) -> Path:
+    """Return the name that the next copy gets once there is a file in the place of what it is of."""
+    number = next(n for n in range(1, 2**31) if not beside(path, f".damaged-{n}").exists())
+    return beside(path, f".damaged-{number}")
 
 
 def _write(found: _Found, path: Path) -> None:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, Self
 
@@ -27,7 +27,7 @@ from areal_core._journal.records import (
     Returned,
 )
 from areal_core._journal.rows import head_of
-from areal_core._journal.salvage import beside, finish, salvage
+from areal_core._journal.salvage import beside, finish, keep, salvage
 from areal_core._journal.schema import (
     check_whose,
     connect,
@@ -37,7 +37,7 @@ from areal_core._journal.schema import (
     make_directory,
     transaction,
 )
-from areal_core._journal.wal import read_wal
+from areal_core._journal.wal import Wal
 from areal_core.errors import JournalError
 
 _NAME = "journal.sqlite"
@@ -77,6 +77,9 @@ class Store:
         """Keys that the next commit says are done: delivered or failed since the last, in that order."""
         self._file = (0, 0)
         """Device and inode of what was opened."""
+        self.torn: Path | None = None
+        """A copy of the write-ahead log that was found, if its end is torn: that counts for nothing. If
+        it was damaged instead, this is all that is left of it. The next one overwrites it."""
 
     def __enter__(self) -> Self:
         self.open()
@@ -254,34 +257,53 @@ class Store:
 
     def _open_file(self) -> None:
         finish(self._path)
-        wal = _content(beside(self._path, "-wal"))
+        log = Wal(_content(beside(self._path, "-wal")))
         if not self._path.exists():
             create(self._path)
         self._path.chmod(0o600)
-        log = read_wal(wal)
+        self.torn = None
         try:
-            if wal and self._path.stat().st_size == 0:
-                raise sqlite3.DatabaseError("the file is empty, and its write-ahead log is not")
-            if log.is_damaged:  # SQLite would delete what comes after that
-                check_whose(self._path)
-                raise sqlite3.DatabaseError("the write-ahead log is damaged")
+            self._look_at(log)
             self._connect(log.frames)
         except sqlite3.Error as error:
             if not is_damage(error):
                 raise
-            salvage(self._path, wal, self._let_go)
+            salvage(self._path, log, self._let_go)
             self._connect(0)
         self._file = _identity(self._path)
-        self._next = 1 + (self._opened().execute("SELECT max(row) FROM log").fetchone()[0] or 0)
+        # In either there may be a row that the other has lost.
+        last = "SELECT max(row) FROM (SELECT row FROM log UNION ALL SELECT row FROM log_copy)"
+        self._next = 1 + (self._opened().execute(last).fetchone()[0] or 0)
+
+    def _look_at(self, log: Wal) -> None:
+        """Raise sqlite3.Error if *log* is damaged; keep it if it has an end that SQLite does not take.
+
+        Once SQLite is shown it, it deletes all that it does not take.
+        """
+        if log.content and self._path.stat().st_size == 0:
+            raise sqlite3.DatabaseError("the file is empty, and its write-ahead log is not")
+        if not log.is_damaged and not log.has_torn_end:
+            return
+        is_damaged = log.is_damaged or log.is_in(self._path.read_bytes())
+        with nullcontext() if is_damaged else suppress(sqlite3.Error):  # what the log has may put it right
+            check_whose(self._path)
+        if is_damaged:
+            raise sqlite3.DatabaseError("the write-ahead log is damaged")
+        keep(beside(self._path, ".torn-wal"), log.content)
+        self.torn = beside(self._path, ".torn-wal")
 
     def _connect(self, frames: int) -> None:
         """Open the file and look at all of it. Raises sqlite3.Error."""
         connection = self._connection = connect(self._path)
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
+        if (found, mode) != ("ok", "wal"):
+            raise sqlite3.DatabaseError(f"{found}; {mode}")
         known = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
-        if (found, mode) != ("ok", "wal") or known < frames:
-            raise sqlite3.DatabaseError(f"{found}; {mode}; {known} of {frames} frames")
+        if known < frames:
+            raise sqlite3.DatabaseError(f"SQLite takes {known} of {frames} frames of the write-ahead log")
+        # Nothing is in the log that is not in the file; where damage hit it now, half of it might count.
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def _let_go(self) -> None:
         connection, self._connection = self._connection, None

@@ -8,17 +8,20 @@ kill has left half written: those have other salts, or other pages than their ch
 
 The last frame of a transaction says that it is. SQLite has a transaction on the disk before it writes the
 next (``synchronous=FULL``). So one that is not whole, and is followed by a whole one, was damaged on the
-disk: what is left of it counts. What follows the last whole one is of a transaction that was never finished,
-or that could not be written: it counts for nothing, as it does for SQLite, and is no damage. (Frames that pad
-a transaction to a sector are written only by an SQLite that was built to take it that a write harms its
-neighbours.)
+disk: what is left of it counts. What follows the last whole one counts for nothing, as it does for SQLite: it
+is of a transaction that was never finished, or that could not be written. As a rule: the last transaction
+looks the same once it is damaged, and takes the one before with it if that does not say any more where it
+ends. Only where SQLite has put it into the file can that be told for sure (`Wal.is_in`); so whoever opens
+the log keeps a copy. (Nor do the pages' numbers tell two transactions apart: they rise in one, but not if it
+was too large for SQLite's memory. Frames that pad a transaction to a sector are written only by an SQLite
+that was built to take it that a write harms its neighbours.)
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,62 +36,120 @@ _FRAME = _FRAME_HEADER + PAGE
 _SECTOR = 512  # bytes of which a disk writes all or nothing
 _MAGIC = 0x377F0682
 _MOD = 2**32
+_MOST_ROUNDS = 2**16  # of which frames are still there: a salt that is further away is no salt
 
 
-class Wal(NamedTuple):
-    """What is in a write-ahead log."""
+class Wal:
+    """The write-ahead log that consists of *content*."""
 
-    frames: int
-    """How many were committed, as far as can be told, damaged ones included."""
-    pages: dict[int, memoryview]
-    """The last whole image of each page in these."""
-    is_damaged: bool
-    """Whether something is wrong in what was committed. SQLite ignores all that comes after it."""
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+        self._all = frames = _Frames(content)
+        begin = count = 0
+        for end in frames.ends():
+            if frames.sound[begin:end].all():
+                count = end
+            begin = end
+        self.frames = count
+        """How many were committed, as far as can be told, damaged ones included."""
+        self.is_damaged = len(frames) > 0 and not (
+            frames.header_is_whole and bool(frames.whole[:count].all())
+        )
+        """Whether something is wrong in what was committed. SQLite ignores all that comes after it."""
+        self.has_torn_end = not bool(frames.is_earlier[count:].all())
+        """Whether there is something behind that is not an earlier round's."""
+
+    def is_in(self, database: bytes) -> bool:
+        """Return whether what is behind those frames is in *database*: then it was committed, and is damaged.
+
+        SQLite puts nothing else there, and all of the log at once. That a transaction only puts a page back
+        to what it is there says nothing.
+        """
+        before, after = self._images(self.frames, database), self._images(len(self._all), database)
+        is_news = any(
+            frame >= self.frames and number in before and before[number][1] != image
+            for number, (frame, image) in after.items()
+        )
+        return is_news and all(image == _page(database, number) for number, (_, image) in after.items())
+
+    def pages(self, database: bytes) -> dict[int, bytes]:
+        """Return the last image of each page that is whole, unless *database* has that, or a later one.
+
+        If SQLite has put all of the log there, it has those too that are damaged here. Then it differs from
+        what is whole here in no more pages than there are frames that cannot be read, and before the last
+        of these.
+        """
+        if self.has_torn_end and self.is_in(database):
+            return {}
+        images = self._images(self.frames, database)
+        lost = np.flatnonzero(~self._all.has_page[: self.frames])
+        others = [frame for number, (frame, image) in images.items() if image != _page(database, number)]
+        if len(others) <= len(lost) and all(frame < lost[-1] for frame in others):
+            return {}
+        return {number: image for number, (_, image) in images.items()}
+
+    def _images(self, count: int, database: bytes) -> dict[int, tuple[int, bytes]]:
+        """Return the last image of each page in the first *count* frames, and which frame has it.
+
+        Where one is damaged the page in *database* may be it.
+        """
+        images: dict[int, tuple[int, bytes]] = {}
+        for frame in range(count):
+            number = int(self._all.numbers[frame])
+            if self._all.has_page[frame]:
+                start = _HEADER + frame * _FRAME + _FRAME_HEADER
+                images[number] = frame, self.content[start : start + PAGE]
+            elif self._all.was_written_with(frame, page := _page(database, number)):
+                images[number] = frame, page
+        return images
 
 
-def read_wal(wal: bytes) -> Wal:
-    """Return what is in the write-ahead log that consists of *wal*."""
-    if len(wal) < _HEADER + _FRAME:
-        return Wal(0, {}, is_damaged=False)
-    frames = _Frames(wal)
-    begin = count = 0
-    for end in frames.ends():
-        if frames.sound[begin:end].all():
-            count = end
-        begin = end
-    view = memoryview(wal)
-    pages: dict[int, memoryview] = {}
-    for place in np.flatnonzero(frames.has_page[:count]).tolist():
-        start = _HEADER + place * _FRAME + _FRAME_HEADER
-        pages[int(frames.numbers[place])] = view[start : start + PAGE]
-    return Wal(count, pages, is_damaged=not (frames.header_is_whole and frames.whole[:count].all()))
+def _page(database: bytes, number: int) -> bytes:
+    """Return that page; less than one if there is none."""
+    return database[(number - 1) * PAGE : number * PAGE] if number else b""
 
 
 class _Frames:
-    """The frames of *wal*, at least one, an array for each thing that they say, or that can be said of them.
+    """The frames of *wal*, an array for each thing that they say, or that can be said of them.
 
     ``whole``: by all that is stored. ``sound``: alone, whatever became of the one before. ``has_page``: at
-    least the page is whole.
+    least the page is whole. ``is_earlier``: by its salts it is of an earlier round.
     """
 
     def __init__(self, wal: bytes) -> None:
+        wal = wal.ljust(_HEADER, b"\0")
         self.header_is_whole = _is_whole(wal)
-        header = np.frombuffer(wal, ">u4", _HEADER // 4)
+        header = np.frombuffer(wal, ">u4", _HEADER // 4).astype(np.uint32)
         count = (len(wal) - _HEADER) // _FRAME
         frames = np.frombuffer(wal, np.uint8, count * _FRAME, _HEADER).reshape(count, _FRAME)
         heads = np.ascontiguousarray(frames[:, :_FRAME_HEADER]).view(">u4").astype(np.uint32)
-        self.numbers, self._sizes, stored = heads[:, 0], heads[:, 1], heads[:, 4:]
+        self.numbers, self._sizes, self._stored = heads[:, 0], heads[:, 1], heads[:, 4:]
+        self._words = frames.view(f"{_order(wal)}u4")
         weights, of_seed = _checksum_weights()
-        own = frames.view(f"{_order(wal)}u4") @ weights
-        right = own + np.vstack((header[6:], stored[:-1])).astype(np.uint32) @ of_seed
-        follows = (right == stored).all(axis=1)
+        own = self._words @ weights
+        self._of_before = np.vstack((header[6:], self._stored))[:-1] @ of_seed
+        right = own + self._of_before
+        follows = (right == self._stored).all(axis=1)
         salts = header[4:6] if self.header_is_whole else _salts_without_header(heads[:, 2:4], follows)
         self._is_of_round = (heads[:, 2:4] == salts).all(axis=1)
+        self.is_earlier = _are_earlier(heads[:, 2], salts[0])
         self.whole = follows & self._is_of_round & (self.numbers > 0)
         # Where no more of a frame is damaged than its sum and salts, the next one goes on from the right sum.
-        goes_on = (own[1:] + right[:-1] @ of_seed == stored[1:]).all(axis=1) & self._is_of_round[1:]
-        self.sound = self.whole | np.append(False, goes_on)
-        self.has_page = self.sound | np.append(goes_on, False)
+        goes_on = (own[1:] + right[:-1] @ of_seed == self._stored[1:]).all(axis=1) & self._is_of_round[1:]
+        self.sound = self.whole | np.append(False, goes_on)[:count]
+        self.has_page = self.sound | np.append(goes_on, False)[:count]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def was_written_with(self, frame: int, page: bytes) -> bool:
+        """Return whether *frame* was with this *page*: it is still there, or the checksum is of it."""
+        if not self._is_of_round[frame] or len(page) != PAGE:
+            return False
+        words = self._words[frame].copy()
+        words[_FRAME_HEADER // 4 :] = np.frombuffer(page, words.dtype)
+        right = words @ _checksum_weights()[0] + self._of_before[frame]
+        return bool((words == self._words[frame]).all() or (right == self._stored[frame]).all())
 
     def ends(self) -> list[int]:
         """Return where transactions end: the number of frames by then.
@@ -106,14 +167,20 @@ class _Frames:
 def _salts_without_header(
     salts: npt.NDArray[np.uint32], follows: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.uint32]:
-    """Return those of the last round, which is the one that begins the file.
+    """Return those of the last round: the first of the two rises by one from round to round."""
+    are_known = follows[1:] & (salts[1:] == salts[:-1]).all(axis=1)
+    some = salts[1:][are_known]
+    if not len(some):
+        return np.array(salts[0]) if len(salts) else np.zeros(2, np.uint32)
+    last = some[some[:, 0].argmax()]
+    # A round of one frame is known only by that.
+    return np.array(salts[0] if _are_earlier(last[:1], salts[0, 0]).all() else last)
 
-    No later frame is asked than the second: it may be of an earlier round.
-    """
-    for place in (1, 2):
-        if len(salts) > place and follows[place] and (salts[place] == salts[place - 1]).all():
-            return np.array(salts[place])
-    return np.array(salts[0])
+
+def _are_earlier(some: npt.NDArray[np.uint32], salt: np.uint32) -> npt.NDArray[np.bool_]:
+    """Return of *some*, each the first salt of a round, whether it is not many rounds before *salt*."""
+    rounds = salt - some
+    return (rounds > 0) & (rounds < _MOST_ROUNDS)
 
 
 def _order(wal: bytes) -> str:
