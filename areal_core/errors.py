@@ -154,7 +154,13 @@ class ServerUnreachableError(InferenceError):
     """A server could not be reached, or hung up, or was silent for too long; or no server is left."""
 
     def __init__(
-        self, message: str, *, server: str | None = None, sent: bool = False, errno: int | None = None
+        self,
+        message: str,
+        *,
+        server: str | None = None,
+        sent: bool = False,
+        errno: int | None = None,
+        unresolved: bool = False,
     ):
         self.server = server
         """Its address; None when there is no server to ask."""
@@ -162,12 +168,17 @@ class ServerUnreachableError(InferenceError):
         """Whether the request may have reached the server."""
         self.errno = errno
         """The system's number for why there was no connection, as of an OSError; None: it gave none."""
+        self.unresolved = unresolved
+        """Whether its name could not be resolved."""
         super().__init__(message)
 
     @property
     def is_shortage(self) -> bool:
-        """Whether something was short here, such as file descriptors, which says nothing of the server."""
-        return self.errno in _SHORTAGES
+        """Whether something was short here, such as file descriptors, which says nothing of the server.
+
+        So it does not where its name could not be resolved, which may be so for a moment only.
+        """
+        return self.unresolved or self.errno in _SHORTAGES
 
 
 class MalformedReplyError(InferenceError):

@@ -102,6 +102,8 @@ class RemoteInfEngine:
         variable ``AREAL_LLM_SERVER_ADDRS``, with commas between. *logger* is a structlog or a standard
         logger, None for ours. Blocks for up to ``setup_timeout`` seconds; with at least ``min_servers``
         healthy by then it begins without the others, which are taken in when they come (see `add_server`).
+        A server whose weights nobody can tell, since an update failed there in an earlier life, counts as
+        healthy and stays out until the next `update_weights_from_disk`.
 
         Raises ServerUnreachableError when there are fewer; EngineStoppedError when another thread destroys
         it meanwhile; RuntimeError on the thread of a running loop, or when it is initialized; ValueError for

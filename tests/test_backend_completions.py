@@ -7,6 +7,7 @@ import pytest
 
 from areal_core._engine.backend import Backend, Piece, Reader, ReplyError
 from areal_core._engine.backends import backend_named
+from areal_core._engine.backends._tally import Tally
 from replies import an_ask, completion
 
 _BACKENDS = {
@@ -152,6 +153,25 @@ def test_what_is_read_of_an_abort_keeps_its_versions() -> None:
     fields: dict[str, Any] = {"finish": "abort", "weight_versions": _spans(("4", 0, 1), ("5", 1, 2))}
     assert _reader().whole(completion([1, 2], logprobs={"token_logprobs": [-1]}, **fields)).versions == [4]
     assert _reader().whole(completion([1, 2], logprobs=None, **fields)).versions is None
+
+
+@pytest.mark.parametrize(
+    "spans",
+    [[("4", 0, 3)], [("4", 1, 2), ("5", 0, 1)], [("4", 0, 1)]],
+    ids=["too-long", "out-of-order", "too-short"],
+)
+def test_an_abort_whose_versions_are_not_of_its_tokens_is_read_without_them(
+    spans: list[tuple[Any, int, int]],
+) -> None:
+    body = completion([1, 2], finish="abort", weight_versions=_spans(*spans))
+    for read in (_reader().whole, _reader().event):
+        assert read(body) == _piece([1, 2], "abort")
+
+
+def test_no_piece_has_more_or_fewer_versions_than_tokens() -> None:
+    for versions in ([4], [4, 4, 4]):
+        with pytest.raises(ReplyError, match=rf"has 2 token ids and {len(versions)} versions"):
+            Tally(an_ask()).piece([1, 2], [-1.0, -1.0], "stop", versions=versions)
 
 
 def test_an_event_with_nothing_in_it_adds_nothing() -> None:

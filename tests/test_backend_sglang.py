@@ -144,6 +144,46 @@ def test_what_is_read_of_an_abort_keeps_its_versions() -> None:
     assert _reader().whole(_abort([1, 2, 3, 4], ..., 4, **spans)).versions is None
 
 
+@pytest.mark.parametrize(
+    ("before", "ids", "counted", "spans", "kept", "versions"),
+    [
+        pytest.param([], [1, 2, 3, 4, 5], 2, [(4, 0, 2)], [1, 2], [4, 4], id="at-first"),
+        pytest.param([1, 2], [1, 2, 3, 4, 5], 3, [(4, 0, 2), (5, 2, 3)], [3], [5], id="all"),
+        pytest.param([1, 2], [1, 2, 3, 4, 5], 3, [(4, 0, 2), (5, 2, 5)], [3], None, id="more-versions"),
+        pytest.param([1, 2], [3, 4], 4, [(4, 0, 9)], [3, 4], None, id="versions-beyond-all"),
+        pytest.param([1, 2], [3, 4], 4, [(4, 2, 4), (5, 0, 2)], [3, 4], None, id="out-of-order"),
+        pytest.param([], [1, 2], 2, [(4, 0, 1)], [1, 2], None, id="fewer-versions"),
+    ],
+)
+def test_an_abort_brings_no_more_than_it_counts_and_versions_only_if_they_are_of_those(
+    before: list[int],
+    ids: list[int],
+    counted: int,
+    spans: list[tuple[int, int, int]],
+    kept: list[int],
+    versions: list[int] | None,
+) -> None:
+    reader = _reader()
+    if before:
+        reader.event(sglang(before))
+    expected = replace(_piece(kept, "abort"), versions=versions)
+    assert reader.event(_abort(ids, ids, counted, **_spans(*spans))) == expected
+
+
+def test_a_whole_abort_whose_versions_go_on_behind_its_tokens_is_read_without_them() -> None:
+    assert _reader().whole(_abort([1, 2], [1, 2], 2, **_spans((4, 0, 3)))) == _piece([1, 2], "abort")
+
+
+@pytest.mark.parametrize("spans", [[(4, 0, 4)], [(4, 1, 3), (5, 0, 1)]], ids=["too-long", "out-of-order"])
+def test_a_reply_that_is_no_abort_is_refused_for_versions_that_disagree(
+    spans: list[tuple[int, int, int]],
+) -> None:
+    body = sglang([1, 2, 3], finish="stop", meta=_spans(*spans))
+    for read in (_reader().whole, _reader().event):
+        with pytest.raises(ReplyError, match=r"^\$.meta_info.weight_versions"):
+            read(body)
+
+
 def test_a_stream_that_repeats_all_tokens_yields_the_new_ones() -> None:
     pieces = _stream(
         [

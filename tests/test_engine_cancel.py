@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 import pytest
+from aiohttp import web
 
 from areal_core._engine import aborts, retries
 from areal_core._engine.aborts import abort_leftovers
@@ -50,6 +51,8 @@ from scripted import (
     until_stage,
 )
 from threaded_loops import gathered, turns_until
+
+ASK, LOAD = "/get_model_info", "/update_weights_from_disk"
 
 
 @pytest.fixture(autouse=True)
@@ -333,20 +336,63 @@ def test_if_one_that_could_not_be_aborted_cannot_be_again_the_others_are_not_tri
     play(act)
 
 
+@pytest.mark.parametrize("follows", [False, True], ids=["in control", "following"])
 def test_servers_that_are_asked_for_their_weights_on_many_connections_are_so_on_half_of_them(
-    play: Play,
+    play: Play, follows: bool
 ) -> None:
     async def act() -> None:
+        gate, told = asyncio.Event(), saying(b'{"weight_version": "1"}')
+        async with scripted() as server:
+            server.control |= {ASK: told, LOAD: saying(b'{"success": true}')}
+            engine = RemoteInfEngine(InferenceEngineConfig(request_timeout=10.0), follows=follows)
+            if follows:
+                engine.set_version(1)
+            await asyncio.to_thread(engine.initialize, server.url)
+            try:
+                if not follows:
+                    await engine.update_weights_from_disk("weights", 1)
+                known, before = the_server(engine), len(server.of(ASK))
+                server.control[ASK] = until(gate, then=told)
+                generating = asyncio.gather(*(engine.agenerate(asking()) for _ in range(40)))
+                await server.until("/generate", 40)
+                await server.until(ASK, before + 8)
+                await probe(known, 5.0)
+                assert len(server.of(ASK)) == before + 8
+                alone = asyncio.create_task(ask_weights(known))
+                await server.until(ASK, before + 9)
+                gate.set()
+                assert await alone == 1
+                assert [reply.output_versions for reply in await generating] == [[1] * 4] * 40
+            finally:
+                await asyncio.to_thread(engine.destroy)
+
+    play(act)
+
+
+def test_weights_are_loaded_and_read_back_though_a_crowd_is_aborted(play: Play) -> None:
+    async def act() -> None:
         gate = asyncio.Event()
+
+        async def slowly(request: web.BaseRequest, body: dict[str, Any]) -> web.StreamResponse:
+            if not body.get("abort_all"):
+                await gate.wait()
+            return await nothing(request, body)
+
         async with scripted() as server, engine_on(server) as engine:
-            known = the_server(engine)
-            server.control["/get_model_info"] = until(gate, then=saying(b'{"weight_version": "3"}'))
-            asking_all = asyncio.gather(*(ask_weights(known) for _ in range(40)))
-            await server.until("/get_model_info", 8)
-            await probe(known, 5.0)
-            assert len(server.of("/get_model_info")) == 8
+            crowd = await a_crowd(engine, server, 60)
+            server.control |= {
+                "/abort_request": slowly,
+                LOAD: saying(b'{"success": true}'),
+                ASK: saying(b'{"weight_version": "1"}'),
+            }
+            for one in crowd:
+                one.cancel()
+            await server.until("/abort_request", 8)
+            async with asyncio.timeout(5):
+                await engine.update_weights_from_disk("weights", 1)
+            assert (len(server.of(ASK)), engine.get_version()) == (1, 1)
             gate.set()
-            assert await asking_all == [3] * 40
+            await gathered(*crowd)
 
     play(act)
 

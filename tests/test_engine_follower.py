@@ -335,9 +335,9 @@ def test_a_server_that_is_killed_under_a_follower_returns_with_the_weights_that_
     with an_engine(*servers) as leader, a_follower(*servers) as follower, following(follower, leader):
         runner.run(leader.update_weights_from_disk, weights_of(1), 1)
         sending = Sending(runner, follower)
-        requests = [a_request([1, number], most=100, rid=f"{number}") for number in range(150)]
+        requests = [a_request([1, number], most=400, rid=f"{number}") for number in range(150)]
         tasks = [sending.send(request) for request in requests]
-        servers[0].stats(in_flight=5)
+        servers[0].stats(in_flight=30)
         servers[0].kill()
         check_replies(zip(requests, map(sending.reply, tasks), strict=True), latest=1)
         wait_until_out(follower, servers[0])

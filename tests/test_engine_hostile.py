@@ -221,12 +221,18 @@ def _aborting(seen: int, changes: Callable[[list[int], list[Any]], dict[str, Any
         changed = changes(reply["output_ids"], meta["output_token_logprobs"])
         reply["output_ids"] = changed.get("ids", reply["output_ids"])
         meta["output_token_logprobs"] = changed.get("entries", meta["output_token_logprobs"])
+        meta.update(changed.get("meta", {}))
         if not seen:
             return web.json_response(reply)
         abort = b"data: " + json.dumps(reply).encode() + b"\n\n"
         return await saying(event(body, seen), abort)(request, body)
 
     return answer
+
+
+def _told(version: int, end: int) -> dict[str, Any]:
+    """Return what says that one version made all tokens up to *end*."""
+    return {"weight_versions": [{"start": 0, "end": end, "version": version}]}
 
 
 @pytest.mark.parametrize("seen", [2, 0], ids=["streamed", "whole"])
@@ -248,6 +254,30 @@ def test_an_abort_whose_lists_disagree_goes_on_from_the_tokens_that_both_have(
             assert len(reply.output_logprobs) == 6
             asked = [call.body["input_ids"] for call in server.generations]
             assert asked == [[0, 1, 2], [0, 1, 2, *made(seen + kept)]]
+
+    play(act)
+
+
+@pytest.mark.parametrize(
+    ("meta", "kept", "versions"),
+    [
+        pytest.param(_told(4, end=4), 2, [0, 0, 4, 4, 0, 0], id="agree"),
+        pytest.param(_told(4, end=9), 2, [0] * 6, id="too-many-versions"),
+        pytest.param(_told(4, end=3), 2, [0] * 6, id="too-few-versions"),
+        pytest.param({"completion_tokens": 3, **_told(4, end=3)}, 1, [0, 0, 4, 0, 0, 0], id="counts-less"),
+        pytest.param({"completion_tokens": 3, **_told(4, end=4)}, 1, [0] * 6, id="counts-less-than-versions"),
+    ],
+)
+def test_an_abort_whose_versions_or_counter_disagree_with_its_tokens_shifts_none_and_fails_nothing(
+    play: Play, meta: dict[str, Any], kept: int, versions: list[int]
+) -> None:
+    async def act() -> None:
+        aborting = _aborting(2, lambda _, __: {"meta": meta})
+        async with scripted(aborting) as server, engine_on(server) as engine:
+            reply = await engine.agenerate(asking(6))
+            assert (reply.output_tokens, reply.output_versions) == (made(6), versions)
+            assert len(reply.output_logprobs) == 6
+            assert server.generations[1].body["input_ids"] == [0, 1, 2, *made(2 + kept)]
 
     play(act)
 

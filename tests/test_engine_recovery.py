@@ -113,9 +113,9 @@ def test_of_500_generations_a_killed_server_loses_none_and_is_used_again_with_th
     with an_engine(*servers) as engine:
         runner.run(engine.update_weights_from_disk, weights_of(1), 1)
         sending = Sending(runner, engine)
-        requests = [a_request([1, number], most=100, rid=f"{number}") for number in range(500)]
+        requests = [a_request([1, number], most=300, rid=f"{number}") for number in range(500)]
         tasks = [sending.send(request) for request in requests]
-        servers[0].stats(in_flight=20)
+        servers[0].stats(in_flight=100)
         servers[0].kill()
         check_replies(zip(requests, map(sending.reply, tasks), strict=True), latest=1)
         assert engine.servers[servers[0].addr] is not None

@@ -14,7 +14,7 @@ import pytest
 import noticed
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
-from areal_core.errors import ControlError, ServerUnreachableError, WeightUpdateError
+from areal_core.errors import ControlError, WeightUpdateError
 from areal_core.remote_inf_engine import RemoteInfEngine
 from scripted import (
     Answer,
@@ -78,8 +78,10 @@ def kept_out(engine: RemoteInfEngine, server: ScriptedServer) -> Iterator[None]:
     """Keep *server* out of rotation for the block."""
     server.control["/health"] = refusing(503)
     take_out(engine, server)
-    yield
-    del server.control["/health"]
+    try:
+        yield
+    finally:
+        del server.control["/health"]
 
 
 @contextlib.asynccontextmanager
@@ -256,10 +258,128 @@ def test_a_server_that_returns_after_calls_that_gave_no_weights_is_used(loop_fac
     play_on(loop_factory, act)
 
 
+def test_calls_in_a_pause_in_which_the_engine_ends_are_over_with_it(loop_factory: LoopFactory) -> None:
+    async def act() -> None:
+        async with two() as (a, b, engine):
+            await engine.pause_generation()
+            await engine.call_all("/flush_cache")
+            await asyncio.to_thread(engine.destroy)
+            await asyncio.to_thread(engine.initialize, [a.url, b.url])
+            await check_usable(engine, a, b)
+
+    play_on(loop_factory, act)
+
+
+def test_calls_in_a_pause_are_over_with_an_update_that_fails(loop_factory: LoopFactory) -> None:
+    async def act() -> None:
+        async with two() as (a, b, engine):
+            a.control[LOAD] = b.control[LOAD] = loaded()
+
+            async def update() -> None:
+                async with engine.paused():
+                    await engine.call_all("/flush_cache")
+                    with kept_out(engine, a), kept_out(engine, b):
+                        await engine.update_weights_from_disk("/1", 1)
+
+            with pytest.raises(WeightUpdateError):
+                await update()
+            await until_in(engine, a)
+            await until_in(engine, b)
+            await engine.update_weights_from_disk("/1", 1)
+            await check_usable(engine, a, b)
+
+    play_on(loop_factory, act)
+
+
+def test_a_server_that_waits_for_a_version_says_so(loop_factory: LoopFactory) -> None:
+    async def act() -> None:
+        async with two() as (_, b, engine), engine.paused():
+            with kept_out(engine, b):
+                await engine.call_all("/give")
+            why = "it waits until it is known which weights the others have"
+            await turns_until(lambda: of(engine, b).why_out == why)
+
+    play_on(loop_factory, act)
+
+
+def test_what_pauses_in_a_context_that_pauses_leaves_it_to_that_to_continue(
+    loop_factory: LoopFactory,
+) -> None:
+    async def act() -> None:
+        async with two() as (a, b, engine):
+            async with engine.paused():
+                await engine.pause_generation()
+            await check_usable(engine, a, b)
+            await engine.pause_generation()
+            async with engine.paused():
+                pass
+            assert is_paused(a)
+
+    play_on(loop_factory, act)
+
+
+def test_what_is_held_by_a_server_that_is_paused_as_it_leaves_goes_on_elsewhere(
+    loop_factory: LoopFactory,
+) -> None:
+    async def act() -> None:
+        async with two() as (a, b, engine):
+            with kept_out(engine, a):
+                b.usual = silent
+                came = len(b.generations)
+                held = asyncio.create_task(engine.agenerate(asking()))
+                await b.until("/generate", came + 1)
+            await until_in(engine, a)
+
+            async def leave(request: Any, body: Any) -> Any:
+                b.control["/health"] = refusing(503)
+                of(engine, b).may_be_paused = False  # as a moment before it was told to pause
+                take_out(engine, b)
+                of(engine, b).may_be_paused = True
+                return await nothing(request, body)
+
+            b.control["/pause_generation"] = leave
+            await engine.pause_generation()
+            await engine.continue_generation()
+            assert (await held).output_tokens == made()
+
+    play_on(loop_factory, act)
+
+
+def test_a_server_that_a_loop_was_bringing_in_as_it_stopped_is_brought_in_on_another(
+    loop_factory: LoopFactory,
+) -> None:
+    async def act() -> None:
+        here, stops = asyncio.get_running_loop(), loop_factory()
+        async with two() as (a, b, engine):
+            goes_on = asyncio.Event()
+            told = len(a.of("/continue_generation"))
+
+            async def until_it_is_told() -> None:
+                await engine.agenerate(asking())
+                a.control["/continue_generation"] = until(goes_on, then=nothing)
+                take_out(engine, a)
+                coming = a.until("/continue_generation", told + 1)
+                await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coming, here))
+
+            async def until_all_has_ended() -> None:
+                others = asyncio.all_tasks() - {asyncio.current_task()}
+                await asyncio.wait(others)
+
+            await asyncio.to_thread(stops.run_until_complete, until_it_is_told())
+            del a.control["/continue_generation"]
+            await engine.agenerate(asking())
+            await check_usable(engine, a, b)
+            goes_on.set()
+            await asyncio.to_thread(stops.run_until_complete, until_all_has_ended())
+            await asyncio.to_thread(stops.close)
+
+    play_on(loop_factory, act)
+
+
 @pytest.mark.parametrize("again", ["is added again", "is there when the engine begins again"])
 def test_a_server_that_may_have_any_weights_stays_out_when_it(loop_factory: LoopFactory, again: str) -> None:
     async def act() -> None:
-        async with two(setup_timeout=1.0) as (a, b, engine):
+        async with two() as (a, b, engine):
             a.control[LOAD], b.control[LOAD] = loaded(), refusing(500)
             with pytest.raises(WeightUpdateError):
                 await engine.update_weights_from_disk("/1", 1)
@@ -267,10 +387,13 @@ def test_a_server_that_may_have_any_weights_stays_out_when_it(loop_factory: Loop
             if again == "is added again":
                 engine.remove_server(a.url)
                 engine.add_server(a.url)
-                await turns_until(lambda: "nobody here has" in (of(engine, a).why_out or ""))
             else:
                 await asyncio.to_thread(engine.destroy)
-                with pytest.raises(ServerUnreachableError, match="nobody here has the weights of version 0"):
-                    await asyncio.to_thread(engine.initialize, [a.url, b.url])
+                await asyncio.to_thread(engine.initialize, [a.url, b.url])
+                assert None not in engine.servers.values()
+            await turns_until(lambda: "nobody here has" in (of(engine, a).why_out or ""))
+            b.control[LOAD] = loaded()
+            await engine.update_weights_from_disk("/2", 2)
+            await check_usable(engine, a, b)
 
     play_on(loop_factory, act)

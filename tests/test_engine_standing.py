@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 
 import pytest
 from tenacity import wait_random_exponential
@@ -308,7 +309,7 @@ def a_router(slots: int) -> tuple[Router, Server, Server]:
     for server in (sick, well):
         router.add(server)
         router.put_in(server, lambda: True)
-    assert [router.note_failure(sick) for _ in range(5)] == [False] * 4 + [True]
+    assert [router.note_failure(sick) for _ in range(5)] == [0] * 4 + [5]
     return router, sick, well
 
 
@@ -411,6 +412,8 @@ AT, CALL = "server", "POST /generate"
         *((ServerStatusError(AT, CALL, status, ""), False) for status in (307, 400, 404, 429, 503)),
         (ServerUnreachableError("hung up", server=AT, sent=True), True),
         (ServerUnreachableError("no connection", server=AT, sent=False), False),  # that takes it out
+        (ServerUnreachableError("no descriptor", server=AT, sent=True, errno=errno.EMFILE), False),
+        (ServerUnreachableError("no name", server=AT, sent=True, unresolved=True), False),
         (StaleConnectionError("was closing", server=AT, sent=True), False),
         (MalformedReplyError(AT, CALL, "no JSON"), True),
         (retries.EmptyAbortError("ended it"), False),
@@ -439,6 +442,117 @@ def test_those_that_were_under_way_when_it_began_do_not_make_it_longer(clock: Cl
     assert [one.fail() for _ in range(5)] == [False] * 4 + [True]
     clock.now += 1
     assert not one.is_avoided
+
+
+@pytest.mark.any_loop
+def test_a_trial_that_shows_nothing_is_repeated_after_the_same_time_and_one_that_fails_after_twice_that(
+    clock: Clock,
+) -> None:
+    one = Standing()
+    for _ in range(5):
+        one.fail()
+
+    def check_avoided_for(seconds: float) -> None:
+        clock.now += seconds - 0.01
+        assert one.is_avoided
+        clock.now += 0.01
+        assert not one.is_avoided
+
+    check_avoided_for(1)
+    for _ in range(6):
+        one.give()
+        check_avoided_for(1)
+    one.give()
+    one.give()  # a conversation that stays there
+    for _ in range(3):  # with two that were under way all the time
+        one.fail()
+    check_avoided_for(2)
+    one.give()
+    check_avoided_for(2)
+    one.fail()  # the trial, late
+    check_avoided_for(4)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [refusing(503), refusing(429), refusing(400), making(0, "abort")],
+    ids=["503", "429", "400", "abort"],
+)
+def test_a_trial_that_ends_without_showing_how_a_server_is_does_not_make_its_time_longer(
+    play: Play, clock: Clock, answer: Answer
+) -> None:
+    async def act() -> None:
+        async with scripted() as sick, scripted() as well, engine_on(sick, well) as engine:
+            sick.usual = refusing(500)
+            while len(sick.generations) < 5:
+                await engine.agenerate(asking())
+            sick.usual = answer
+            for trials in range(1, 5):
+                clock.now += 1
+                await gathered(*(engine.agenerate(asking()) for _ in range(6)))
+                assert len(sick.generations) == 5 + trials
+
+    play(act)
+
+
+def test_a_trial_that_sends_nothing_does_not_make_the_time_longer(play: Play, clock: Clock) -> None:
+    async def act() -> None:
+        router, sick, well = a_router(slots=2)
+        for _ in range(4):
+            clock.now += 1
+            taken = [await router.take(Pin(), 1.0) for _ in range(2)]
+            assert sorted(server.name for server in taken) == [sick.name, well.name]
+            for server in taken:
+                router.give_back(server)
+
+    play(act)
+
+
+@pytest.mark.usefixtures("clock")
+def test_one_generation_that_fails_at_a_server_again_and_again_counts_once_there(
+    play: Play, log_lines: LogLines
+) -> None:
+    async def act() -> None:
+        async with scripted() as one, scripted() as other, engine_on(one, other, request_retries=3) as engine:
+            one.usual = other.usual = refusing(500, "this prompt")
+            _, servers = known(engine)
+            for number in range(8):
+                with pytest.raises(ServerStatusError, match="this prompt"):
+                    await engine.agenerate(asking(rid=f"poison-{number}"))
+            assert [len(server.generations) for server in (one, other)] == [16, 16]
+            assert [server.standing.failures for server in servers] == [4, 4]
+            assert log_lines.of("warning") == []
+            with pytest.raises(ServerStatusError):
+                await engine.agenerate(asking(rid="poison-9"))
+            assert sorted(server.standing.failures for server in servers) == [4, 5]
+            assert len(log_lines.of("warning")) == 1
+
+    play(act)
+
+
+@pytest.mark.usefixtures("clock")
+def test_that_a_server_is_avoided_is_not_said_of_the_only_one_which_takes_everything(
+    play: Play, log_lines: LogLines
+) -> None:
+    async def act() -> None:
+        async with scripted() as server, engine_on(server, request_retries=0) as engine:
+            server.usual = refusing(500)
+            await gathered(*(engine.agenerate(asking()) for _ in range(8)))
+            assert known(engine)[1][0].standing.is_avoided
+        assert log_lines.of("warning") == []
+
+    play(act)
+
+
+@pytest.mark.any_loop
+def test_that_a_server_is_avoided_is_said_once_others_take_what_it_is_not_given(clock: Clock) -> None:
+    router, sick, well = a_router(slots=2)  # it is said of the first
+    assert [router.note_failure(well) for _ in range(8)] == [0] * 8  # both take what they are given
+    router.note_tokens(sick)
+    clock.now += 1
+    assert [router.note_failure(well) for _ in range(3)] == [9, 0, 0]
+    router.note_tokens(well)
+    assert [router.note_failure(well) for _ in range(6)] == [0] * 4 + [5, 0]
 
 
 def test_who_waits_for_a_slot_gets_that_of_a_server_that_was_avoided_long_enough(

@@ -15,13 +15,15 @@ from areal_core.workflow_context import get_control_session
 
 _TIMEOUT_S = 10.0
 _BETWEEN_TRIES_S = (0.1, 0.5)  # when a server answers that it cannot just now
+_WHILE_SHORT_S = (0.5, 1.0, 2.0, 4.0)  # when something is short here: descriptors come back as calls end
 
 
 async def abort(router: Router, server: Server, wire_id: str) -> None:
     """End one attempt at *server*; return when that answered, or could not be reached.
 
-    One that cannot be reached leaves rotation, and ends the attempt before it comes back. A task that is
-    cancelled meanwhile ends within two seconds, and the abort goes on without it.
+    One that cannot be reached leaves rotation, and ends the attempt before it comes back; where it is
+    something here that keeps us from it, it is tried for some seconds first. A task that is cancelled
+    meanwhile ends within two seconds, and the abort goes on without it.
     """
     task = _begin(router, server, wire_id)
     try:
@@ -50,7 +52,7 @@ async def abort_leftovers(server: Server) -> None:
 async def _abort_leftover(server: Server, wire_id: str) -> None:
     call = server.backend.abort(wire_id)
     if call is not None:
-        await _insist(server, call, unless_lost=False)
+        await _insist(server, call, False)
     server.unaborted.discard(wire_id)
 
 
@@ -67,7 +69,7 @@ async def _abort(router: Router, server: Server, wire_id: str) -> None:
     if call is None:
         return  # hanging up has ended it
     try:
-        await _insist(server, call, unless_lost=True)
+        await insist(_WHILE_SHORT_S, _is_shortage, _insist, server, call, True)
     except ServerUnreachableError as error:
         server.unaborted.add(wire_id)
         router.take_out(server, str(error))
@@ -76,7 +78,7 @@ async def _abort(router: Router, server: Server, wire_id: str) -> None:
         raise
 
 
-async def _insist(server: Server, call: HttpCall, *, unless_lost: bool) -> None:
+async def _insist(server: Server, call: HttpCall, unless_lost: bool) -> None:
     """Make *call* until it is answered, a few times at most. Raises ServerUnreachableError."""
     try:
         await insist(_BETWEEN_TRIES_S, _cannot_now, _call, server, call, unless_lost)
@@ -93,6 +95,10 @@ async def _call(server: Server, call: HttpCall, unless_lost: bool) -> None:
             # Another's did not get through meanwhile: hundreds need not each wait to find that out.
             raise ServerUnreachableError(f"{server.name} took no abort", server=server.name)
         await server.exchange.call(session, call, _TIMEOUT_S)
+
+
+def _is_shortage(error: InferenceError) -> bool:
+    return isinstance(error, ServerUnreachableError) and error.is_shortage
 
 
 def _cannot_now(error: InferenceError) -> bool:

@@ -94,7 +94,10 @@ class Attempt:
             await prove(piece, reply.connection)
         except InferenceError as error:  # of what it was asked; what was sent here may run on there
             message = f"{self._server.name} does not tell its weights: {error}"
-            raise ServerUnreachableError(message, server=self._server.name, sent=True) from error
+            untold = ServerUnreachableError(message, server=self._server.name, sent=True)
+            if isinstance(error, ServerUnreachableError):  # which may be no fault of the server's
+                untold.errno, untold.unresolved = error.errno, error.unresolved
+            raise untold from error
         if self._server.departures != self._departures:  # it may have got them after it made these
             raise CutError(f"{self._server.name} left rotation before its weights were known")
         self._proof = None

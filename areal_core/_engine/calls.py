@@ -69,6 +69,8 @@ class Calls:
         """Have *server* pause. Raises InferenceError."""
         with Cut(server):  # who falls silent meanwhile must not keep the others waiting
             await pause(server, self._config.control_timeout)
+        if server.why_out is not None:  # since before it was known that it may be paused
+            self._router.cut(server, server.why_out)
 
     async def resume(self, server: Server) -> None:
         """Have *server* go on, which is tried a few times. Raises InferenceError."""

@@ -58,10 +58,13 @@ class Control:
             raise EngineStoppedError("the engine was destroyed")
 
     async def pause(self) -> None:
-        """Interrupt all generations and open none. If one server refuses, all go on. Raises ControlError."""
+        """Interrupt all generations and open none. If one server refuses, all go on. Raises ControlError.
+
+        In a context of `paused` it adds nothing: that continues at its end.
+        """
         async with self._my_turn():
             await self._pause()
-            self._was_asked = True
+            self._was_asked = self._was_asked or not self._holders
 
     async def resume(self) -> None:
         """Open generation, and take out of rotation what does not go on. Raises ControlError, open."""
@@ -196,10 +199,12 @@ class Control:
             )
 
         async with self._my_turn():
-            if self._opening.is_paused:  # weights may be what it is about, and not all of them
-                self._policy.await_set()
-            with self._policy.changing():
-                answers = await self._calls.to_each(call)
+            try:
+                with self._policy.changing():  # weights may be what it is about
+                    answers = await self._calls.to_each(call)
+            finally:
+                if self._opening.is_paused:  # and there may be more of them
+                    self._opening.called_at = self._policy.moment()
             self._calls.raise_failed(f"POST {path}", answers)
         return replies
 
@@ -233,7 +238,7 @@ class Control:
         """Have *servers* go on, but for those that do not and leave rotation; then open."""
         try:
             answers = await self._go_on(servers)
-            self._open()
+            self._opening.open()
             # Who came into rotation meanwhile is paused, as all were; who comes from now on is not.
             answers |= await self._go_on(self._paused)
         except BaseException:
@@ -248,12 +253,8 @@ class Control:
 
     def _reopen_without_calls(self) -> None:
         """Open to those alone that are known to go on."""
-        self._open()
-        self._calls.take_out(self._paused, "it may be paused: no call could be made to continue it")
-
-    def _open(self) -> None:
-        self._policy.await_set_no_more()
         self._opening.open()
+        self._calls.take_out(self._paused, "it may be paused: no call could be made to continue it")
 
     @property
     def _paused(self) -> Sequence[Server]:

@@ -43,7 +43,7 @@ class Events:
         )
 
     def server_is_avoided(self, server: str, failed: int, error: BaseException) -> None:
-        """Tell of one in rotation where so many attempts have *failed* in a row, the last by *error*."""
+        """Tell of one in rotation that others work for, as so many *failed* in a row, the last by *error*."""
         self._of_all("warning", "server_is_avoided", server=server, failed=failed, error=told(error))
 
     def _of_all(self, level: str, event: str, **fields: Any) -> None:

@@ -46,13 +46,13 @@ class Following:
         before = now if shown is None or shown.changes != now.changes else shown
         return ShownWeights(self, server, before)
 
-    async def ask(self, server: Server) -> tuple[int | None, Moment]:
+    async def ask(self, server: Server, *, in_a_crowd: bool = False) -> tuple[int | None, Moment]:
         """Ask *server*, which is in rotation, for its weights; return what it says, and when it was asked.
 
-        Raises InferenceError.
+        *in_a_crowd*: for one of many generations. Raises InferenceError.
         """
         now = self._policy.moment()
-        label = await ask_weights(server)
+        label = await ask_weights(server, in_a_crowd=in_a_crowd)
         self.note(server, label, now)
         return label, now
 
@@ -131,7 +131,7 @@ class ShownWeights:
         elif following.was_asked_since_told(connection):
             return
         else:
-            label, asked = await following.ask(server)
+            label, asked = await following.ask(server, in_a_crowd=True)
             if following.why_lost(server, label) is None:
                 following.asked[connection] = asked
         why = following.why_lost(server, label)

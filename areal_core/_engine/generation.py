@@ -90,6 +90,7 @@ class Generation:
         self._last_label: int | None = None
         self._pin = self._router.pin(request.rid)
         self._resting = Resting(self._router, self._pin, stays=request.rid is not None)
+        self._blamed: set[Server] = set()  # those that one of its attempts counts against
 
     async def run(self) -> ModelResponse:
         """Return the reply.
@@ -245,14 +246,18 @@ class Generation:
         """Count a failed attempt if it is the fault of *server*, and tell when that is avoided for it."""
         if self._visit.tokens or server.why_out is not None or not is_servers_fault(error):
             return  # one that died is out of rotation by now
-        if self._router.note_failure(server):
-            self._events.server_is_avoided(server.name, server.standing.failures, error)
+        if server in self._blamed:
+            return  # it may be what is asked
+        self._blamed.add(server)
+        failed = self._router.note_failure(server)
+        if failed:
+            self._events.server_is_avoided(server.name, failed, error)
 
     async def _recover(self, server: Server, error: Exception, brought_tokens: bool) -> None:
         """Take care that nothing of a failed attempt runs on."""
         if isinstance(error, OldWeightsError):
             self._router.take_out(server, str(error))
-        elif isinstance(error, ServerUnreachableError) and error.is_shortage:
+        elif isinstance(error, ServerUnreachableError) and error.is_shortage and not error.sent:
             return
         elif isinstance(error, ServerUnreachableError) and not error.sent:
             if not isinstance(error, StaleConnectionError):

@@ -73,7 +73,7 @@ async def pause_or_resume(server: Server, is_open: bool, timeout_s: float) -> No
 def _was_not_done(error: InferenceError) -> bool:
     """Return whether a call that failed has changed nothing for sure: it was refused, or not sent."""
     if isinstance(error, ServerStatusError):
-        return error.status < 500
+        return error.status < 500 or error.status in _UNKNOWN_PATH
     return isinstance(error, ServerUnreachableError) and not error.sent
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from areal_core._engine.events import Events
+from areal_core._engine.policy import Moment
 from areal_core._engine.subscribers import Subscribers
 from areal_core._engine.waking import set_done
 
@@ -43,6 +44,9 @@ class Opening:
         self._said_so = False
         self.closings = 0
         """How often it was paused."""
+        self.called_at: Moment | None = None
+        """When, in this pause, servers were last called for what may be weights. Until a version is set they
+        may have got some of them."""
 
     @property
     def is_open(self) -> bool:
@@ -74,6 +78,7 @@ class Opening:
             if is_paused is not None:
                 self.closings += is_paused and not self.is_paused
                 self.is_paused = is_paused
+                self.called_at = self.called_at if is_paused else None
             self.is_held = self._asks_whether_held()  # with the lock: who looks last sees what was said last
             wakes = self._settle()
         for wake in wakes:

@@ -40,7 +40,6 @@ class Policy:
         self._subscribers: Subscribers[int] = Subscribers("a version", self._subscriber_raised)
         self._changes = 0
         self._changing = 0
-        self._awaits_set = False
         self.weights: Weights | None = None
         """The last update that came by way of this engine; None: there was none."""
         self.set_by_hand = False
@@ -53,7 +52,6 @@ class Policy:
         self._lock = threading.RLock()
         self._subscribers.renew()
         self._changing = 0
-        self._awaits_set = False
 
     @property
     def version(self) -> int:
@@ -72,15 +70,7 @@ class Policy:
     @property
     def is_changing(self) -> bool:
         """Whether servers may have other weights now than the version says."""
-        return self._changing > 0 or self._awaits_set
-
-    def await_set(self) -> None:
-        """Take note that servers may have got weights whose version `set` is about to tell."""
-        self._awaits_set = True
-
-    def await_set_no_more(self) -> None:
-        """Take note that what they got had no version of its own."""
-        self._awaits_set = False
+        return self._changing > 0
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
@@ -105,17 +95,25 @@ class Policy:
             changed = version != self._version
             self._version = version
             self._changes += 1
-            self._awaits_set = False
             if weights is not None:
                 self.weights = weights
             if weights is not None or changed:
                 self.set_by_hand = weights is None
-            subscribers = self._subscribers.now() if changed else []
+            subscribers = [_in_order(one) for one in self._subscribers.now()] if changed else []
         self._subscribers.tell(version, subscribers)
 
     def subscribe(self, callback: Callable[[int], None]) -> Callable[[], None]:
-        """Have *callback* called with each new version; return what ends that."""
+        """Have *callback* called with each new version; return what ends that.
+
+        Of two threads that set it, the later may be the first to call. One to whom that matters has a method
+        ``in_order`` beside: it is called as the version is set, and what it returns is called instead.
+        """
         return self._subscribers.add(callback)
 
     def _subscriber_raised(self, error: BaseException) -> None:
         self.events.version_subscriber_raised(error)  # which may be others by now
+
+
+def _in_order(callback: Callable[[int], None]) -> Callable[[int], None]:
+    in_order = getattr(type(callback), "in_order", None)  # not what a mock has
+    return callback if in_order is None else in_order(callback)

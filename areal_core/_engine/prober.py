@@ -101,8 +101,8 @@ class Prober:
                 self._events.server_stays_out(server.name, str(error))
             if not isinstance(error, AwaitsWeightsError):
                 await asyncio.sleep(_PROBE_EVERY_S)  # to load weights takes a server's time
-        except NotNowError:
-            pass
+        except NotNowError as error:
+            self._router.explain(server, str(error))
         except InferenceError as error:
             self._router.explain(server, str(error))
             if isinstance(error, ServerUnreachableError) and not error.is_shortage:

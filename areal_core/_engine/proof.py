@@ -6,6 +6,7 @@ A server that crashed and was restarted answers as if nothing had happened. Eith
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 from areal_core._engine.backend import HttpCall, Piece, ReplyError
@@ -35,7 +36,7 @@ async def prove(server: Server, expected: int, piece: Piece, connection: Any) ->
     elif server.labels_replies:
         raise OldWeightsError(f"the replies of {server.name} bear no version any more")
     elif connection not in server.proven:
-        version = await ask_weights(server)
+        version = await ask_weights(server, in_a_crowd=True)
         if version is not None:
             server.tells_version = True
             _compare(server, expected, version)
@@ -44,19 +45,22 @@ async def prove(server: Server, expected: int, piece: Piece, connection: Any) ->
         server.proven.add(connection)
 
 
-async def ask_weights(server: Server) -> int | None:
+async def ask_weights(server: Server, *, in_a_crowd: bool = False) -> int | None:
     """Return the version that *server* says it has; None where it has none to tell: no call, or no integer.
 
-    One that cannot say just now is asked again, a few times. Raises InferenceError when it never does.
+    One that cannot say just now is asked again, a few times. *in_a_crowd*: it may be asked for each of many
+    generations, which wait for each other. Raises InferenceError when it never says.
     """
     call = server.backend.weight_version()
-    return None if call is None else await insist(_BETWEEN_TRIES_S, _may_pass, _ask, server, call)
+    if call is None:
+        return None
+    return await insist(_BETWEEN_TRIES_S, _may_pass, _ask, server, call, in_a_crowd)
 
 
-async def _ask(server: Server, call: HttpCall) -> int | None:
+async def _ask(server: Server, call: HttpCall, in_a_crowd: bool) -> int | None:
     try:
         session = await get_control_session()
-        async with server.exchange.turn(session):
+        async with server.exchange.turn(session) if in_a_crowd else nullcontext():
             body = await server.exchange.call(session, call, _TIMEOUT_S)
         return server.backend.read_weight_version(body)
     except ServerStatusError as error:

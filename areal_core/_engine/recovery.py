@@ -66,17 +66,22 @@ class Recovery:
         opening = self._opening
         moment, closings, is_paused = self._policy.moment(), opening.closings, opening.is_paused
         async with server.loading:
-            if self._policy.is_changing or self._policy.moment() != moment:
-                raise NotNowError("the weights are being updated")
+            if self._is_changing or self._policy.moment() != moment:
+                raise NotNowError("it waits until it is known which weights the others have")
             await self._give_weights(server)
         # One that was not restarted, or whose trainer was, may be either.
         await pause_or_resume(server, not is_paused, self._config.control_timeout)
 
         def still_right() -> bool:
             same_gate = opening.closings == closings and opening.is_paused == is_paused
-            return same_gate and self._policy.moment() == moment and not self._policy.is_changing
+            return same_gate and self._policy.moment() == moment and not self._is_changing
 
         self._router.put_in(server, still_right)
+
+    @property
+    def _is_changing(self) -> bool:
+        called_at = self._opening.called_at
+        return self._policy.is_changing or (called_at is not None and self._policy.held_since(called_at))
 
     async def _give_weights(self, server: Server) -> None:
         weights, expected = self._policy.weights, self._policy.version

@@ -21,7 +21,8 @@ class Router:
 
     *slots* is how many generations a server is given at once (None: no limit); *most_pins* how many
     conversations are remembered that have nothing in flight. *on_out* is told of each server that leaves
-    rotation and *on_in* of each that comes into it, with the lock free.
+    rotation and *on_in* of each that comes into it, with the lock free, and *on_explained* when it is said
+    anew why one is out.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class Router:
         most_pins: int,
         on_out: Callable[[Server], None],
         on_in: Callable[[Server], None] = lambda _: None,
+        on_explained: Callable[[], None] = lambda: None,
     ) -> None:
         self._slots = slots
         self._most_pins = most_pins
         self._on_out = on_out
         self._on_in = on_in
+        self._on_explained = on_explained
         self._lock = threading.RLock()
         self._servers: list[Server] = []
         self._deserted_since: float | None = time.monotonic()  # None while a server is in rotation
@@ -121,6 +124,7 @@ class Router:
         with self._lock:
             if server.why_out is not None and not server.removed:
                 server.why_out = why
+        self._on_explained()
 
     def renew_patience(self) -> None:
         """Count the time without a server from now on: nobody looked after them before."""
@@ -224,13 +228,20 @@ class Router:
                 server.standing.clear()
                 self._serve(server)
 
-    def note_failure(self, server: Server) -> bool:
-        """Count an attempt that *server* failed; return whether it is avoided from now on."""
+    def note_failure(self, server: Server) -> int:
+        """Count an attempt that *server* failed.
+
+        Return how many it has failed in a row if it is given less than others for that, which is to be told
+        now; 0: it is not, or that was told.
+        """
+        standing = server.standing
         with self._lock:
-            begins = server.standing.fail()
-            if begins:
+            if standing.fail():
                 self._serve(*self._servers)  # if it was the last that was not, others take new work again
-        return begins
+            if standing.is_told or self._takes_new(server):
+                return 0
+            standing.is_told = True
+            return standing.failures
 
     def _choose(self, pin: Pin) -> Server | None:
         home = pin.server

@@ -23,6 +23,7 @@ from areal_core._engine.recovery import Recovery
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core._engine.stats import EngineStats
+from areal_core._engine.turn import Turn
 from areal_core._engine.waking import Bell, wake
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.decoding import encode, json_or_text
@@ -58,7 +59,8 @@ class Running:
         self._events = events
         self.opening = opening
         most_pins = max(_FEWEST_PINS, _PINS_PER_ROLLOUT * config.concurrency)
-        self.router = Router(config.max_inflight_per_server, most_pins, self._on_out, self._on_in)
+        told = self._on_out, self._on_in, self._tell_of_change
+        self.router = Router(config.max_inflight_per_server, most_pins, *told)
         self.control = Control(config, self.router, self.opening, policy, events)
         deadlines = Deadlines(config.request_timeout, self.opening)
         self._following = Following(policy) if follows else None
@@ -67,7 +69,7 @@ class Running:
         self._policy = policy
         self.generations: set[Generation] = set()
         self._done = Done()
-        self.lookout = Lookout(lambda: self._new_prober().run(), self.router.renew_patience, events)
+        self.lookout = Lookout(lambda: self._new_prober().run(), self._on_gap, events)
         self._stopped = False
         self._change: asyncio.Future[None] | None = None  # what `set_up` waits for
         self._removed: dict[Address, Server] = {}  # one that is added again may have attempts to abort
@@ -78,6 +80,8 @@ class Running:
 
     async def set_up(self, addr: str | Iterable[str] | None) -> None:
         """Wait until all servers are in rotation, or until ``setup_timeout`` at least ``min_servers``.
+
+        Those that wait for an update, as an earlier one failed that may have changed their weights, count.
 
         Raises ServerUnreachableError, EngineStoppedError, ValueError.
         """
@@ -101,14 +105,14 @@ class Running:
     async def _changes_before(self, deadline: float) -> bool:
         """Wait until a server comes into rotation; False when there is nothing to wait for, or no time."""
         self._change = asyncio.get_running_loop().create_future()  # before looking: none goes unnoticed
-        if self._stopped or all(server.why_out is None for server in self.router.servers):
+        if self._stopped or all(one.why_out is None or _is_doubted(one) for one in self.router.servers):
             return False
         done, _ = await asyncio.wait((self._change,), timeout=max(0.0, deadline - time.monotonic()))
         return bool(done)
 
     def _raise_if_too_few(self) -> None:
         left, config = len(self.router.in_rotation), self._config
-        if left < config.min_servers:
+        if left + sum(map(_is_doubted, self.router.servers)) < config.min_servers:
             out = [server for server in self.router.servers if server.why_out is not None]
             why = "; ".join(f"{server.name} is out: {server.why_out}" for server in out)
             raise ServerUnreachableError(
@@ -220,6 +224,15 @@ class Running:
             recovery = FollowersRecovery(*parts, self._following, at_first)
         return Prober(self._config, self.router, recovery, self._events, self._bell)
 
+    def _on_gap(self) -> None:
+        """Begin to look after servers again, where nobody did."""
+        self.router.renew_patience()
+        for server in self.router.servers:
+            if (
+                server.why_out is not None
+            ):  # a loop that stopped may have had its turn, and never gives it back
+                server.loading, server.telling = Turn(), Turn()
+
     def _on_out(self, server: Server) -> None:
         self._events.server_out(server.name, server.why_out or "")
 
@@ -231,6 +244,11 @@ class Running:
     def _tell_of_change(self) -> None:
         if self._change is not None:
             wake(self._change)
+
+
+def _is_doubted(server: Server) -> bool:
+    """Return whether *server* is well, and only an update can tell which weights it has: one has failed."""
+    return server.awaits_weights and server.weights_unknown
 
 
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:

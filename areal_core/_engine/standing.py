@@ -5,7 +5,8 @@ chosen for nearly all. The remedy is Envoy's "outlier detection"
 (https://www.envoyproxy.io/docs/envoy/latest/intro/arch_overview/upstream/outlier): after so many failures in
 a row (``consecutive_5xx``) a host is ejected for a time that grows from ``base_ejection_time`` to
 ``max_ejection_time``. Here that time doubles, and is much shorter: it is one generation that finds out
-whether all is well again, and it goes on elsewhere if not.
+whether all is well again, and it goes on elsewhere if not. One that ends without having found that out, as
+when it is cancelled or the server is busy, makes the time no longer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from areal_core._engine.retries import did_not_begin, may_try_again
 from areal_core._engine.wire.exchange import StaleConnectionError
 from areal_core.errors import MalformedReplyError, ServerStatusError, ServerUnreachableError
 
-# As in Envoy. A prompt that no server can take has failed everywhere before it has done so five times at one.
+# As in Envoy. A generation counts once at a server, however often it is tried there: so one prompt that no
+# server can take condemns none, though its conversation stays where it is.
 _IN_A_ROW = 5
 
 # What a server that failed for a moment could have done in that time is lost; one that fails for hours costs
@@ -34,8 +36,11 @@ class Standing:
     def __init__(self) -> None:
         self.failures = 0
         """In a row, without an attempt that brought tokens."""
+        self.is_told = False
+        """Whether it was told that it is avoided, since it last worked."""
         self._rest_s = 0.0  # the last time of being avoided
         self._until = -math.inf
+        self._is_tried = False  # an attempt is to show how it is, and has not yet
 
     @property
     def is_doubtful(self) -> bool:
@@ -50,32 +55,36 @@ class Standing:
     def fail(self) -> bool:
         """Count a failed attempt; return whether it is avoided from now on, and was not before."""
         self.failures += 1
+        if not self.is_doubtful or (self.is_avoided and not self._is_tried):
+            return False  # attempts that were under way when it began say nothing new
         was_avoided = self._rest_s > 0
-        self._avoid()
-        return not was_avoided and self.is_avoided
+        self._rest_s = min(_MOST_S, 2 * self._rest_s or _BASE_S)
+        self._avoid(is_tried=False)
+        return not was_avoided
 
     def give(self) -> None:
         """Take note of an attempt: if it was avoided until now, that one alone is to show how it is."""
-        self._avoid()
+        if self.is_doubtful and not self.is_avoided:
+            self._avoid(is_tried=True)
 
     def clear(self) -> None:
         """Forget all: it has brought tokens."""
         self.failures, self._rest_s = 0, 0.0
+        self.is_told = self._is_tried = False
 
-    def _avoid(self) -> None:
-        """Begin another time of being avoided, unless one is under way or there is no reason."""
-        if self.is_doubtful and not self.is_avoided:
-            self._rest_s = min(_MOST_S, 2 * self._rest_s or _BASE_S)
-            self._until = _now() + self._rest_s
+    def _avoid(self, is_tried: bool) -> None:
+        self._until = _now() + self._rest_s
+        self._is_tried = is_tried
 
 
 def is_servers_fault(error: BaseException) -> bool:
     """Return whether an attempt that brought no token failed by its server, not by what was asked or by us.
 
-    One that is busy, that ended it as in a pause, or that leaves rotation for this, is not at fault.
+    One that is busy, that ended it as in a pause, or that leaves rotation for this, is not at fault, nor one
+    that could not be asked for its weights because something was short here.
     """
     if isinstance(error, ServerStatusError):
         return may_try_again(error) and not did_not_begin(error)
     if isinstance(error, ServerUnreachableError):
-        return error.sent and not isinstance(error, StaleConnectionError)
+        return error.sent and not error.is_shortage and not isinstance(error, StaleConnectionError)
     return isinstance(error, MalformedReplyError)

@@ -130,7 +130,9 @@ class CompletionReader:
             raise ReplyError("$.choices[0].logprobs is missing")
         tokens, logprobs = tokens or [], logprobs or []
         count = max(len(tokens), len(logprobs))
-        versions = versions_of(choice.weight_versions, self._tally.tokens, count, _VERSIONS) or []
+        versions = (
+            versions_of(choice.weight_versions, self._tally.tokens, count, _VERSIONS, is_abort=is_abort) or []
+        )
         if is_abort:
             count = min(len(tokens), len(logprobs))
             tokens, logprobs, versions = tokens[:count], logprobs[:count], versions[:count]

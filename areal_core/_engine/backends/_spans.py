@@ -20,13 +20,25 @@ class Span(Struct, gc=False):
     version: Label = None
 
 
-def versions_of(spans: list[Span] | None, seen: int, new: int, field: str) -> list[int] | None:
+def versions_of(
+    spans: list[Span] | None, seen: int, new: int, field: str, *, is_abort: bool
+) -> list[int] | None:
     """Return the version of each *new* token after *seen* ones; None when one of them has none.
 
-    Raises ReplyError, which names *field*, for spans that overlap or go on behind the last token.
+    Raises ReplyError, which names *field*, for spans that overlap or go on behind the last token: those of
+    an abort, which may lack anything, tell no versions then.
     """
     if not spans or not new:
         return None
+    try:
+        return _versions(spans, seen, new, field)
+    except ReplyError:
+        if not is_abort:
+            raise
+    return None
+
+
+def _versions(spans: list[Span], seen: int, new: int, field: str) -> list[int] | None:
     last = spans[-1].end
     if last > seen + new:
         raise ReplyError(f"{field} ends at token {last}, of {seen + new}")

@@ -38,6 +38,8 @@ class Tally:
         """Return and count what came; None when that is nothing. Raises ReplyError when it cannot be."""
         if len(tokens) != len(logprobs):
             raise ReplyError(f"the reply has {len(tokens)} token ids and {len(logprobs)} log-probabilities")
+        if versions is not None and len(versions) != len(tokens):
+            raise ReplyError(f"the reply has {len(tokens)} token ids and {len(versions)} versions")
         if not tokens and finish is None:
             return None
         if self._finished:

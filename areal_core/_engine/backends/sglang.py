@@ -211,11 +211,11 @@ class _Reader:
         label = integer_label(meta.weight_version)
         if not new:
             return self._tally.piece([], [], finish, label)
-        if finish == "abort":
-            added = self._supported(ids, entries or [], new)
-        else:
-            added = _agreed(ids, entries, total, new)
-        versions = versions_of(meta.weight_versions, self._tally.tokens, new, _VERSIONS) or []
+        is_abort = finish == "abort"
+        added = self._supported(ids, entries or [], new) if is_abort else _agreed(ids, entries, total, new)
+        versions = (
+            versions_of(meta.weight_versions, self._tally.tokens, new, _VERSIONS, is_abort=is_abort) or []
+        )
         self._seen += added
         tokens, logprobs = [entry.token for entry in added], [entry.logprob for entry in added]
         return self._tally.piece(tokens, logprobs, finish, label, versions[: len(added)] or None)
@@ -229,7 +229,7 @@ class _Reader:
         repeats = entries[:seen] == self._seen[: len(entries)]
         if seen and repeats != (len(entries) > new):
             return []
-        added = entries[seen:] if repeats else entries
+        added = (entries[seen:] if repeats else entries)[:new]  # what is not counted has no versions
         if ids is None:
             return added if len(added) == new else []
         theirs = ids[seen:] if len(ids) > new else ids

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -301,7 +302,9 @@ class _Request:
             return self.unreachable("cannot be reached: no connection in time", sent=False)
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
             failure = self.unreachable(f"cannot be reached: {self._why(error)}", sent=False)
-            failure.errno = getattr(error, "errno", None)
+            failure.unresolved = isinstance(error, aiohttp.ClientConnectorDNSError)
+            if not failure.unresolved:
+                failure.errno = _errno_of(error)
             return failure
         if _is_garbage(error):
             return self.malformed(self._why(error))
@@ -331,6 +334,15 @@ class _Request:
         text = getattr(cause, "strerror", None) or getattr(cause, "message", None) or str(cause)
         first = str(text).split("\n")[0].split(": b'")[0].split(': b"')[0].rstrip(":")
         return complaint.shortened(self._exchange._key.scrub(first[:300])) or type(error).__name__
+
+
+def _errno_of(error: Exception) -> int | None:
+    """Return the number of *error*, which kept us from connecting; None: it has none."""
+    number: int | None = getattr(error, "errno", None)
+    if number is None and type(getattr(error, "os_error", None)) is OSError:
+        # What aiohappyeyeballs makes of a host whose addresses fail for different reasons: none leads to it.
+        return errno.EHOSTUNREACH
+    return number
 
 
 def _is_garbage(error: Exception) -> bool:
