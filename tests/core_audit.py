@@ -78,7 +78,9 @@ class Audit:
         for rollout in running:
             costs = rollout.lane is not Lane.ROW and not rollout.plan.is_eval and not rollout.is_doomed
             assert rollout.is_charged == costs
-        assert all(one.is_accepted or (core._is_dynamic and one.lane is Lane.BATCH) for one in finished)
+        assert all(
+            one.is_accepted or (core._serving.is_dynamic and one.lane is Lane.BATCH) for one in finished
+        )
         assert budget.consumed >= 0
         assert budget.running + budget.waiting <= rules.most_units  # what is in memory
         alive = list(self.world.stage.plays)

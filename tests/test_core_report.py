@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from areal_core._executor.report import Trained
+from areal_core._executor.report import Tally, Trained
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Lane
 from areal_core.trajectory import TrajectoryDump
@@ -125,3 +125,32 @@ def test_a_batch_whose_caller_was_interrupted_on_the_way_out_is_not_reported() -
     world.returned.append(request)
     world.set_busy(False)
     assert world.core.tally.report().delivered == 0 and world.ledger.finished == 1
+
+
+def test_of_what_came_back_it_is_told_once_and_of_all_else_that_is_delivered_meanwhile_too() -> None:
+    told: list[int] = []
+    world = a_world(batch=100, max_staleness=2)
+    world.core.tally.on_delivered = lambda trained: told.append(trained.task_id)
+    world.on_delivery = lambda request, outcomes: None  # some come twice
+    in_batches = world.submit_all([script(1.0)] * 2, Lane.BATCH)
+    world.clock.pass_over(1.0)
+    caller = batch_caller(world, 2)
+    caller.take()
+    caller.give_up(KeyboardInterrupt())
+    [other] = world.submit_all([script(1.0)], Lane.OPEN)
+    world.clock.pass_over(1.0)
+    world.caller(count=1).take()
+    batch_caller(world, 2).take()
+    ids = [one.task_id for one in in_batches]
+    assert (sorted(told[:2]), told[2:]) == (ids, [other.task_id])
+
+
+def test_an_id_that_came_back_and_arrived_without_a_trajectory_is_another_when_it_is_used_again() -> None:
+    told: list[Trained] = []
+    tally, one, again = Tally(), Trained(7, 1.0, 0, 5, 0), Trained(7, 2.0, 0, 5, 0)
+    tally.on_delivered = told.append
+    tally.delivered(one)
+    tally.came_back(one)
+    tally.arrived([7])  # it was too old by then
+    tally.delivered(again)
+    assert told == [one, again]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from areal_core.config import InferenceEngineConfig
+from areal_core.remote_inf_engine import RemoteInfEngine
 from areal_core.workflow_executor import WorkflowExecutor
 from conftest import MakeExecutor
 from doors import Blockade, Caller, Door, in_thread, start_blocked, turn_loop
@@ -249,6 +252,95 @@ def test_a_version_that_was_read_before_another_and_comes_after_it_takes_nothing
     assert executor.explain_capacity().version == 1
     door.open()
     assert values_of(executor.wait(4, WAIT_S)) == [1] * 4
+
+
+class Gated(Engine):
+    """Has whoever reads its version wait for his turn between a look at it and his return, or before it."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.plans: dict[threading.Thread, tuple[bool, threading.Event, threading.Event]] = {}
+
+    def get_version(self) -> int:
+        reads_late, came, may_go = self.plans.pop(threading.current_thread(), (False, None, None))
+        version = self.version
+        if came is not None and may_go is not None:
+            came.set()
+            assert may_go.wait(WAIT_S)
+        return self.version if reads_late else version
+
+    def start(self, executor: WorkflowExecutor, *, reads_late: bool) -> Callable[[], None]:
+        """Have another thread tell *executor*, and stop at its first read; return what lets it end."""
+        came, may_go = threading.Event(), threading.Event()
+        thread = threading.Thread(target=executor.on_version_changed)
+        self.plans[thread] = reads_late, came, may_go
+        thread.start()
+        assert came.wait(WAIT_S)
+
+        def end() -> None:
+            may_go.set()
+            thread.join(WAIT_S)
+
+        return end
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("reads_late", list(itertools.product([True, False], repeat=2)))
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("versions", [(1, 2, 3), (3, 2, 1), (2, 3, 1), (2, 1, 3)])
+def test_of_several_threads_that_read_the_version_no_order_takes_anything_back(
+    make_executor: MakeExecutor,
+    versions: tuple[int, int, int],
+    order: tuple[int, int],
+    reads_late: tuple[bool, bool],
+) -> None:
+    """What the trainer went through is seen in its order, and in the end what it came to."""
+    engine = Gated(0)
+    executor = make_executor(engine, consumer_batch_size=4)
+    seen, ends = [], []
+    for version, is_late in zip(versions, (*reads_late, None), strict=True):
+        engine.version = version
+        if is_late is not None:
+            ends.append(engine.start(executor, reads_late=is_late))
+    for tell in (*(ends[number] for number in order), executor.on_version_changed):
+        tell()
+        executor.report()  # it comes after what was posted before
+        seen.append(executor.explain_capacity().version)
+    places = [versions.index(version) for version in seen]
+    assert places == sorted(places), f"of {versions} it saw {seen}"
+    assert seen[-1] == versions[-1]
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("later", [1, 3])
+def test_two_threads_that_set_the_engines_version_may_tell_in_any_order(
+    make_executor: MakeExecutor, later: int
+) -> None:
+    """Also where one went back: it is the one that was set last."""
+    engine = RemoteInfEngine(InferenceEngineConfig())
+    executor = make_executor(engine, consumer_batch_size=4)
+    held, may_go = threading.Event(), threading.Event()
+    main = threading.current_thread()
+
+    class HoldsUp:
+        """A subscriber that came before the executor, and keeps one thread from telling it."""
+
+        def __call__(self, version: int) -> None:
+            if threading.current_thread() is not main:
+                held.set()
+                assert may_go.wait(WAIT_S)
+
+    executor.destroy()
+    engine.subscribe(HoldsUp())
+    executor.initialize()
+    early = threading.Thread(target=engine.set_version, args=(2,))
+    early.start()
+    assert held.wait(WAIT_S)
+    engine.set_version(later)
+    may_go.set()
+    early.join(WAIT_S)
+    executor.report()
+    assert executor.explain_capacity().version == engine.get_version() == later
 
 
 def test_tokens_that_are_too_old_at_delivery_are_masked_and_the_others_trained_on(

@@ -385,11 +385,11 @@ def test_the_users_code_that_blocks_the_loop_is_shown(make_executor: MakeExecuto
 def test_it_is_explained_though_somebody_holds_the_lock(
     make_executor: MakeExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("areal_core._executor.explaining._LOCK_S", 0.05)
+    monkeypatch.setattr("areal_core._executor.explaining._PATIENCE_S", 0.05)
     entered = threading.Event()
 
     class Blocking(StalenessManager):
-        """Called with the executor's lock held."""
+        """Called in the middle of the loop's work."""
 
         def on_rollout_submitted(self) -> None:
             entered.set()

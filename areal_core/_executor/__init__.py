@@ -20,6 +20,7 @@
 | `delivery`, `requests`, `standstill`, `patience` | who waits for what, and when to give up |
 | `books`, `report` | where all rollouts are; how stale what was trained on is |
 | `port` | what the core needs of the world; `desk` is that world on a runner's loop |
+| `answer` | what a caller's thread gets of the loop's |
 | `handover`, `prompts`, `work`, `settings`, `shift` | the callers' threads, what they give, and the wiring |
 | `playing`, `events` | one episode; the log |
 | `bundle` | what can wait until it is done for many at once |

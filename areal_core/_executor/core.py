@@ -9,7 +9,7 @@ one or more of them `go_on` does all that they made possible::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from msgspec.structs import replace
 
@@ -22,7 +22,7 @@ from areal_core._executor.hold import Hold
 from areal_core._executor.outcome import RolloutOutcome
 from areal_core._executor.patience import Patience
 from areal_core._executor.port import Clock, Port, Witness, Witnesses
-from areal_core._executor.report import Tally
+from areal_core._executor.report import Tally, Trained
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import LOST, Episode, Lane, Rollout, State
 from areal_core._executor.rules import Rules
@@ -33,7 +33,7 @@ from areal_core._executor.standstill import Standstill
 _ATTEMPTS = ("rejected", "failed", "timed_out")
 
 
-class Core(Serving):
+class Core:
     """The rollouts of one executor, from submit to delivery."""
 
     def __init__(
@@ -41,7 +41,7 @@ class Core(Serving):
     ) -> None:
         self._rules = rules
         self._clock = clock
-        self._witness = witness
+        self._witness = Witnesses(witness)
         self.books = books
         self.tally = tally
         self.budget = Budget(rules)
@@ -51,13 +51,12 @@ class Core(Serving):
         self._ageing = Ageing(rules, self.budget)
         self.delivery = Delivery(self.budget, self._holds)
         self._hold = Hold(rules, self.budget, clock, self.scheduler.running.values, self.go_on)
-        self._standstill = Standstill(rules, self.budget, clock, witness, self._give_up)
+        self._standstill = Standstill(rules, self.budget, clock, self._witness, self._give_up)
         self._patience = Patience(rules)
         self._rollouts: dict[int, Rollout] = {}  # all that are not collected
         self._ending: Callable[[], BaseException] | None = None
         self._paused_at = 0.0
-        self._unseen: list[Request] = []  # asked since the last time
-        self._is_dynamic = False  # whether the batches count attempts
+        self._serving = Serving(self.delivery, self._patience, self._rollouts, books, tally, self._witness)
 
     # -- events ------------------------------------------------------------------------------------
 
@@ -72,6 +71,34 @@ class Core(Serving):
             self._enqueue(rollout)
             if self._ending is not None:
                 self.scheduler.cancel(rollout)
+
+    def ask(self, request: Request) -> None:
+        """Give a caller what he waits for as soon as it is there."""
+        self._serving.ask(request)
+
+    def ask_again(self, earlier: Request, request: Request) -> None:
+        """Take back what *earlier* was given and give *request* what there is now; claims stay claimed."""
+        self.take_back(earlier)
+        self.ask(request)
+
+    def submit_and_ask(self, rollouts: Iterable[Rollout], request: Request) -> None:
+        """Take rollouts that are claimed by *request* before anybody else can have them.
+
+        Not where its caller is to give up at once: he may submit the same once more.
+        """
+        if self._ending is None and self._serving.refuses(request):
+            return
+        self.submit(rollouts)
+        self.ask(request)
+
+    def take_back(self, request: Request) -> None:
+        """Put back what *request* was given: its caller did not get it, or does not want it."""
+        self._expire(self._serving.take_back(request))
+        self._serving.recount()
+
+    def delivered(self, request: Request, trained: Sequence[Trained]) -> None:
+        """Take note that the caller of *request* got what it was given, *trained* of it for training."""
+        self._serving.delivered(request, trained)
 
     def recover(self, rollouts: Iterable[Rollout]) -> None:
         """Take what an earlier run finished, each once, to be delivered before all else.
@@ -179,7 +206,7 @@ class Core(Serving):
         for rollout in list(self.scheduler.running.values()):
             self.scheduler.cancel(rollout)
         for request in list(self.delivery.requests):
-            self._answer(request, ending())
+            self._serving.answer(request, ending())
 
     def abandon_episodes(self) -> None:
         """Let all that runs be over; for the very end, when nobody is left to say so."""
@@ -191,7 +218,7 @@ class Core(Serving):
 
     def tell_also(self, witness: Witness) -> None:
         """Tell *witness*, too, of what happens from now on."""
-        self._witness = Witnesses(self._witness, witness)
+        self._witness.add(witness)
 
     # -- looking -----------------------------------------------------------------------------------
 
@@ -199,6 +226,30 @@ class Core(Serving):
     def has_ended(self) -> bool:
         """Whether nothing starts any more."""
         return self._ending is not None
+
+    @property
+    def requests(self) -> Sequence[Request]:
+        """What callers wait for."""
+        return self.delivery.requests
+
+    def too_many_failures(self) -> BaseException | None:
+        """Return what waiting callers are told when too many rollouts brought nothing; None: not so many."""
+        return self._patience.error() if self._patience.is_over else None
+
+    def hunger_of(self, request: Request) -> int:
+        """Return how many more rollouts *request* wants to be pending for batches; 0: enough are."""
+        pending = self.scheduler.training.of_batches
+        if self._ending is not None:
+            return 0
+        if request.is_starved:
+            return 0 if self._may_come(request) else 1
+        return request.keep_pending - pending if pending <= request.keep_pending // 2 else 0
+
+    def _may_come(self, batch: Request) -> bool:
+        """Return whether enough for *batch* has ended, or something that may be for it has not."""
+        if batch.there >= batch.count or self.scheduler.training.of_batches:
+            return True
+        return any(one.lane is Lane.BATCH for one in self.scheduler.running.values())
 
     def paused_for_s(self) -> float:
         """Return how long ago it was paused, if it is."""
@@ -208,16 +259,24 @@ class Core(Serving):
 
     def go_on(self) -> None:
         """Do all that the events since the last time made possible."""
-        self._serve()
+        self._serving.serve(self._ending)
         if self._ending is None:
             self.scheduler.admit(training_too=not self._patience.is_over)
         for request in list(self.delivery.requests):
             if request.want is Want.BATCH:
-                self._see_hunger(request)
+                request.hunger = self.hunger_of(request)
+                if request.hunger:
+                    self._serving.answer(request, None)
         self._standstill.see(self.delivery.requests, self.scheduler.is_paused)
-        for request in self._unseen:
-            request.looked.open()
-        self._unseen.clear()
+        self._serving.say_looked()
+
+    def _holds(self, request: Request, rest: Sequence[Rollout]) -> bool:
+        return self._ending is None and self._hold.delays(request, rest)
+
+    def _give_up(self) -> None:
+        for request in list(self.delivery.requests):
+            if self._standstill.is_over(request):
+                self._serving.answer(request, self._standstill.error())
 
     def _enqueue(self, rollout: Rollout, *, first: bool = False) -> None:
         self.scheduler.enqueue(rollout, first=first)
@@ -264,7 +323,7 @@ class Core(Serving):
     def _keeps_unit(self, rollout: Rollout, outcome: RolloutOutcome) -> bool:
         if outcome.status == "accepted":
             return True
-        counts = self._is_dynamic and rollout.lane is Lane.BATCH and outcome.status in _ATTEMPTS
+        counts = self._serving.is_dynamic and rollout.lane is Lane.BATCH and outcome.status in _ATTEMPTS
         return counts and not self._ageing.is_spent(rollout)
 
     # -- what is too old ---------------------------------------------------------------------------

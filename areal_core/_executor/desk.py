@@ -6,7 +6,9 @@ runner has ended there is no such thread: then a short-lived one does what is le
 takes no lock, and looks again when something changed meanwhile.
 
 So nothing a caller's thread is interrupted in can leave the core half changed; and a signal handler, or a
-finalizer, may call the executor in the middle of anything: nobody waits for the thread that it interrupts.
+finalizer, may call the executor in the middle of any call of the executor's: nobody waits for the thread that
+it interrupts. Not so in the middle of a call of its runner's: a caller holds the lock of the runner's ledger
+while it submits a task, and the loop thread takes that lock, too.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from areal_core._executor.answer import Answer
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.core import Core
 from areal_core._executor.port import Timer, Tracer
@@ -28,7 +31,6 @@ from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode, Rollout
 from areal_core._runner import exit_hook
 from areal_core._runner.ending import Ending
-from areal_core._runner.gate import Gate
 from areal_core._runner.guest import Guest
 from areal_core._runner.launcher import Launcher
 from areal_core._runner.life import Life
@@ -38,8 +40,7 @@ R = TypeVar("R")
 
 _Op = tuple[Callable[..., object], tuple[Any, ...]]
 
-_LOOKS = 3  # before whoever works is asked to look
-_LOOK_AGAIN_S = 0.05  # when that one may have come to what blocks it
+_LOOK_AGAIN_S = 0.05  # when whoever works may have come to what blocks him
 _GLIMPSES = 5
 _AT_A_TIME = 500  # things that are done before the loop turns: some milliseconds
 
@@ -66,7 +67,7 @@ class Desk(Guest):
         self._lock = threading.RLock()
         self._ops: deque[_Op | Rollout] = deque()
         self._found: deque[_Op] = deque()  # by the loop thread
-        self._looks: deque[_Answer] = deque()
+        self._looks: deque[Answer] = deque()
         self.returned: deque[Request] = deque()
         """Requests whose callers do not want, or did not get, what they were given."""
         self._works = 0  # pieces of work that have begun
@@ -137,7 +138,7 @@ class Desk(Guest):
         """Do ``op(*args)`` in its turn, wait for it, and return what it returns or raise what it raises."""
         if self._is_mine():
             raise RuntimeError(f"{op.__name__}() in a finalizer, in the middle of the executor's own work")
-        answer = _Answer(op, args)
+        answer = Answer(op, args)
         if self._life.thread.is_current():
             self._ops.append((answer.fill, ()))
             self._work()
@@ -156,54 +157,60 @@ class Desk(Guest):
         return self._look(look, patience_s)
 
     def _look(self, look: Callable[[Core], R], patience_s: float) -> R:
-        # Here and now, if it can be: who waits for the loop waits for all that is ready to run on it.
-        answer: _Answer | None = None
+        # Here and now, if it can be: who waits for the loop waits for all that is ready to run on it. Once
+        # only: what changes all the time is likely to change in the middle of the next look, too.
+        answer: Answer | None = None
         seen: list[R] = []
         deadline = time.monotonic() + patience_s
-        while not self._has_seen(look, seen):
-            if answer is None:
-                answer = _Answer(look, (self.core,))
-                self._looks.append(answer)
-                if self._life.thread.is_current():
-                    self._work()
-                else:
-                    self.wake()
-            left = deadline - time.monotonic()
-            if answer.gate.wait(min(left, _LOOK_AGAIN_S)):
-                exit_hook.stay_if_over()
-                return answer.get()  # type: ignore[no-any-return]
-            if left <= 0:
-                seen.append(self._look_in_the_middle(look))
-                break
-        if answer is not None:
-            with contextlib.suppress(ValueError):  # it is being looked at just now
-                self._looks.remove(answer)
-        return seen[0]
+        try:
+            while not self._has_seen(look, seen):
+                if answer is None:
+                    answer = Answer(look, (self.core,))
+                    self._looks.append(answer)
+                    if self._life.thread.is_current():
+                        self._work()
+                    else:
+                        self.wake()
+                left = deadline - time.monotonic()
+                if answer.gate.wait(min(left, _LOOK_AGAIN_S)):
+                    exit_hook.stay_if_over()
+                    return answer.get()  # type: ignore[no-any-return]
+                if left <= 0:
+                    return self._look_in_the_middle(look, answer)
+            return seen[0]
+        finally:
+            if answer is not None:
+                with contextlib.suppress(ValueError):  # it is being looked at just now, or has been
+                    self._looks.remove(answer)
 
     def _has_seen(self, look: Callable[[Core], R], seen: list[R]) -> bool:
         """Look, unless another thread works, or does so meanwhile; return whether it was *seen*."""
-        for _ in range(_LOOKS):
-            turn = self._turn
-            if turn % 2 and not self._is_mine():
-                return False
-            try:
-                found = look(self.core)
-            except RuntimeError:  # perhaps because something changed while it was looked at
-                if turn == self._turn:
-                    raise
-            else:
-                if turn == self._turn:
-                    seen.append(found)
-                    return True
+        turn = self._turn
+        if turn % 2 and not self._is_mine():
+            return False
+        try:
+            found = look(self.core)
+        except Exception:  # of any kind, where something changed while it was looked at
+            if turn == self._turn:
+                raise
+            return False
+        if turn == self._turn:
+            seen.append(found)
+            return True
         return False
 
-    def _look_in_the_middle(self, look: Callable[[Core], R]) -> R:
+    def _look_in_the_middle(self, look: Callable[[Core], R], answer: Answer) -> R:
+        """Look though somebody works, unless he gives *answer* meanwhile."""
         for more in reversed(range(_GLIMPSES)):
+            turn = self._turn
             try:
                 return look(self.core)
-            except RuntimeError:  # something changed while it was looked at
-                if not more:
+            except Exception:  # of any kind, as above
+                if not more or (turn == self._turn and turn % 2 == 0):
                     raise
+            if answer.gate.wait(_LOOK_AGAIN_S):
+                exit_hook.stay_if_over()
+                return answer.get()  # type: ignore[no-any-return]
         raise AssertionError
 
     def _is_mine(self) -> bool:
@@ -268,8 +275,23 @@ class Desk(Guest):
             set_off()
         if self._looks:
             with self._lock:
-                while self._looks:
-                    self._looks.popleft().fill()
+                self._answer_looks()
+
+    def _answer_looks(self) -> None:
+        while (answer := self._next_look()) is not None:
+            for _ in range(_GLIMPSES):
+                turn = self._turn
+                answer.find()
+                if turn == self._turn:
+                    break  # else a finalizer had something done in the middle of it
+            answer.gate.open()
+
+    def _next_look(self) -> Answer | None:
+        with contextlib.suppress(
+            IndexError
+        ):  # whoever has seen it himself takes his own back, without the lock
+            return self._looks.popleft()
+        return None
 
     def _do(self, most: int) -> int:
         """Do *most* things at most, what was found first; return how many there may be yet."""
@@ -365,28 +387,3 @@ def begun(watch: LoopWatch | None) -> LoopWatch | None:
         except RuntimeError:  # who blocks the loop is not worth a rollout
             return None
     return watch
-
-
-class _Answer:
-    """What an operation returned or raised, for the thread that waits for it."""
-
-    __slots__ = ("_args", "_op", "error", "gate", "value")
-
-    def __init__(self, op: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        self._op = op
-        self._args = args
-        self.gate = Gate()
-        self.value: Any = None
-        self.error: BaseException | None = None
-
-    def fill(self) -> None:
-        try:
-            self.value = self._op(*self._args)
-        except Exception as error:
-            self.error = error
-        self.gate.open()
-
-    def get(self) -> Any:
-        if self.error is not None:
-            raise self.error
-        return self.value

@@ -1,10 +1,10 @@
-"""Make explanations: look at the core between two events, then, without its lock, at tasks and at the engine.
+"""Make explanations: look at the core between two events, then at tasks and at the engine.
 
 ::
 
     any thread                             a short-lived thread                    the loop's thread
-    explain()  ------------------------->  facts of the core, with its lock or,    goes on
-               waits                       after a second, without
+    explain()  ------------------------->  facts of the core, between two events   goes on
+               waits                       or, after a second, in the middle
                <-------------------------  stacks of tasks; servers; where the     is in the user's code?
                                            loop is
 
@@ -48,7 +48,7 @@ from areal_core._watch.awaited import stack_of
 from areal_core._watch.user_frames import frames_of_callback, is_users, short_place
 from areal_core.errors import EngineStoppedError
 
-_LOCK_S = 1.0  # for the loop's thread, which holds the lock for microseconds unless somebody's code blocks it
+_PATIENCE_S = 1.0  # with the loop's thread, whose work takes milliseconds unless somebody's code blocks it
 _LONGEST_NAME = 80
 _LARGEST_NUMBER = 2**64  # Python refuses to print one of 5000 digits
 _NEARLY = 0.9  # rollouts start a moment after they were submitted
@@ -105,7 +105,7 @@ class Explainer:
 
     def capacity(self) -> CapacityExplanation:
         """Return why nothing more starts."""
-        return aside(self._life.thread, lambda: self._completed(self._desk.glimpse(self._facts, _LOCK_S)))
+        return aside(self._life.thread, lambda: self._completed(self._desk.glimpse(self._facts, _PATIENCE_S)))
 
     def log_stuck(self, log: Log, warning_s: float) -> None:
         """Log each rollout that has run for *warning_s*, and why nothing starts. Never raises."""
@@ -126,7 +126,7 @@ class Explainer:
             log.line("warning", "nothing_starts", stuck_for_s=round(found.stuck_for_s, 1), **capacity)
 
     def _explain(self) -> Explanation:
-        facts: _Facts = self._desk.glimpse(self._facts, _LOCK_S)
+        facts: _Facts = self._desk.glimpse(self._facts, _PATIENCE_S)
         return Explanation(
             rollouts=tuple(map(_describe, facts.seen)),
             more=facts.more,
@@ -154,7 +154,7 @@ class Explainer:
         )
 
     def _completed(self, facts: _Facts) -> CapacityExplanation:
-        """Return the capacity with what the engine says to it, which is not asked with the lock held."""
+        """Return the capacity with what the engine says to it, which is asked after the look."""
         reasons = list(facts.capacity.reasons)
         if facts.paused:
             text = f"{facts.paused} generations wait; continue_generation() lets them go on"

@@ -43,7 +43,7 @@ from areal_core.errors import ArealError
 if TYPE_CHECKING:
     from areal_core._executor.journaling import Journaling
 
-_LOCK_S = 0.2  # for the loop's thread, whose work takes milliseconds unless somebody's code blocks it
+_PATIENCE_S = 0.2  # with the loop's thread, whose work takes milliseconds unless somebody's code blocks it
 _MOST_SHOWN = 20
 _BLAMED_S = 60.0
 _LEAST_INTEGER = -(2**63)  # of those that msgspec writes; the largest are no problem to it
@@ -93,7 +93,7 @@ class Observer:
 
     def look(self) -> Snapshot:
         """Return what goes on now. Only for threads where no Ctrl-C comes, and no signal handler."""
-        facts: _Facts = self._desk.glimpse(self._facts, _LOCK_S)
+        facts: _Facts = self._desk.glimpse(self._facts, _PATIENCE_S)
         now = self._desk.time()
         ages = [now - one.started_at for one in facts.running]
         stages = [*map(_stage_of, facts.running)]

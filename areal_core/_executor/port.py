@@ -111,6 +111,10 @@ class Witnesses(Witness):
     def __init__(self, *others: Witness) -> None:
         self._others = others
 
+    def add(self, other: Witness) -> None:
+        """Tell *other*, too, from now on."""
+        self._others = (*self._others, other)
+
     def enqueued(self, rollout: Rollout) -> None:
         for other in self._others:
             other.enqueued(rollout)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -44,6 +44,7 @@ class StalenessReport:
 class Trained(Struct, frozen=True):
     """What one delivered trajectory is to the report."""
 
+    task_id: int
     seconds: float
     """How long its rollout ran."""
     staleness: int
@@ -67,15 +68,13 @@ class Tally:
         self._since_warning = 0
         self.on_delivered: Callable[[Trained], None] | None = None
         """Called with each, but once where it came back and is delivered again; None: nobody counts, too."""
-        self._told_before = 0
+        self._told: set[int] = set()  # the ids of those that came back, and have not arrived since
 
     def delivered(self, trained: Trained) -> None:
         """Count a trajectory that was delivered for training."""
         self._count(trained, 1)
         self._note(trained.seconds, _share(trained))
-        if self._told_before:
-            self._told_before -= 1
-        elif self.on_delivered is not None:
+        if self.on_delivered is not None and trained.task_id not in self._told:
             self.on_delivered(trained)
 
     def came_back(self, trained: Trained) -> None:
@@ -83,7 +82,11 @@ class Tally:
         self._count(trained, -1)
         with contextlib.suppress(ValueError):  # a thousand were noted since
             self._shares.remove((trained.seconds, _share(trained)))
-        self._told_before += 1
+        self._told.add(trained.task_id)
+
+    def arrived(self, task_ids: Iterable[int]) -> None:
+        """Forget which of *task_ids* came back before: their callers have them, and may use the ids again."""
+        self._told.difference_update(task_ids)
 
     def _count(self, trained: Trained, change: int) -> None:
         self._delivered += change

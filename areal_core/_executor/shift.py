@@ -21,7 +21,7 @@ from areal_core._executor.port import Show, Witness, Witnesses
 from areal_core._executor.report import StalenessReport, Tally
 from areal_core._executor.rules import Rules
 from areal_core._executor.stuck import StuckWatch
-from areal_core._executor.versions import Versions
+from areal_core._executor.versions import Versions, checked
 from areal_core._runner.life import Life
 from areal_core._runner.lifecycle import life_of, raise_if_abroad, raise_on_loop_thread
 from areal_core._watch.loop_watch import LoopWatch
@@ -95,7 +95,7 @@ class Shift:
 
     def read_version(self) -> int:
         """Ask the version provider; in callers' threads only. Raises TypeError, ValueError."""
-        return _checked(self._provider.get_version())
+        return checked(self._provider.get_version())
 
     def begin(self) -> None:
         """Take the provider's version from now on. Raises TypeError, ValueError."""
@@ -105,8 +105,7 @@ class Shift:
         desk.on_end = self.showing.end
         subscribe = getattr(self._provider, "subscribe", None)
         if callable(subscribe):
-            versions = self.versions
-            unsubscribe = subscribe(lambda version: versions.tell(_checked(version)))
+            unsubscribe = subscribe(self.versions)
             desk.on_end = functools.partial(self._leave, unsubscribe)
         desk.call(desk.core.version_seen, self.read_version())
         self.showing.begin()
@@ -175,10 +174,6 @@ class Shift:
         """Log a line; from any thread."""
         # On the loop thread: a Ctrl-C in a log handler would leave the handler's lock held for good.
         self.desk.post(functools.partial(self._log.line, level, event, **fields))
-
-
-def _checked(version: object) -> int:
-    return check_integer("the version of the provider", version, least=0)
 
 
 def _open_dump(config: InferenceEngineConfig) -> Any:

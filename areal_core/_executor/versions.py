@@ -1,18 +1,30 @@
-"""Which of several policy versions, read or told by several threads, is the last."""
+"""Which of several policy versions, read or told by several threads, is the last.
+
+A number is taken while the provider is at its version: between two reads that agree, or as the provider sets
+it. So in the order of their numbers the versions are in the order in which the provider had them, whoever
+comes first. The core takes none whose number is below that of the last it took: what it sees falls only where
+the trainer went back.
+"""
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 
+from areal_core._checks import check_integer
 from areal_core._executor.desk import Desk
 
 
-class Versions:
-    """Tells the core of *desk* of the versions that *read* gives, in the order in which it was asked.
+def checked(version: object) -> int:
+    """Return *version* of a provider. Raises TypeError, ValueError."""
+    return check_integer("the version of the provider", version, least=0)
 
-    Each caller takes a number before he reads: so what the holder of a later one has read is no older, though
-    it may come to the desk before.
+
+class Versions:
+    """Tells the core of *desk* of the versions that *read* gives, in the order in which they were.
+
+    It is a subscriber for a provider that has any.
     """
 
     def __init__(self, desk: Desk, read: Callable[[], int]) -> None:
@@ -23,12 +35,28 @@ class Versions:
 
     def look(self) -> None:
         """Read the version and tell it; in callers' threads only. Raises what *read* raises."""
-        number = next(self._numbers)
-        self._desk.post(self._take, number, self._read())
+        version = self._read()
+        while True:
+            number = next(self._numbers)
+            again = self._read()
+            if again == version:  # so it was when the number was taken
+                break
+            version = again
+        self._desk.post(self._take, number, version)
 
-    def tell(self, version: int) -> None:
+    def __call__(self, version: int) -> None:
         """Tell *version*, which was set a moment ago. Never blocks."""
-        self._desk.post(self._take, next(self._numbers), version)
+        self.in_order()(version)
+
+    def in_order(self) -> Callable[[int], None]:
+        """Return what is to be called with the version that is set just now; under the provider's lock.
+
+        It may be called later, when other threads have set others.
+        """
+        return functools.partial(self._tell, next(self._numbers))
+
+    def _tell(self, number: int, version: int) -> None:
+        self._desk.post(self._take, number, checked(version))
 
     def _take(self, number: int, version: int) -> None:
         if number > self._last:

@@ -146,8 +146,9 @@ class Ledger(Sink):
             again = {job.task_id: job for job in jobs if job.decision is None}
             for task_id in again:
                 del self._running[task_id]
-            again.update(self._pending)
-            self._pending = again
+            # What a finalizer submits from here on comes behind them.
+            self._pending, later = again, self._pending
+            again.update(later)
             if not self.paused:
                 self._request_start()
             return [job for job in jobs if job.decision is not None]
