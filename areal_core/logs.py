@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -24,26 +23,14 @@ import structlog
 
 from areal_core import _log
 from areal_core._checks import check_flag
+from areal_core._hiding import HIDDEN, names_a_key, without_keys
 from areal_core._json import json_of, writable
 
 __all__ = ["EpisodeFilter", "configure_logging"]
 
-_HIDDEN = "***"
 _CLEAR = frozenset({int, float, bool, type(None)})
-_TOKEN = "(?:access|auth|hf|id|refresh|session)[_-]?token"
-_NAMES = re.compile(
-    rf"(^|[_-])(api[_-]?keys?|authorization|cookie|{_TOKEN}s?|password|secret|credentials?)$", re.IGNORECASE
-)
-_SCHEME = r"(?:(?:basic|bearer|digest|token)\s+)?"
-_NAMED = rf"""\b(?:(?:x-)?api[_-]?key|{_TOKEN}|authorization)["']?\s*[=:]\s*["']?{_SCHEME}"""
-_KEY = re.compile(rf"""({_NAMED}|\bbearer\s+)[^\s"',;)}}\]@]+""", re.IGNORECASE)
-"""A key, behind what says that it is one."""
-_NO_PORT = r"(?<=:)(?!\d*[/?#,;)'\]])"
-_USERINFO = re.compile(rf"""(://(?:[^\s/?#:@"<>[]*:)?)(?:[^\s/?#"<>]+|{_NO_PORT}[^\s"<>@]+)(?=@)""")
-"""A password, or a user alone, before a URL's "@": only that tells them from a host and its port. A slash
-should not be in one; it may be where no port can be."""
-
-_OWN = frozenset({"timestamp", "level", "event", "logger", "exception"})
+_OWN = frozenset({"timestamp", "level", "event", "logger", "exception", "exc_info", "logger_name"})
+"""Names that mean something to a line, or to what writes it for people."""
 
 
 def configure_logging(
@@ -137,11 +124,12 @@ class _Formatter(logging.Formatter):
             shown["logger"] = record.name
         of_many_lines = {}
         if record.exc_info:
-            of_many_lines["exception"] = _without_keys(self.formatException(record.exc_info))
+            of_many_lines["exception"] = without_keys(self.formatException(record.exc_info))
         if record.stack_info:
-            of_many_lines[_log.OF_MANY_LINES] = _without_keys(self.formatStack(record.stack_info))
+            of_many_lines[_log.OF_MANY_LINES] = without_keys(self.formatStack(record.stack_info))
         for field, value in fields.items():
-            name = field
+            is_taken = field == _log.OF_MANY_LINES and not isinstance(value, str)
+            name = f"{field}_" if is_taken else field
             while name in _OWN or name in shown or name in of_many_lines:
                 name += "_"
             shown[name] = _shown(field, value)
@@ -184,29 +172,20 @@ def _second(created: int) -> str:
 
 def _shown(name: str, value: Any) -> Any:
     """Return *value* as a line may have it: without keys, and without lines of its own."""
-    if _names_a_key(name):
-        return _HIDDEN
+    if names_a_key(name):
+        return HIDDEN
     kind = type(value)
     if kind in _CLEAR or (kind is str and value.isascii() and (value.isidentifier() or value.isalnum())):
         return value  # a number or a word: it holds no key, and has no lines of its own
     if isinstance(value, Mapping):
         return {_name_of(key): _shown(_name_of(key), one) for key, one in value.items()}
+    if isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str | bytes):
+        return [_shown("", value[0]), _shown(_name_of(value[0]), value[1])]  # as headers may be given
     if isinstance(value, list | tuple | set | frozenset):
         return [_shown("", one) for one in value]
-    text = _without_keys(value if isinstance(value, str) else _log.text_of(value))
+    text = without_keys(value if isinstance(value, str) else _log.text_of(value))
     return text if name == _log.OF_MANY_LINES else _log.on_one_line(text)
 
 
 def _name_of(key: object) -> str:
     return key.decode("utf-8", "replace") if isinstance(key, bytes) else str(key)
-
-
-@functools.lru_cache(maxsize=1000)
-def _names_a_key(name: str) -> bool:
-    return _NAMES.search(name) is not None
-
-
-def _without_keys(text: str) -> str:
-    if _KEY.search(text):  # which is much faster than sub
-        text = _KEY.sub(rf"\1{_HIDDEN}", text)
-    return _USERINFO.sub(rf"\1{_HIDDEN}", text) if "://" in text else text

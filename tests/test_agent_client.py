@@ -8,9 +8,11 @@ import sys
 import threading
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -601,6 +603,29 @@ def test_of_a_long_conversation_each_prompt_is_kept_once_and_its_text_not_at_all
 
     used, prompts = make_runner().run(main)
     assert prompts < used < 1.6 * prompts
+
+
+class WithArrays(Repeating):
+    """One that says what it read in arrays, as an engine of somebody's own may."""
+
+    async def agenerate(self, request: ModelRequest) -> ModelResponse:
+        reply = await super().agenerate(request)
+        return replace(reply, input_tokens=np.array(reply.input_tokens))  # type: ignore[arg-type]
+
+
+def test_an_engine_that_returns_its_prompt_as_an_array_is_understood(make_runner: MakeRunner) -> None:
+    async def main() -> Recording:
+        recording = Recording()
+        completer = Completer(WithArrays(ChatFormat(SmallTokenizer()), sampled("ok")), recording)
+        messages = [user("hello")]
+        for _ in range(2):
+            reply = json.loads(await completer.whole(read_order(json.dumps({"messages": messages}).encode())))
+            messages += [reply["choices"][0]["message"], user("more")]
+        return recording
+
+    recording = make_runner().run(main)
+    assert all(type(call.prompt_tokens) is list for call in recording.calls)
+    assert len(recording.to_trajectory(1.0)["input_ids"]) == 1
 
 
 class HalfAPair:

@@ -456,6 +456,26 @@ def test_a_client_that_waits_to_be_told_to_send_its_body_is_told_once_its_key_is
     assert len(recording.calls) == 1
 
 
+def test_a_client_that_asks_whether_to_send_too_large_a_body_is_told_not_to(
+    make_runner: MakeRunner, engine: RemoteInfEngine
+) -> None:
+    async def act(base_url: str, api_key: str) -> bytes:
+        url = httpx.URL(f"{base_url}/chat/completions")
+        reader, writer = await asyncio.open_connection(url.host, url.port)
+        writer.write(
+            f"POST {url.path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api_key}\r\n"
+            f"Expect: 100-continue\r\nContent-Length: {MOST_BODY_BYTES + 1}\r\n\r\n".encode()
+        )
+        told = await reader.readline()
+        writer.close()
+        await writer.wait_closed()
+        return told
+
+    told, recording = make_runner().run(play_on, engine, act)
+    assert told.split()[1] == b"413"
+    assert recording.calls == ()
+
+
 class Failing(Engine):
     """An engine that fails with *error*, after it has said *before*."""
 
@@ -529,7 +549,16 @@ def test_an_error_in_words_that_no_utf_8_can_have_is_told_too(
     make_runner().run(play_on, Failing(engine.chat, InferenceError("it said half \ud83d of a pair")), act)
 
 
-@pytest.mark.parametrize("error", [ValueError("the engine's words"), TimeoutError("no time")], ids=repr)
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("the engine's words"),
+        TimeoutError("no time"),
+        ConnectionResetError("gone"),
+        BrokenPipeError(),
+    ],
+    ids=repr,
+)
 def test_what_fails_in_the_middle_of_a_stream_ends_it_and_is_logged_once(
     make_runner: MakeRunner, engine: RemoteInfEngine, log_lines: LogLines, error: Exception
 ) -> None:
@@ -670,7 +699,7 @@ def test_an_episode_that_is_ended_ends_its_generations(
 
 
 def test_an_agent_that_hangs_up_ends_its_call(
-    make_runner: MakeRunner, chatting_server: ReusedServer, engine: RemoteInfEngine
+    make_runner: MakeRunner, chatting_server: ReusedServer, engine: RemoteInfEngine, log_lines: LogLines
 ) -> None:
     async def act(base_url: str, api_key: str) -> None:
         for begin in (ask, ask_streamed):
@@ -683,6 +712,7 @@ def test_an_agent_that_hangs_up_ends_its_call(
 
     _, recording = make_runner().run(play_on, engine, act)
     assert recording.calls == ()
+    assert not [line for line in log_lines if "gateway" in line.message]
 
 
 AGENTS = """

@@ -106,6 +106,12 @@ def test_a_frame_says_all_there_is_to_know() -> None:
     assert [line.strip("─ ") for line in text.splitlines() if line.startswith("──")] == TITLES
 
 
+def test_cancelled_rollouts_are_among_the_ends_where_there_are_any() -> None:
+    ended = changed(training=replace(SNAPSHOT.training, cancelled=39))
+    assert "stale 0  cancelled 39" in frame(run_of(ended), 120)
+    assert "cancelled 39" not in frame(run_of(), 120)
+
+
 def test_ages_are_bars_of_stages_in_their_order() -> None:
     lines = frame(run_of(), 80).splitlines()
     ages = {line[:8].strip(): line[8:] for line in lines if re.match(r" *(<|older)", line)}

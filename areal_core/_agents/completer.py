@@ -197,10 +197,12 @@ class Completer:
 
 def _call(begun: _Begun, reply: ModelResponse, content: str | None, tools: Sequence[tuple[str, str]]) -> Call:
     finish = "tool_calls" if tools and reply.stop_reason == "stop" else reply.stop_reason
-    asked = begun.prompt.tokens  # which are remembered: a long prompt is not kept twice
+    asked, read = begun.prompt.tokens, reply.input_tokens
+    if type(read) is not list:  # an engine of somebody's own may have an array
+        read = list(map(int, read))
     return Call(
         id=begun.frame.id,
-        prompt_tokens=asked if reply.input_tokens == asked else reply.input_tokens,
+        prompt_tokens=asked if read == asked else read,  # what is remembered: a long one is not kept twice
         output_tokens=reply.output_tokens,
         output_logprobs=reply.output_logprobs,
         output_versions=reply.output_versions,

@@ -128,10 +128,11 @@ class Gateway:
         except HttpProcessingError as error:
             status, text = 400, f"the body cannot be read: {error.message}"
         except Exception as error:
-            in_the_middle = request.writer.output_size > 0
-            if not (in_the_middle and isinstance(error, ConnectionError)):  # that is an agent's hanging up
+            transport = request.transport
+            has_hung_up = transport is None or transport.is_closing()
+            if not (has_hung_up and isinstance(error, ConnectionError)):  # as writes to such an agent raise
                 _say_failed(error)
-            if in_the_middle:
+            if request.writer.output_size > 0:
                 raise ConnectionAbortedError from error  # aiohttp hangs up
             status, text = 500, f"the gateway failed: {describe(error)}"
         return web.Response(status=status, body=error_body(status, text), content_type=_JSON)
@@ -156,6 +157,9 @@ class Gateway:
     async def _complete(self, request: web.BaseRequest, completer: Completer) -> web.StreamResponse:
         if request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise RefusedError(415, "the body is compressed; send it as it is")
+        length = request.content_length or 0
+        if length > MOST_BODY_BYTES:  # before it is asked for
+            raise web.HTTPRequestEntityTooLarge(MOST_BODY_BYTES, length)
         if request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11:
             await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             request.writer.output_size = 0  # the reply itself has not begun

@@ -41,9 +41,18 @@ HELP = (
     ),
     (
         "Progress",
-        "How training rollouts ended: accepted (ok), rejected (rej), failed or timed out (bad), stale.",
+        (
+            "How training rollouts ended: accepted (ok), rejected (rej), failed or timed out (bad), stale; "
+            "and cancelled (canc), where there are any, as at the end of a run."
+        ),
     ),
-    ("", "Pending (pend), running (run), ended and not taken by the trainer (ready), delivered to it (out)."),
+    (
+        "",
+        (
+            "Pending (pend), running (run), ended in whatever way and not taken by the trainer (ready), "
+            "delivered to it (out)."
+        ),
+    ),
     ("batch", "What the trainer waits for. While it waits for nothing: what is ready for the next batch."),
     ("slots", "Samples that run, of max_concurrent_rollouts."),
     (

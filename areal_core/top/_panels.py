@@ -86,6 +86,7 @@ def progress(run: Run, columns: int, rows: int) -> list[Line]:
         ("rejected", "rej", done.rejected, ""),
         ("failed", "bad", done.failed + done.timed_out, "bad"),
         ("stale", "stale", done.stale, "warn"),
+        *([("cancelled", "canc", done.cancelled, "")] if done.cancelled else []),
     )
     queues = (
         ("pending", "pend", done.pending, ""),
