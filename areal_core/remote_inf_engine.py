@@ -285,6 +285,8 @@ class RemoteInfEngine:
     async def pause_generation(self) -> None:
         """Interrupt all generations, and let none begin or go on until `continue_generation`.
 
+        While there is a context of `paused`, in any task, generation goes on at the end of that.
+
         Raises ControlError when a server refuses, and lets all go on then; EngineStoppedError.
         """
         with self._in_control("pause_generation") as running:

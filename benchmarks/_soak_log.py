@@ -21,6 +21,7 @@ EXPECTED: Mapping[str, str] = {
     "loop_blocked": "some workflows sleep on the loop",
     "loop_is_late": "and what sleeps on it for less adds up",
     "server_is_slow": "some faults are slow replies",
+    "server_is_avoided": "several faults in a row may hit one server",
     "server_out_of_rotation": "servers are killed, and fail at control calls",
     "server_stays_out_of_rotation": "a server that is back may fail at the first weights it is given",
     "weights_not_updated": "servers fail at that, and some of the weights are not there",

@@ -590,7 +590,7 @@ def test_what_is_no_flag_is_refused() -> None:
 
 
 def test_what_is_held_waits_and_is_not_charged_for_it(runner: Run, servers: list[ReusedServer]) -> None:
-    with a_follower(*servers, request_timeout=0.5) as follower:
+    with a_follower(*servers, request_timeout=1.5) as follower:
         use(runner, follower, latest=0)
         before = [server.stats().generations for server in servers]
         follower.hold_generation(True)
@@ -600,7 +600,7 @@ def test_what_is_held_waits_and_is_not_charged_for_it(runner: Run, servers: list
         tasks = [sending.send(a_request(most=3)) for _ in range(6)]
         assert follower._state is not None
         opening = follower._state.opening
-        runner.run(turns_until, lambda: opening.closed_s > 0.7)
+        runner.run(turns_until, lambda: opening.closed_s > 1.7)
         assert [server.stats().generations for server in servers] == before
         assert not any(server.is_paused() for server in servers)
         follower.hold_generation(False)

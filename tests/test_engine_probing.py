@@ -79,7 +79,7 @@ def aborts_failed(monkeypatch: pytest.MonkeyPatch) -> list[InferenceError]:
             raise
 
     monkeypatch.setattr(aborts, "_call", noted)
-    monkeypatch.setattr(aborts, "_WHILE_SHORT_S", (0.02,) * 500, raising=False)
+    monkeypatch.setattr(aborts, "_WHILE_SHORT_S", (0.02,) * 500)
     return failed
 
 
@@ -294,7 +294,7 @@ def test_an_abort_that_a_trouble_of_our_own_keeps_from_its_server_is_made_when_i
 def test_a_server_that_is_kept_from_us_for_long_leaves_rotation_by_an_abort_that_is_made_later(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(aborts, "_WHILE_SHORT_S", (0.01,), raising=False)
+    monkeypatch.setattr(aborts, "_WHILE_SHORT_S", (0.01,))
 
     async def act() -> None:
         async with scripted(holding(1)) as server, engine_on(server) as engine:
@@ -378,5 +378,26 @@ def test_a_server_whose_addresses_cannot_be_reached_for_different_reasons_is_gon
                 await life.aclose()
                 await turns_until(lambda: known(engine).why_out is not None)
                 assert "Multiple exceptions" in (known(engine).why_out or "")
+
+    play(act)
+
+
+def test_a_server_whose_name_is_gone_leaves_and_keeps_nobody_from_the_others(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def act() -> None:
+        async with contextlib.AsyncExitStack() as life:
+            gone, well = [await life.enter_async_context(scripted()) for _ in range(2)]
+            name = gone.url.replace("127.0.0.1", "localhost")
+            engine = await life.enter_async_context(engine_on(name, well))
+            monkeypatch.setattr(ThreadedResolver, "resolve", fail)
+            await engine.pause_generation()
+            await engine.continue_generation()
+            assert list(engine.servers.values()).count(None) == 1
+            assert (await engine.agenerate(asking())).output_tokens == made()
+            assert not gone.generations
 
     play(act)

@@ -397,3 +397,18 @@ def test_a_server_that_may_have_any_weights_stays_out_when_it(loop_factory: Loop
             await check_usable(engine, a, b)
 
     play_on(loop_factory, act)
+
+
+def test_servers_that_wait_for_an_update_count_for_the_pause_before_it(loop_factory: LoopFactory) -> None:
+    async def act() -> None:
+        async with two(min_servers=2) as (a, b, engine):
+            a.control[LOAD], b.control[LOAD] = loaded(), refusing(500)
+            with pytest.raises(WeightUpdateError):
+                await engine.update_weights_from_disk("/1", 1)
+            await turns_until(lambda: all("nobody here" in (why or "") for why in engine.servers.values()))
+            b.control[LOAD] = loaded()
+            async with engine.paused():
+                await engine.update_weights_from_disk("/2", 2)
+            await check_usable(engine, a, b)
+
+    play_on(loop_factory, act)

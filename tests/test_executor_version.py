@@ -254,6 +254,20 @@ def test_a_version_that_was_read_before_another_and_comes_after_it_takes_nothing
     assert values_of(executor.wait(4, WAIT_S)) == [1] * 4
 
 
+@pytest.mark.any_loop
+def test_a_provider_that_never_says_the_same_twice_holds_nobody_up(make_executor: MakeExecutor) -> None:
+    class Clock(Engine):
+        def get_version(self) -> int:
+            self.version += 1
+            return self.version
+
+    executor = make_executor(Clock(), max_head_offpolicyness=10**6)
+    before = executor.explain_capacity().version
+    Caller(executor.on_version_changed).result()
+    executor.report()  # it comes after what was posted before
+    assert executor.explain_capacity().version > before
+
+
 class Gated(Engine):
     """Has whoever reads its version wait for his turn between a look at it and his return, or before it."""
 

@@ -107,10 +107,11 @@ class Calls:
         answers: Answers,
         kind: type[ControlError] = ControlError,
         but: Sequence[Server] = (),
+        may_come: int = 0,
     ) -> None:
         """Raise unless all answered, but for some that are not there while enough of the others are.
 
-        Those in *but* need not have.
+        Those in *but* need not have; *may_come* count as if they were there.
         """
         failed = [error for server, error in answers.items() if error is not None]
         refused = [
@@ -118,7 +119,7 @@ class Calls:
             for server, error in answers.items()
             if not (error is None or server in but) and _is_there(error)
         ]
-        left, least = len(self._router.in_rotation), self._config.min_servers
+        left, least = len(self._router.in_rotation) + may_come, self._config.min_servers
         if refused or left < least:
             few = f", and {left} are in rotation where min_servers={least}" if left < least else ""
             named: Mapping[str, BaseException | None] = {server.name: e for server, e in answers.items()}

@@ -213,7 +213,9 @@ class Control:
         self._opening.close()
         try:
             await self._calls.to_each(self._calls.pause, None, answers)
-            self._calls.raise_failed("pause_generation", answers)
+            # An update is about to follow, for which these wait.
+            waiting = [one for one in self._router.servers if one.awaits_weights and one.why_out is not None]
+            self._calls.raise_failed("pause_generation", answers, may_come=len(waiting))
         except BaseException as error:
             if was_open:
                 await self._reopen_after(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
@@ -23,16 +22,13 @@ from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core._engine.slow_servers import SlowServers
 from areal_core._engine.waking import Bell
+from areal_core._engine.wire.exchange import NOBODY_THERE
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import InferenceError, ServerUnreachableError
 
 _LOOK_EVERY_S = 0.5  # so often those that are out are tried
 _PROBE_EVERY_S = 5.0  # so often those that are in, and those that are well and stay out
 _PROBES_PER_SILENCE = 4
-
-# Why there is no connection to a server: nobody listens there. All else, such as a shortage of our own, or
-# names that cannot be resolved for a moment, is no more than silence.
-_NOBODY = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
 
 
 class Prober:
@@ -154,4 +150,5 @@ async def _ask(server: Server, timeout_s: float) -> InferenceError | None:
 
 
 def _is_gone(error: InferenceError) -> bool:
-    return isinstance(error, ServerUnreachableError) and error.errno in _NOBODY
+    """Return whether nobody listens there. A shortage of our own, or of names, is no more than silence."""
+    return isinstance(error, ServerUnreachableError) and error.errno in NOBODY_THERE

@@ -88,7 +88,9 @@ class Recovery:
         if self._policy.set_by_hand or (weights is None and server.weights_unknown):
             version = await ask_weights(server)
             is_believed = self._at_first and version is None and not server.weights_unknown
-            if version != expected and not is_believed:
+            if version == expected:
+                server.weights_unknown = server.awaits_weights = False
+            elif not is_believed:
                 server.awaits_weights = True
                 raise StaysOutError(
                     f"nobody here has the weights of version {expected} for {server.name}; "

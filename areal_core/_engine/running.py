@@ -248,7 +248,7 @@ class Running:
 
 def _is_doubted(server: Server) -> bool:
     """Return whether *server* is well, and only an update can tell which weights it has: one has failed."""
-    return server.awaits_weights and server.weights_unknown
+    return server.awaits_weights and server.weights_unknown and server.why_out is not None
 
 
 def _addresses(addr: str | Iterable[str] | None) -> list[Address]:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from areal_core._checks import check_integer
 from areal_core._executor.desk import Desk
 
+_MOST_READS = 100  # of a provider that never says the same twice
+
 
 def checked(version: object) -> int:
     """Return *version* of a provider. Raises TypeError, ValueError."""
@@ -35,13 +37,12 @@ class Versions:
 
     def look(self) -> None:
         """Read the version and tell it; in callers' threads only. Raises what *read* raises."""
-        version = self._read()
-        while True:
-            number = next(self._numbers)
-            again = self._read()
-            if again == version:  # so it was when the number was taken
+        number, version = 0, self._read()
+        for _ in range(_MOST_READS):
+            number, before = next(self._numbers), version
+            version = self._read()
+            if version == before:  # so it was when the number was taken
                 break
-            version = again
         self._desk.post(self._take, number, version)
 
     def __call__(self, version: int) -> None:

@@ -303,7 +303,11 @@ class Store:
         if known < frames:
             raise sqlite3.DatabaseError(f"SQLite takes {known} of {frames} frames of the write-ahead log")
         # Nothing is in the log that is not in the file; where damage hit it now, half of it might count.
+        # Nobody who reads it from outside is waited for: then it stays until the next time.
+        patience_ms = connection.execute("PRAGMA busy_timeout").fetchone()[0]
+        connection.execute("PRAGMA busy_timeout=0")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connection.execute(f"PRAGMA busy_timeout={patience_ms}")
 
     def _let_go(self) -> None:
         connection, self._connection = self._connection, None

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -34,6 +35,11 @@ from areal_core.errors import (
     ServerStatusError,
     ServerUnreachableError,
 )
+
+NOBODY_THERE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
+"""Numbers of errors that say that nobody listens at an address."""
+
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 _CHUNK_BYTES = 2**18  # read more at once, and aiohttp unpacks more at once
 
@@ -302,8 +308,9 @@ class _Request:
             return self.unreachable("cannot be reached: no connection in time", sent=False)
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
             failure = self.unreachable(f"cannot be reached: {self._why(error)}", sent=False)
-            failure.unresolved = isinstance(error, aiohttp.ClientConnectorDNSError)
-            if not failure.unresolved:
+            if isinstance(error, aiohttp.ClientConnectorDNSError):
+                failure.unresolved = error.errno not in _NO_SUCH_NAME
+            else:
                 failure.errno = _errno_of(error)
             return failure
         if _is_garbage(error):
