@@ -26,14 +26,14 @@ _KEY = re.compile(
       (?: (?<=[?&])(?:key|token)=
       |   bearer\s+
       |   (?: {_NAME} | (?P<header>{_HEADER}) )
-          (?: \\*["']\s*,\s*(?=b?\\*["'])   # a pair in a tuple
-          |   (?:\\*["'])?\s*[=:]\s* ) )    # a field, a line of a header, an entry of a dict or of JSON
+          (?: \\{{0,8}}["']\s*,\s*(?=b?\\{{0,8}}["'])  # a pair in a tuple
+          |   (?:\\{{0,8}}["'])?\s*[=:]\s* ) )  # a field, a line of a header, an entry of a dict or JSON
     )
-    ( (?:b|\w+\()? (?P<quote>\\*["']) )?
+    ( (?:b|\w+\()? (?P<quote>\\{{0,8}}["']) )?
     (?(quote)  (?: (?!(?P=quote)) (?:\\.|.) )*+     # to the quote that closes it
     | (?(header)
         (?: (?:[^\s"']+[ \t]+)? [^\s"']*=[^\s=] .*    # with parameters: to the end of the line
-        |   [^\s"']+ (?:[ \t]+b?\\*["']?[^\s"']+)? )  # a scheme and a key, or one of them
+        |   [^\s"']+ (?:[ \t]+b?\\{{0,8}}["']?[^\s"']+)? )  # a scheme and a key, or one of them
       | (?:(?:basic|bearer|token)\s+)? [^\s"']+ ))
     """,
     re.IGNORECASE | re.VERBOSE,

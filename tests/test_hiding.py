@@ -192,6 +192,7 @@ def test_a_field_called_so_is_shown(name: str) -> None:
         ("password='", "\\"),
         ("password", "_"),
         ("password=", "\\"),
+        ("password=" + "\\" * 300_000 + '"', "\\"),
         ("", "password=x("),
         ("password=token", "\t"),
         ("", "?token="),
