@@ -6,6 +6,7 @@ import contextlib
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -44,11 +45,25 @@ def at_work(desk: Desk) -> Iterator[threading.Event]:
         over.set()
 
 
+class Looks(deque[Any]):
+    """Looks that wait; it says when the last was taken back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.taken_back = threading.Event()
+
+    def remove(self, value: Any) -> None:
+        super().remove(value)
+        if not self:
+            self.taken_back.set()
+
+
 class Stopper:
     """Stops the loop thread before one line of the desk's, where looks wait, until they wait no more."""
 
     def __init__(self, desk: Desk, line: int) -> None:
         self.stopped = False
+        self.looks = desk._looks = Looks()
         self._desk = desk
         self._left = line
         desk._life.thread.post(sys.settrace, self._enter)
@@ -68,9 +83,7 @@ class Stopper:
             self._left -= 1
             if self._left < 0:
                 self.stopped = True
-                deadline = time.monotonic() + LONG_S
-                while desk._looks and time.monotonic() < deadline:
-                    time.sleep(0.001)
+                self.looks.taken_back.wait(LONG_S)
         return self._step
 
 
@@ -89,6 +102,7 @@ def test_who_answers_looks_goes_on_at_whatever_line_their_callers_take_them_back
         assert executor.runner.stats().state == "running"
         if not stopper.stopped:
             break
+        assert stopper.looks.taken_back.is_set()
     assert line > 2, "this was to be in the middle of something"
 
 
