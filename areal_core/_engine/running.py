@@ -228,9 +228,7 @@ class Running:
         """Begin to look after servers again, where nobody did."""
         self.router.renew_patience()
         for server in self.router.servers:
-            if (
-                server.why_out is not None
-            ):  # a loop that stopped may have had its turn, and never gives it back
+            if server.why_out is not None:  # a loop that stopped may keep the turns that it had
                 server.loading, server.telling = Turn(), Turn()
 
     def _on_out(self, server: Server) -> None:
