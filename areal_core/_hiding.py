@@ -26,15 +26,16 @@ _KEY = re.compile(
       (?: (?<=[?&])(?:key|token)=
       |   bearer\s+
       |   (?: {_NAME} | (?P<header>{_HEADER}) )
-          (?: \\{{0,8}}["']\s*,\s*(?=b?\\{{0,8}}["'])  # a pair in a tuple
+          (?: \\{{0,8}}["']\s*,\s*(?=[\[(]?b?\\{{0,8}}["'])  # a pair in a tuple
           |   (?:\\{{0,8}}["'])?\s*[=:]\s* ) )  # a field, a line of a header, an entry of a dict or JSON
     )
-    ( (?:b|\w+\()? (?P<quote>\\{{0,8}}["']) )?
-    (?(quote)  (?: (?!(?P=quote)) (?:\\.|.) )*+     # to the quote that closes it
+    (?: (?P<list>[\[(](?=\s*b?\\{{0,8}}["'])) | (?:b|\w+\()? (?P<quote>\\{{0,8}}["']) )?
+    (?(list)   (?: "[^"\n]*+"? | '[^'\n]*+'? | [^\])"'] )*+  # to what closes the list
+    | (?(quote)  (?: (?!(?P=quote)) (?:\\.|.) )*+     # to the quote that closes it
     | (?(header)
         (?: (?:[^\s"']+[ \t]+)? [^\s"']*=[^\s=] .*    # with parameters: to the end of the line
         |   [^\s"']+ (?:[ \t]+b?\\{{0,8}}["']?[^\s"']+)? )  # a scheme and a key, or one of them
-      | (?:(?:basic|bearer|token)\s+)? [^\s"']+ ))
+      | (?:(?:basic|bearer|token)\s+)? (?: [\[(] [^\])"'\n]*+ [^\s"']* | [^\s"']+ ) )))
     """,
     re.IGNORECASE | re.VERBOSE,
 )
@@ -62,7 +63,7 @@ def names_a_key(name: str) -> bool:
 def without_keys(text: str) -> str:
     """Return *text* with `HIDDEN` for each key and password."""
     if _KEY.search(text):  # which is much faster than sub
-        text = _KEY.sub(lambda key: f"{key[1]}{key[3] or ''}{HIDDEN}", text)
+        text = _KEY.sub(lambda key: f"{key[1]}{key['list'] or key['quote'] or ''}{HIDDEN}", text)
     if "://" not in text:
         return text
     return "://".join(_without_user(part) for part in text.split("://"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import pytest
 
@@ -65,6 +66,40 @@ def test_a_subscriber_that_raises_keeps_it_from_nobody(policy: Policy, log_lines
     policy.set(1)
     assert told == [1]
     assert isinstance(log_lines.wait_for("version_subscriber_raised").error, ZeroDivisionError)
+
+
+def test_a_subscriber_with_an_in_order_is_told_by_what_that_returned_as_the_version_was_set(
+    policy: Policy,
+) -> None:
+    told: list[tuple[str, int]] = []
+
+    class Subscriber:
+        def in_order(self) -> Callable[[int], None]:
+            turn = policy.version
+            return lambda version: told.append((f"while {turn}", version))
+
+        def __call__(self, version: int) -> None:
+            told.append(("called", version))
+
+    policy.subscribe(Subscriber())
+    policy.set(1)
+    policy.set(2)
+    assert told == [("while 1", 1), ("while 2", 2)]
+
+
+def test_a_subscriber_whose_in_order_is_something_else_is_called(policy: Policy) -> None:
+    told: list[int] = []
+
+    class Subscriber:
+        def in_order(self, sort_by: str) -> None:
+            raise AssertionError(sort_by)
+
+        def __call__(self, version: int) -> None:
+            told.append(version)
+
+    policy.subscribe(Subscriber())
+    policy.set(1)
+    assert told == [1]
 
 
 @pytest.mark.parametrize("callback", [None, 3, "text"])
