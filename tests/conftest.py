@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 LOOPS = ("asyncio", "uvloop")
 _GOING_S = 1.0
 """How long what was called in a thread may be on its last lines when its test has ended."""
+_GOING = {
+    "areal-core-offload",
+    "areal-dump",
+    "areal-journal-close",
+    "areal-journal-look",
+    "areal-journal-open",
+}
+"""The threads that may be."""
 
 # The same examples in every run: a failure is a change in the code. New ones are searched for with
 # `pytest --hypothesis-profile=search`. No deadline per example: the machine may be busy.
@@ -167,7 +175,7 @@ def _no_thread_left(except_when: Callable[[], bool]) -> Iterator[None]:
     yield
     left = [thread for thread in threading.enumerate() if thread not in before]
     for thread in left:
-        if thread.name == "areal-core-offload" and not except_when():
+        if thread.name in _GOING and not except_when():
             thread.join(_GOING_S)
     left = [thread for thread in left if thread.is_alive()]
     if left and not except_when():
