@@ -175,7 +175,7 @@ def _no_thread_left(except_when: Callable[[], bool]) -> Iterator[None]:
     yield
     left = [thread for thread in threading.enumerate() if thread not in before]
     for thread in left:
-        if thread.name in _GOING and not except_when():
+        if thread.name in _GOING and thread.ident is not None and not except_when():
             thread.join(_GOING_S)
     left = [thread for thread in left if thread.is_alive()]
     if left and not except_when():
