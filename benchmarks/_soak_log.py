@@ -40,7 +40,6 @@ class Log(logging.Handler):
     def __init__(self, books: Books) -> None:
         super().__init__()
         self._books = books
-        self.lock = None  # a Ctrl-C between taking a lock and using it would leave it held
         self.counts = Counter[str]()
         """How often each warning and error came."""
         self.accused = Counter[str]()
@@ -93,6 +92,11 @@ class Log(logging.Handler):
             self._books.ended(number, _ALIASES.get(what, what))
 
     # -- as a handler ------------------------------------------------------------------------------------
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit *record* without a lock: a Ctrl-C between taking it and using it would leave it held."""
+        self.emit(record)
+        return True
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take note of what somebody else has logged."""

@@ -78,11 +78,18 @@ class ApiError(Exception):
         raise KeyError(name)
 
 
-class LockedApiError(ApiError, LockedError):
-    """Has that, and something that belongs to its process."""
+class TouchyError(Exception):
+    """Ends the program that asks it for what it does not have."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise SystemExit(name)
 
 
-class MuteApiError(ApiError):
+class LockedTouchyError(TouchyError, LockedError):
+    """Does that, and has something that belongs to its process."""
+
+
+class MuteTouchyError(TouchyError):
     """Cannot say what it is, nor what it is not."""
 
     def __str__(self) -> str:
@@ -298,7 +305,7 @@ def test_a_cause_that_is_hidden_is_not_told() -> None:
         (LeavingError("bye"), "test_distributed_wire.LeavingError: bye"),
         (ImpostorError("who"), "test_distributed_wire.ImpostorError: who"),
         (MuteError(), "test_distributed_wire.MuteError: <exception str() failed>"),
-        (LockedApiError("busy"), "LockedApiError: busy"),
+        (LockedTouchyError("busy"), "LockedTouchyError: busy"),
     ],
     ids=["not pickled", "not made again", "leaves", "no error", "says nothing", "not asked"],
 )
@@ -313,9 +320,10 @@ def test_an_error_whose_notes_are_its_own_arrives_without_ours() -> None:
     assert type(came) is OddlyNotedError and came.args == ("odd",)
 
 
-def test_an_error_that_cannot_be_asked_for_notes_arrives_without_ours() -> None:
-    came = sent_error(ApiError("busy"))
-    assert type(came) is ApiError and came.args == ("busy",)
+@pytest.mark.parametrize("kind", [ApiError, TouchyError])
+def test_an_error_that_cannot_be_asked_for_notes_arrives_without_ours(kind: type[Exception]) -> None:
+    came = sent_error(kind("busy"))
+    assert type(came) is kind and came.args == ("busy",)
 
 
 def test_an_error_of_syntax_in_what_is_no_text_arrives_as_it_was() -> None:
@@ -326,13 +334,13 @@ def test_an_error_of_syntax_in_what_is_no_text_arrives_as_it_was() -> None:
 
 
 def test_an_error_of_which_nothing_can_be_said_has_its_name_as_its_text() -> None:
-    assert text_of(MuteApiError()) == "MuteApiError (its str raises)"
-    assert text_of(ApiError("busy")) == "ApiError: busy"
+    assert text_of(MuteTouchyError()) == "MuteTouchyError (its str raises)"
+    assert text_of(TouchyError("busy")) == "TouchyError: busy"
 
 
 def test_an_error_whose_cause_cannot_be_told_is_told_without_it() -> None:
     error = ValueError("no")
-    error.__cause__ = _raised(ApiError("busy"))
+    error.__cause__ = _raised(TouchyError("busy"))
     told = notes_of(sent_error(error))
     assert "in _raised\n    raise error" in told and "busy" not in told
 

@@ -198,6 +198,6 @@ def load_error(dumped: tuple[bytes | None, str, str], loads: Callable[[bytes], A
             error = loaded if isinstance(loaded, BaseException) else None
     error = RemoteError(text) if error is None else error
     if where:
-        with contextlib.suppress(Exception):  # where it has notes of its own kind, or none can be asked for
+        with contextlib.suppress(BaseException):  # where it has notes of its own kind, or cannot be asked
             BaseException.add_note(error, f"At its worker:\n{where.rstrip()}")
     return error
