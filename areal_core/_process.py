@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 _home = object()
 _shielded: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+_pinned: list[object] = []
 
 
 def home() -> object:
@@ -48,10 +49,12 @@ def _arrive_in_child() -> None:
 
 def pin(value: object) -> None:
     """Keep *value* and all it refers to alive to the end of the process, finalization included."""
-    import ctypes
-
-    # A reference held by a module would be dropped at finalization, and *value* collected after all.
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
+    try:
+        import ctypes
+    except ImportError:  # a Python that was built without libffi
+        _pinned.append(value)  # which finalization drops
+    else:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(value))
 
 
 call_in_child(_arrive_in_child)

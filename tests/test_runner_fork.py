@@ -319,6 +319,26 @@ def test_a_child_does_not_wait_for_what_another_thread_imports_at_the_fork(run_s
     assert (child.stderr, child.stdout, child.returncode) == ("", "0\n", 0)
 
 
+def test_a_python_without_ctypes_runs_and_forks_like_others(run_script: RunScript) -> None:
+    child = run_script(
+        PRELUDE
+        + """
+    def use():
+        gc.collect()
+        with AsyncTaskRunner(8, loop_factory=new_loop) as own:
+            own.submit(give, 7)
+            assert own.wait(1, timeout=10) == [7]
+
+    sys.modules["ctypes"] = None
+    with AsyncTaskRunner(8, loop_factory=new_loop) as runner:
+        parked = Parked(runner, 4)
+        print(in_child(use))
+        parked.release()
+    """
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "0\n", 0)
+
+
 def test_a_runner_made_and_not_initialized_before_a_fork_is_the_childs(run_script: RunScript) -> None:
     child = run_script(
         PRELUDE
