@@ -157,7 +157,7 @@ def main() -> int:
         modules = dict(_modules(REST if options.rest else TESTS, options.module))
         samples = _share(modules, options.rest) if options.rest else dict.fromkeys(modules, options.sample)
         for file, sample in samples.items():
-            trial = Trial(file, modules[file], sandboxes, others)
+            trial = Trial(file, modules[file], sandboxes, others, all_tests=options.all_tests)
             try:
                 tally, seconds = trial.run(sample, lambda what: options.again or not known.get(what))
             except RedError as error:
@@ -178,6 +178,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rest", type=int, metavar="N", help="instead, N mutants of all the other modules")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="how many at once")
     parser.add_argument("--again", action="store_true", help="run survivors again that have a reason, too")
+    parser.add_argument(
+        "--all-tests", action="store_true", help="try also tests that were not seen to reach the change"
+    )
     parser.add_argument("--fresh", action="store_true", help="forget all outcomes")
     parser.add_argument("--this-python-only", action="store_true", help=f"do without Python {OTHER_PYTHON}")
     return parser.parse_args()

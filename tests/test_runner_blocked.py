@@ -16,6 +16,7 @@ import pytest
 
 from areal_core._runner import exit_hook, life
 from areal_core._runner.gate import Gate
+from areal_core._runner.ledger import Ledger
 from areal_core.async_task_runner import RunnerStats
 from areal_core.errors import RunnerStoppedError
 from conftest import MakeRunner
@@ -26,6 +27,7 @@ from doors import (
     Door,
     fail,
     give,
+    in_thread,
     interrupt_when,
     outcomes,
     start_blocked,
@@ -113,6 +115,63 @@ def test_a_runner_starts_again_beside_its_thread_left_behind_and_is_not_disturbe
     door.open()
     assert runner.wait(1, timeout=10) == ["new"]
     assert len(log_lines) == said
+
+
+def test_a_thread_given_up_where_a_pause_puts_tasks_back_puts_none_back(
+    make_runner: MakeRunner, log_lines: LogLines
+) -> None:
+    runner, said = make_runner(leave=True), list[str]()
+
+    def give_up(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code is Ledger.put_back.__code__:
+            sys.setprofile(None)
+            in_thread(runner.destroy, timeout=0.02)
+            said.extend(line.message.split()[0] for line in log_lines)
+
+    async def pause() -> None:
+        runner.pause()
+        sys.setprofile(give_up)
+
+    thread = runner.thread
+    assert thread is not None
+    runner.pause()
+    runner.submit(pause, task_id=1)
+    runner.submit(give, task_id=2)
+    runner.resume()
+    thread.join(LONG_S)
+    assert said == ["loop_thread_left_behind", "tasks_abandoned"]
+    assert [line.message.split()[0] for line in log_lines] == said
+    assert outcomes(runner) == {1: ("completed", None), 2: ("cancelled", None)}
+    assert runner.stats() == RunnerStats(submitted=2, collected=2, state="stopped")
+
+
+def test_a_task_that_a_pause_put_back_and_that_blocks_at_its_second_start_is_abandoned(
+    make_runner: MakeRunner,
+) -> None:
+    runner, blockade, door = make_runner(leave=True, cancel_grace=0.02), Blockade(), Door()
+
+    async def pause() -> None:
+        runner.pause()
+
+    async def block_and_insist() -> None:
+        await blockade.block()
+        await door.insist()
+
+    thread = runner.thread
+    assert thread is not None
+    runner.pause()
+    runner.submit(pause, task_id=1)
+    runner.submit(block_and_insist, task_id=2)
+    runner.resume()
+    runner.wait(1, timeout=10)
+    turn_loop(runner)
+    runner.resume()
+    blockade.wait_until_entered()
+    runner.destroy(timeout=0.02)
+    assert runner.stats() == RunnerStats(submitted=2, finished=1, collected=1, abandoned=1, state="stopped")
+    blockade.lift()
+    thread.join(LONG_S)
+    assert runner.stats().abandoned == 1
 
 
 def test_a_thread_given_up_where_it_notes_an_outcome_does_not_change_what_was_published(

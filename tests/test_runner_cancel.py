@@ -145,6 +145,40 @@ def test_a_task_may_cancel_itself_and_others(make_runner: MakeRunner) -> None:
     assert statuses(runner, 2) == {1: "cancelled", 2: "cancelled"}
 
 
+def test_a_task_that_cancels_itself_and_returns_at_once_is_cancelled_once(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+
+    async def cancel_itself() -> str:
+        assert runner.cancel(1)
+        return "value"
+
+    runner.submit(cancel_itself, task_id=1)
+    result = runner.wait_for_task(1, timeout=10)
+    assert (result.status, repr(result.error)) == ("cancelled", "CancelledError('task 1 was cancelled')")
+    turn_loop(runner)
+    assert runner.stats() == RunnerStats(submitted=1, collected=1, state="running")
+
+
+def test_a_task_may_cancel_those_of_its_burst_that_have_not_started(make_runner: MakeRunner) -> None:
+    runner = make_runner()
+
+    async def cancel_two() -> None:
+        assert runner.cancel(2)
+        assert runner.cancel(4)
+
+    runner.pause()
+    runner.submit(cancel_two, task_id=1)
+    for task_id in range(2, 6):
+        runner.submit(give, task_id, task_id=task_id)
+    runner.resume()
+    results = {result.task_id: result for result in runner.as_completed(timeout=10)}
+    cancelled = [results.pop(task_id) for task_id in (2, 4)]
+    assert [repr(result.error) for result in cancelled] == [
+        f"CancelledError('task {task_id} was cancelled before it started')" for task_id in (2, 4)
+    ]
+    assert {task_id: result.data for task_id, result in results.items()} == {1: None, 3: 3, 5: 5}
+
+
 def test_many_threads_cancel_the_same_tasks_and_agree(make_runner: MakeRunner) -> None:
     runner, door = make_runner(), Door()
     for number in range(40):

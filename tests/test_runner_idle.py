@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import uvloop
 
+from areal_core.async_task_runner import AsyncTaskRunner
 from conftest import MakeRunner
-from doors import Blockade, Door, give, start_blocked, turn_loop
+from doors import LONG_S, Blockade, Door, give, start_blocked, turn_loop
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -149,27 +150,57 @@ def test_a_blocked_waiter_burns_nothing(make_runner: MakeRunner) -> None:
     assert waiter.result() < 0.02
 
 
+class Selecting:
+    """A loop of asyncio's that tells for how long it would sleep."""
+
+    def __init__(self) -> None:
+        self.timeouts: list[float | None] = []
+        self._for_ever = threading.Event()
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """Make it."""
+        selecting = self
+
+        class Recording(selectors.DefaultSelector):
+            def select(self, timeout: float | None = None) -> Any:
+                selecting.timeouts.append(timeout)
+                if timeout is None:
+                    selecting._for_ever.set()
+                return super().select(timeout)
+
+        return asyncio.SelectorEventLoop(Recording())
+
+    def is_idle(self, runner: AsyncTaskRunner[Any]) -> bool:
+        """Tell whether the loop sleeps until it is woken, once it has done what is due."""
+        self._for_ever.clear()
+        turn_loop(runner)
+        return self._for_ever.wait(LONG_S)
+
+
 @pytest.mark.any_loop
 def test_an_idle_loop_has_no_timer(make_runner: MakeRunner) -> None:
-    """Asyncio alone shows how long it would sleep: for ever."""
-    timeouts: list[float | None] = []
-    selecting = threading.Event()
-
-    class Recording(selectors.DefaultSelector):
-        def select(self, timeout: float | None = None) -> Any:
-            timeouts.append(timeout)
-            if timeout is None:
-                selecting.set()
-            return super().select(timeout)
-
-    runner = make_runner(loop_factory=lambda: asyncio.SelectorEventLoop(Recording()))
-    door = Door()
+    selecting, door = Selecting(), Door()
+    runner = make_runner(loop_factory=selecting.loop)
     for _ in range(10):
         runner.submit(door.walk_through)
     door.wait_for(10)
-    selecting.clear()
-    turn_loop(runner)
-    assert selecting.wait(10)
+    assert selecting.is_idle(runner)
     door.open()
     runner.wait(10, timeout=10)
-    assert set(timeouts) <= {None, 0}
+    assert set(selecting.timeouts) <= {None, 0}
+
+
+@pytest.mark.any_loop
+def test_the_loop_sleeps_after_a_task_has_cancelled_another_of_its_burst(make_runner: MakeRunner) -> None:
+    selecting = Selecting()
+    runner = make_runner(loop_factory=selecting.loop)
+
+    async def cancel_the_next() -> None:
+        assert runner.cancel(2)
+
+    runner.pause()
+    runner.submit(cancel_the_next, task_id=1)
+    runner.submit(give, task_id=2)
+    runner.resume()
+    assert runner.wait_for_task(2, timeout=10).status == "cancelled"
+    assert selecting.is_idle(runner)

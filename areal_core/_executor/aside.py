@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from areal_core._runner import exit_hook
+from areal_core._runner.answer import Answer
 from areal_core._runner.loop_thread import LoopThread
-from areal_core._runner.passing import Answer
 
 T = TypeVar("T")
 

@@ -21,15 +21,16 @@ import time
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-from areal_core._executor.answer import Answer
 from areal_core._executor.books import RolloutLedger
 from areal_core._executor.core import Core
 from areal_core._executor.port import Timer, Tracer
 from areal_core._executor.requests import Request
 from areal_core._executor.rollout import Episode, Rollout
 from areal_core._runner import exit_hook
+from areal_core._runner.answer import Answer
 from areal_core._runner.ending import Ending
 from areal_core._runner.guest import Guest
 from areal_core._runner.launcher import Launcher
@@ -67,7 +68,7 @@ class Desk(Guest):
         self._lock = threading.RLock()
         self._ops: deque[_Op | Rollout] = deque()
         self._found: deque[_Op] = deque()  # by the loop thread
-        self._looks: deque[Answer] = deque()
+        self._looks: deque[Answer[Any]] = deque()
         self.returned: deque[Request] = deque()
         """Requests whose callers do not want, or did not get, what they were given."""
         self._works = 0  # pieces of work that have begun
@@ -138,7 +139,7 @@ class Desk(Guest):
         """Do ``op(*args)`` in its turn, wait for it, and return what it returns or raise what it raises."""
         if self._is_mine():
             raise RuntimeError(f"{op.__name__}() in a finalizer, in the middle of the executor's own work")
-        answer = Answer(op, args)
+        answer = Answer(partial(op, *args))
         if self._life.thread.is_current():
             self._ops.append((answer.fill, ()))
             self._work()
@@ -146,7 +147,7 @@ class Desk(Guest):
             self.post(answer.fill)
         answer.gate.wait()
         exit_hook.stay_if_over()
-        return answer.get()  # type: ignore[no-any-return]
+        return answer.get()
 
     def read(self, look: Callable[[Core], R]) -> R:
         """Return what ``look(core)`` sees between two pieces of work; it changes nothing."""
@@ -159,13 +160,13 @@ class Desk(Guest):
     def _look(self, look: Callable[[Core], R], patience_s: float) -> R:
         # Here and now, if it can be: who waits for the loop waits for all that is ready to run on it. Once
         # only: what changes all the time is likely to change in the middle of the next look, too.
-        answer: Answer | None = None
+        answer: Answer[R] | None = None
         seen: list[R] = []
         deadline = time.monotonic() + patience_s
         try:
             while not self._has_seen(look, seen):
                 if answer is None:
-                    answer = Answer(look, (self.core,))
+                    answer = Answer(partial(look, self.core))
                     self._looks.append(answer)
                     if self._life.thread.is_current():
                         self._work()
@@ -174,7 +175,7 @@ class Desk(Guest):
                 left = deadline - time.monotonic()
                 if answer.gate.wait(min(left, _LOOK_AGAIN_S)):
                     exit_hook.stay_if_over()
-                    return answer.get()  # type: ignore[no-any-return]
+                    return answer.get()
                 if left <= 0:
                     return self._look_in_the_middle(look, answer)
             return seen[0]
@@ -199,7 +200,7 @@ class Desk(Guest):
             return True
         return False
 
-    def _look_in_the_middle(self, look: Callable[[Core], R], answer: Answer) -> R:
+    def _look_in_the_middle(self, look: Callable[[Core], R], answer: Answer[R]) -> R:
         """Look though somebody works, unless he gives *answer* meanwhile."""
         for more in reversed(range(_GLIMPSES)):
             turn = self._turn
@@ -210,7 +211,7 @@ class Desk(Guest):
                     raise
             if answer.gate.wait(_LOOK_AGAIN_S):
                 exit_hook.stay_if_over()
-                return answer.get()  # type: ignore[no-any-return]
+                return answer.get()
         raise AssertionError
 
     def _is_mine(self) -> bool:
@@ -286,7 +287,7 @@ class Desk(Guest):
                     break  # else a finalizer had something done in the middle of it
             answer.gate.open()
 
-    def _next_look(self) -> Answer | None:
+    def _next_look(self) -> Answer[Any] | None:
         with contextlib.suppress(
             IndexError
         ):  # whoever has seen it himself takes his own back, without the lock

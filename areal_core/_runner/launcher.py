@@ -76,7 +76,7 @@ class Launcher:
                     if not job.create_time:
                         unstarted.append(job)
             elif not job.finish_time:
-                self._end(job)
+                self._end_unstarted(job)
         self._see_unstarted(unstarted)
 
     def _start_soon(self, jobs: Sequence[Job], make: _Maker) -> None:
@@ -87,8 +87,6 @@ class Launcher:
                     job.task = make(playing, job.context)
                 except BaseException as error:  # by a task factory that somebody set on the loop
                     self._not_started(job, playing, error)
-            elif not job.finish_time:
-                self._end(job)
         # First steps run in the order of creation, so this comes after all of them.
         self._thread.call_soon(self._see_unstarted, jobs)
 

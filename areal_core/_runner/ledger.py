@@ -206,7 +206,6 @@ class Ledger(Sink):
             self._finish([copy.copy(job) for job in jobs])
             for job in jobs:
                 job.end(time.monotonic_ns())
-                job.task = None
 
     def succeed(self, predecessor: Ledger) -> int:
         """Carry on the counters of *predecessor*; what it holds uncollected is discarded, and counted."""

@@ -215,7 +215,7 @@ class Life:
     def _give_up_tasks(self, launcher: Launcher, stuck: Sequence[Job]) -> None:
         for job in stuck:
             job.task = task_of(job, self.thread.loop)
-        labels = labels_of(stuck)  # now, for without its task a job has none
+        labels = labels_of(stuck)
         launcher.abandoned.update(labels)
         self._post(launcher.watch, labels)
 

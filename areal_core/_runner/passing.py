@@ -11,9 +11,10 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-from areal_core._runner.gate import Gate, thread_of_gates
+from areal_core._runner.answer import Answer
+from areal_core._runner.gate import thread_of_gates
 
 T = TypeVar("T")
 
@@ -56,26 +57,3 @@ def to_the_end(name: str, make: Callable[[], T]) -> T:
         answer.fill()
     answer.gate.wait()
     return answer.get()
-
-
-class Answer(Generic[T]):
-    """What *make* returned or raised, for a thread that waits for it."""
-
-    def __init__(self, make: Callable[[], T]) -> None:
-        self._make = make
-        self._values: list[T] = []
-        self._error: BaseException | None = None
-        self.gate = Gate()
-
-    def fill(self) -> None:
-        try:
-            self._values.append(self._make())
-        except BaseException as error:
-            self._error = error
-        finally:
-            self.gate.open()
-
-    def get(self) -> T:
-        if self._error is not None:
-            raise self._error
-        return self._values[0]
