@@ -174,8 +174,11 @@ class Trial:
         return Outcome.HUNG if killed.outcome == "timeout" else Outcome.ASSERTED
 
     def _is_red_again(self, run: Run, sandbox: Sandbox, code: str, baseline: Baseline) -> bool:
-        """Tell a test that notices the mutant from one that is red once in a while, on any code."""
-        if run.outcome == "timeout" or run.test not in baseline.seconds:
+        """Tell a test that notices the mutant from one that is red once in a while, or after others.
+
+        One that was seen to reach the mutant is believed to hang, for that takes long enough.
+        """
+        if run.test not in baseline.seconds or (run.outcome == "timeout" and not self._all_tests):
             return True
         return self._run_patiently(sandbox, code, [run.test], baseline).outcome != "passed"
 

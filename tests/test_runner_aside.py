@@ -31,8 +31,10 @@ class Work:
 
 
 @pytest.fixture
-def work() -> Iterator[Work]:
+def work(monkeypatch: pytest.MonkeyPatch) -> Iterator[Work]:
     """Return work that is being done aside, and have it done in the end."""
+    # What a Ctrl-C kept from starting in another test would be waited for here in vain.
+    monkeypatch.setattr(exit_hook, "_aside", set())
     work = Work()
     exit_hook.run_aside(work)
     assert work.begun.wait(LONG_S)
