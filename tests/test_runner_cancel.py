@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import weakref
+from types import FrameType
 from typing import Any
 
 import pytest
 
+from areal_core._runner.launcher import Launcher
 from areal_core.async_task_runner import AsyncTaskRunner, RunnerStats
 from areal_core.errors import RunnerStoppedError
 from conftest import MakeRunner
@@ -177,6 +180,32 @@ def test_a_task_may_cancel_those_of_its_burst_that_have_not_started(make_runner:
         f"CancelledError('task {task_id} was cancelled before it started')" for task_id in (2, 4)
     ]
     assert {task_id: result.data for task_id, result in results.items()} == {1: None, 3: 3, 5: 5}
+
+
+def test_a_task_cancelled_in_the_moment_it_starts_is_cancelled_and_has_not_started(
+    make_runner: MakeRunner,
+) -> None:
+    """It was found uncancelled when its burst was gone through."""
+    runner, ran = make_runner(), list[int]()
+
+    def cancel(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call" and frame.f_code is Launcher._play.__code__:
+            sys.setprofile(None)
+            assert runner.cancel(2)
+
+    async def note(task_id: int) -> None:
+        ran.append(task_id)
+        if task_id == 1:
+            sys.setprofile(cancel)
+
+    runner.pause()
+    for task_id in (1, 2, 3):
+        runner.submit(note, task_id, task_id=task_id)
+    runner.resume()
+    result = runner.wait_for_task(2, timeout=10)
+    assert repr(result.error) == "CancelledError('task 2 was cancelled before it started')"
+    assert statuses(runner, 2) == {1: "completed", 3: "completed"}
+    assert ran == [1, 3]
 
 
 def test_many_threads_cancel_the_same_tasks_and_agree(make_runner: MakeRunner) -> None:
