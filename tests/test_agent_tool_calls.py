@@ -72,7 +72,7 @@ def test_arguments_are_left_as_the_model_wrote_them(written: str, arguments: str
         '<tool_call>["add", {}]</tool_call>',
         '<tool_call>"add"</tool_call>',
         '<tool_call>{"name": "add", "arguments": {"a": ' + 100_000 * "[" + "</tool_call>",
-        '<tool_call>{"name": "add", "arguments": {"a": ' + 9_000 * "7" + "}</tool_call>",
+        '<tool_call>{"name": "add", "arguments": {"a": ' + 9_000 * "7" + "}}</tool_call>",
         'call {"name": "add", "arguments": {}}</tool_call>',
     ],
     ids=range(21),

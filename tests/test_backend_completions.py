@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -328,7 +329,7 @@ _CHOICE = json.loads(completion([1], finish="stop"))["choices"][0]
                     token_ids=...,
                     logprobs={"tokens": ["token_id:1", text], "token_logprobs": [-1, -1]},
                 ),
-                "is no token id",
+                rf"(^|\s){re.escape(repr(text[:40]))} among tokens that are given as token_id:<number> is no",
                 id=f"text-{text[:20]}",
             )
             for text in (
@@ -340,6 +341,7 @@ _CHOICE = json.loads(completion([1], finish="stop"))["choices"][0]
                 "token_id:٣",
                 "token_id: 1",
                 f"token_id:{2**63}",
+                f"token_id:{1:020}",
                 "token_id:" + "9" * 5_000,
             )
         ),

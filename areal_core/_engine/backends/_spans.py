@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from areal_core._engine.backend import ReplyError
 from areal_core._engine.wire.decoding import Label, integer_label
-
-_Position = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Span(Struct, gc=False):
     """The version that made the tokens from start up to, not including, end."""
 
-    start: _Position
-    end: _Position
+    start: int
+    end: int
     version: Label = None
 
 
