@@ -9,7 +9,7 @@ from areal_core._engine.backend import Ask, Piece, ReplyError
 
 def is_end(data: bytes) -> bool:
     """Return whether the data of an event says nothing but that the stream ends, or nothing at all."""
-    return len(data) < 16 and data.strip() in (b"", b"[DONE]")
+    return data.strip() in (b"", b"[DONE]")
 
 
 def ended(piece: Piece | None) -> Piece:
