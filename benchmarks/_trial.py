@@ -37,6 +37,8 @@ class Tally:
     """Changes of annotations, not run at all."""
     survivors: list[tuple[int, Change]] = field(default_factory=list)
     """The line and the change of each."""
+    left: list[tuple[int, Change]] = field(default_factory=list)
+    """Of those that wait the ones that survived quick tests."""
 
     @property
     def share(self) -> float:
@@ -60,6 +62,7 @@ class Trial:
         others: Sequence[Sandbox],
         *,
         all_tests: bool = False,
+        longest_s: float | None = None,
     ) -> None:
         self._file = file
         self._source = (ROOT / file).read_text()
@@ -67,6 +70,8 @@ class Trial:
         self._sandboxes = sandboxes
         self._others = others  # on another Python, for what survives on this one
         self._all_tests = all_tests
+        self._longest_s = longest_s
+        self._left: list[int] = []
         self._mutants = list_mutants(ROOT / file)
         self._specs = self._mutants.specs
         self._outcomes = Outcomes(file, self._source, self._specs)
@@ -77,7 +82,8 @@ class Trial:
         """Run the mutants that have no outcome yet; return how all fared, and the seconds it took now.
 
         Survivors for which *again* is true are run again. With a *sample* only so many of them all, the same
-        ones each time. Raises RedError when the tests do not pass as it is.
+        ones each time. With a longest time for a test, survivors wait on. Raises RedError when the tests do
+        not pass as it is.
         """
         began = time.monotonic()
         chosen = self._chosen(sample)
@@ -88,7 +94,8 @@ class Trial:
         if waiting:
             baseline = self._baseline()
             try:
-                self._run(waiting, self._sandboxes, baseline, Outcome.SURVIVED_HERE)
+                survived = Outcome.SURVIVED_HERE if self._longest_s is None else Outcome.WAITING
+                self._run(waiting, self._sandboxes, baseline, survived)
             finally:
                 self._outcomes.save()
         if self._others:
@@ -138,6 +145,8 @@ class Trial:
                 for done, job in enumerate(as_completed(jobs), 1):
                     place, outcome = job.result()
                     self._outcomes[place] = outcome
+                    if outcome is Outcome.WAITING:
+                        self._left.append(place)
                     progress(f"{self._file} {done} of {len(jobs)}")
                     if time.monotonic() - saved > SAVE_EVERY_S:
                         self._outcomes.save()
@@ -152,6 +161,8 @@ class Trial:
         if self._all_tests and sandbox in self._sandboxes:
             # Which lines they reach is seen on another Python, where tasks start in another way.
             tests += sorted(baseline.seconds.keys() - {*tests}, key=baseline.seconds.__getitem__)
+        if self._longest_s is not None:
+            tests = [test for test in tests if baseline.seconds[test] <= self._longest_s]
         code = mutated(self._source, mutation)
         began = time.monotonic()
         killed: Run | None = None
@@ -217,6 +228,7 @@ class Trial:
             if self._is_survivor(place):
                 tally.survivors.append(self._describe(place))
         tally.survivors.sort()
+        tally.left = sorted(map(self._describe, self._left))
         return tally
 
     def _describe(self, place: int) -> tuple[int, Change]:

@@ -157,7 +157,9 @@ def main() -> int:
         modules = dict(_modules(REST if options.rest else TESTS, options.module))
         samples = _share(modules, options.rest) if options.rest else dict.fromkeys(modules, options.sample)
         for file, sample in samples.items():
-            trial = Trial(file, modules[file], sandboxes, others, all_tests=options.all_tests)
+            trial = Trial(
+                file, modules[file], sandboxes, others, all_tests=options.all_tests, longest_s=options.quick
+            )
             try:
                 tally, seconds = trial.run(sample, lambda what: options.again or not known.get(what))
             except RedError as error:
@@ -180,6 +182,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--again", action="store_true", help="run survivors again that have a reason, too")
     parser.add_argument(
         "--all-tests", action="store_true", help="try also tests that were not seen to reach the change"
+    )
+    parser.add_argument(
+        "--quick", type=float, metavar="S", help="leave out tests that take longer; what survives waits on"
     )
     parser.add_argument("--fresh", action="store_true", help="forget all outcomes")
     parser.add_argument("--this-python-only", action="store_true", help=f"do without Python {OTHER_PYTHON}")
@@ -225,10 +230,16 @@ def _print_module(file: str, tally: Tally, known: dict[Change, str], seconds: fl
     progress("")
     print(_tally_row(file, tally, f"{seconds:.0f}"))
     for line, what in tally.survivors:
-        where = f"{what.file}:{line}" + (f" in {what.inside}" if what.inside else "")
-        print(f"    {where}: {what.was}\n        -> {what.now}")
+        print(f"    {_shown(line, what)}")
         print(f"        {known.get(what) or 'NO REASON'}")
+    for line, what in tally.left:
+        print(f"    waits: {_shown(line, what)}")
     sys.stdout.flush()
+
+
+def _shown(line: int, what: Change) -> str:
+    where = f"{what.file}:{line}" + (f" in {what.inside}" if what.inside else "")
+    return f"{where}: {what.was}\n        -> {what.now}"
 
 
 def _conclude(total: Tally, known: dict[Change, str], untested: Sequence[str]) -> int:
