@@ -638,6 +638,22 @@ def test_control_calls_have_connections_of_their_own(loop_factory: LoopFactory) 
         runner.run(limited(main()))
 
 
+def test_calls_that_come_in_crowds_share_half_of_the_control_connections_to_a_server(
+    loop_factory: LoopFactory,
+) -> None:
+    async def main() -> None:
+        pool = (await get_control_session()).connector
+        assert isinstance(pool, ConnectionPool)
+        for _ in range(8):
+            assert not pool.turns["one"].locked()
+            await pool.turns["one"].acquire()
+        assert pool.turns["one"].locked()
+        assert not pool.turns["other"].locked()
+
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(limited(main()))
+
+
 def test_a_server_that_answers_no_control_calls_delays_only_its_own(loop_factory: LoopFactory) -> None:
     async def main() -> None:
         control, holding = await get_control_session(), Holding()
