@@ -235,6 +235,12 @@ def test_an_abort_that_counts_no_tokens_takes_none_back(meta: dict[str, Any], ou
     assert pieces == [_piece([1, 2]), _piece([], "abort")]
 
 
+@pytest.mark.parametrize("counted", [1, None])
+def test_of_an_abort_that_does_not_count_them_tokens_are_not_read(counted: int | None) -> None:
+    abort = sglang([1, 2, 3, 4], finish="abort", meta={"completion_tokens": counted})
+    assert _stream([sglang([1, 2]), abort]) == [_piece([1, 2]), _piece([], "abort")]
+
+
 def test_an_abort_keeps_the_tokens_that_came_with_it() -> None:
     pieces = _stream([sglang([1]), sglang([1, 2, 3], finish="abort")])
     assert pieces == [_piece([1]), _piece([2, 3], "abort")]
