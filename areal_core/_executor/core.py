@@ -93,7 +93,8 @@ class Core:
 
     def take_back(self, request: Request) -> None:
         """Put back what *request* was given: its caller did not get it, or does not want it."""
-        self._expire(self._serving.take_back(request))
+        fell = self.budget.version < request.version  # since it was given
+        self._expire(self._serving.take_back(request), fell)
         self._serving.recount()
 
     def delivered(self, request: Request, trained: Sequence[Trained]) -> None:
@@ -342,7 +343,7 @@ class Core:
         else:
             self._finish(rollout, outcome)
 
-    def _expire(self, finished: Iterable[Rollout], fell: bool = False) -> None:
+    def _expire(self, finished: Iterable[Rollout], fell: bool) -> None:
         """Free what finished rollouts that are too old take up: those that wait to be collected."""
         for rollout in list(finished):
             if not self._ageing.has_expired(rollout, fell):
