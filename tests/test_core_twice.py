@@ -121,6 +121,44 @@ def test_what_comes_back_with_tokens_of_a_version_that_is_not_known_yet_stays() 
     assert status_of(rollout) == "accepted"
 
 
+def test_a_batch_that_comes_back_twice_comes_back_once() -> None:
+    world = a_world()
+    rollouts = world.submit_all([Script()] * 2, Lane.BATCH)
+    capacity = world.core.budget.capacity
+    request = world.ask_for_batch(2)
+    for rollout in rollouts:
+        world.end(rollout)
+    assert request.rollouts == rollouts and not any(one.is_charged for one in rollouts)
+    for _ in range(2):
+        world.post(world.core.take_back, request)
+        assert world.core.budget.capacity == capacity
+        assert all(one.is_charged for one in rollouts)
+
+
+# -- claims ----------------------------------------------------------------------------------------
+
+
+def test_what_is_claimed_when_it_has_ended_is_for_nobody_else() -> None:
+    world = a_world()
+    ended, running_one = world.submit_all([Script()] * 2)
+    world.end(ended)
+    claim = world.claim(ended, running_one)
+    other = world.ask()
+    assert claim.there == 1 and not other.gate.is_open
+    world.end(running_one)
+    assert claim.rollouts == [ended, running_one] and not other.gate.is_open
+
+
+def test_a_claim_knows_whether_it_is_for_evaluation_and_refers_to_nothing_once_it_is_over() -> None:
+    world = a_world()
+    served, given_up = (world.claim(world.submit(Script(), is_eval=is_eval)) for is_eval in (True, False))
+    assert (served.is_eval, given_up.is_eval) == (True, False)
+    assert len(served.claim.rollouts) == len(given_up.claim.rollouts) == 1
+    world.end(world.rollouts[0])
+    world.post(world.core.take_back, given_up)
+    assert served.claim.rollouts == given_up.claim.rollouts == []
+
+
 # -- what it says ----------------------------------------------------------------------------------
 
 
