@@ -59,6 +59,18 @@ def test_what_is_recovered_too_late_begins_anew() -> None:
     assert (world.ledger.submitted, world.ledger.running) == (1, 1)
 
 
+def test_a_version_that_is_told_again_frees_nothing() -> None:
+    world = a_world(max_staleness=0)
+    for rollout in world.submit_all([Script()] * 2):
+        world.end(rollout)
+    world.caller(count=2).take()
+    for _ in range(2):
+        world.post(world.core.set_version, 0)
+        assert world.core.budget.capacity == 0
+    world.rise()
+    assert world.core.budget.capacity == 2
+
+
 def test_a_second_pause_is_none() -> None:
     world = a_world()
     world.clock.pass_over(1.0)

@@ -210,11 +210,10 @@ class Core:
             self._serving.answer(request, ending())
 
     def abandon_episodes(self) -> None:
-        """Let all that runs be over; for the very end, when nobody is left to say so."""
+        """Let all that was told to end be over; for the very end, when nobody is left to say so."""
         for rollout in list(self.scheduler.running.values()):
             for episode in rollout.members():
                 if not episode.is_over:
-                    episode.told_to_end = True
                     self.scheduler.episode_ended(episode)
 
     def tell_also(self, witness: Witness) -> None:
