@@ -63,7 +63,7 @@ TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("areal_core/loop_cleanup.py", _CLEANUP),
     ("areal_core/_drive.py", _CLEANUP),
     ("areal_core/_callback.py", _CLEANUP),
-    ("areal_core/_process.py", _CLEANUP + _CLIENTS),
+    ("areal_core/_process.py", (*_CLEANUP, *_CLIENTS, "tests/test_runner_fork.py")),
     ("areal_core/_log.py", (*_CLEANUP, *_LOG)),
     (
         "areal_core/workflow_context.py",

@@ -59,6 +59,91 @@ def test_t10_counts_a_rollout_by_the_share_of_its_tokens_that_is_trained_on() ->
     assert world.core.tally.report().tokens_masked == 10
 
 
+# -- the tally alone -------------------------------------------------------------------------------
+
+
+def trained(seconds: float = 1.0, *, tokens: int = 1, masked: int = 0, task_id: int = 0) -> Trained:
+    return Trained(task_id, seconds, 0, tokens, masked)
+
+
+def deliver(tally: Tally, count: int, one: Trained | None = None) -> None:
+    for _ in range(count):
+        tally.delivered(one or trained())
+
+
+def test_before_anything_is_delivered_nothing_is_stale() -> None:
+    report = Tally().report()
+    assert (report.delivered, report.staleness_mean, report.staleness_max, report.t10) == (0, 0.0, 0, None)
+
+
+def test_what_is_told_to_the_tally_cannot_be_changed() -> None:
+    with pytest.raises(AttributeError):
+        trained().tokens = 2  # type: ignore[misc]
+
+
+def test_t10_needs_a_hundred_and_is_of_the_last_thousand() -> None:
+    tally = Tally()
+    tally.wasted(9.0, 9.0)
+    deliver(tally, 98)
+    assert tally.report().t10 is None
+    deliver(tally, 1)
+    assert tally.report().t10 == pytest.approx(0.9 / 0.99)
+    deliver(tally, 900)
+    assert tally.report().t10 == pytest.approx(0.99 / 0.999)
+    deliver(tally, 1)
+    assert tally.report().t10 == 1.0
+
+
+def test_t10_is_of_the_longest_tenth() -> None:
+    tally = Tally()
+    deliver(tally, 99)
+    tally.wasted(2.0, 2.0)
+    deliver(tally, 10, trained(3.0))
+    assert tally.report().t10 == pytest.approx((10 / 11) / (109 / 110))
+
+
+def test_one_without_tokens_counts_as_trained_on() -> None:
+    tally = Tally()
+    deliver(tally, 90)
+    deliver(tally, 10, trained(5.0, tokens=0))
+    assert tally.report().t10 == 1.0
+
+
+def test_of_t10_too_one_that_came_back_is_no_part() -> None:
+    tally = Tally()
+    deliver(tally, 100)
+    half = trained(9.0, masked=1)
+    tally.delivered(half)
+    assert tally.report().t10 != 1.0
+    tally.came_back(half)
+    assert (tally.report().t10, tally.report().delivered) == (1.0, 100)
+
+
+def test_one_may_come_back_after_a_thousand_others() -> None:
+    tally = Tally()
+    first = trained(9.0, masked=1)
+    tally.delivered(first)
+    deliver(tally, 1000)
+    tally.came_back(first)
+    assert tally.report().delivered == 1000
+
+
+@pytest.mark.parametrize(("fair", "told"), [(0, [100, 1100]), (100, [200, 1200])])
+def test_unfairness_is_looked_for_every_hundred_and_told_every_thousand(fair: int, told: list[int]) -> None:
+    tally, seen = Tally(), list[int]()
+    for number in range(1, 1301):
+        if number <= fair or number % 2:
+            deliver(tally, 1)
+        else:
+            tally.wasted(9.0, 9.0)
+        if tally.warning() is not None:
+            seen.append(number)
+    assert seen == told
+
+
+# -- what it counts --------------------------------------------------------------------------------
+
+
 def test_the_report_says_how_stale_what_was_delivered_is() -> None:
     world = a_world(batch=1, max_staleness=3, on_stale="drop")
     for number in range(3):

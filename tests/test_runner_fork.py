@@ -339,6 +339,31 @@ def test_a_python_without_ctypes_runs_and_forks_like_others(run_script: RunScrip
     assert (child.stderr, child.stdout, child.returncode) == ("", "0\n", 0)
 
 
+@pytest.mark.any_loop
+@pytest.mark.parametrize("ctypes", ["there", "missing"])
+def test_what_is_pinned_is_kept(run_script: RunScript, ctypes: str) -> None:
+    child = run_script(
+        f"""
+        import gc, sys, weakref
+        from areal_core import _process
+
+        if {ctypes!r} == "missing":
+            sys.modules["ctypes"] = None
+
+        class Kept:
+            pass
+
+        kept = Kept()
+        is_there = weakref.ref(kept)
+        _process.pin(kept)
+        del kept
+        gc.collect()
+        print(is_there() is not None)
+        """
+    )
+    assert (child.stderr, child.stdout, child.returncode) == ("", "True\n", 0)
+
+
 def test_a_runner_made_and_not_initialized_before_a_fork_is_the_childs(run_script: RunScript) -> None:
     child = run_script(
         PRELUDE
