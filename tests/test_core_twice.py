@@ -196,6 +196,17 @@ def test_a_ledger_cannot_be_changed() -> None:
         RolloutLedger().submitted = 1  # type: ignore[misc]
 
 
+def test_a_request_wants_no_more_than_it_says_and_has_been_given_nothing() -> None:
+    request, alike = Request(Want.BATCH, 4), Request(Want.BATCH, 4)
+    assert (request.is_eval, request.dynamic, request.drops_last) == (False, False, True)
+    assert (request.keep_pending, request.hunger, request.there, request.version) == (0, 0, 0, 0)
+    assert not (request.is_starved or request.is_withdrawn or request.is_noted or request.is_in_hand)
+    assert not request.receipt.is_delivered
+    assert [request.again().is_starved, request.again(is_starved=True).is_starved] == [False, True]
+    assert {request: 1}.get(alike) is None, "there may be two that want the same"
+    assert not hasattr(request, "__dict__"), "there are many"
+
+
 # -- hunger ----------------------------------------------------------------------------------------
 
 
