@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import traceback
 
 import pytest
@@ -67,7 +68,8 @@ def test_different_servers_are_different() -> None:
         ("h*st:80", "has no host, or one that cannot be"),
         ("host\\x:80", "has no host, or one that cannot be"),
         ("[::1:80", "has no address of IPv6"),
-        ("[::g]:80", "has no address of IPv6"),
+        ("[::g]:80", "has no address of IPv6 in its brackets$"),
+        ("[v1.a:b]:80", "has no address of IPv6 in its brackets$"),
         ("host:0", "has a port that is not in 1..65535"),
         ("host:65536", "has a port that is not in 1..65535"),
         ("host:80:90", "has a port that is not in 1..65535"),
@@ -96,9 +98,34 @@ def test_what_is_no_address_is_refused_with_the_reason(text: str, problem: str) 
         assert repr(text) in str(caught.value)
 
 
+@pytest.mark.parametrize("port", [1, 65535])
+def test_every_port_is_taken(port: int) -> None:
+    assert Address.parse(f"host:{port}").port == port
+
+
+def test_of_a_text_that_is_too_long_the_beginning_is_shown() -> None:
+    longest = "host:80/" + 492 * "a"
+    assert Address.parse(longest).name == longest
+    with pytest.raises(ValueError, match=rf"^address '{longest[:100]}\.\.\.' has 501 characters; 500 is"):
+        Address.parse(longest + "a")
+    with pytest.raises(ValueError, match=rf"^address '{500 * 'h'}' has no port"):
+        Address.parse(500 * "h")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("me:secret@host:80", "***@host:80"), ("https://me@host/x?key=1", "https://***@host/x?***")],
+)
+def test_the_rest_of_an_address_with_secrets_is_shown(text: str, shown: str) -> None:
+    with pytest.raises(ValueError, match=f"^address '{re.escape(shown)}' has a user name or a password"):
+        Address.parse(text)
+
+
 @pytest.mark.parametrize("value", [None, 30000, b"host:80", ("host", 80)])
 def test_what_is_no_text_is_refused(value: object) -> None:
-    with pytest.raises(TypeError, match=r"^an address is a .*, not a str; give host:port"):
+    with pytest.raises(
+        TypeError, match=rf"^an address is a {type(value).__name__}, not a str; give host:port"
+    ):
         Address.parse(value)  # type: ignore[arg-type]
 
 

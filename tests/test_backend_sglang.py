@@ -458,6 +458,7 @@ def test_a_failure_inside_a_200_is_told_with_the_servers_words_and_status(
     assert (str(caught.value), caught.value.status) == (words, status)
 
 
-def test_an_abort_that_is_no_failure_says_so_by_its_status() -> None:
-    body = sglang([1], finish={"type": "abort", "message": "Abort", "status_code": 200})
+@pytest.mark.parametrize("status", [200, 399])
+def test_an_abort_that_is_no_failure_says_so_by_its_status(status: int) -> None:
+    body = sglang([1], finish={"type": "abort", "message": "Abort", "status_code": status})
     assert _reader().whole(body) == _piece([1], "abort")
