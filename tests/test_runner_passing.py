@@ -10,8 +10,9 @@ from collections.abc import Callable
 import pytest
 
 from areal_core._runner import passing
+from areal_core._runner.answer import Answer
 from areal_core._runner.gate import Gate
-from areal_core._runner.passing import Answer, start_passing, to_the_end
+from areal_core._runner.passing import start_passing, to_the_end
 from children import RunScript
 from doors import LONG_S
 
