@@ -87,7 +87,7 @@ class Trial:
         """
         began = time.monotonic()
         chosen = self._chosen(sample)
-        for place in chosen:
+        for place in chosen if self._longest_s is None else ():  # or quick tests would make survivors wait
             if self._is_survivor(place) and again(self._describe(place)[1]):
                 self._outcomes[place] = Outcome.WAITING
         waiting = [place for place in chosen if self._outcomes[place] is Outcome.WAITING]
@@ -98,7 +98,7 @@ class Trial:
                 self._run(waiting, self._sandboxes, baseline, survived)
             finally:
                 self._outcomes.save()
-        if self._others:
+        if self._others and self._longest_s is None:
             here = [place for place in chosen if self._outcomes[place] is Outcome.SURVIVED_HERE]
             if here:
                 baseline = self._baseline()
@@ -187,7 +187,7 @@ class Trial:
     def _is_red_again(self, run: Run, sandbox: Sandbox, code: str, baseline: Baseline) -> bool:
         """Tell a test that notices the mutant from one that is red once in a while, or after others.
 
-        One that was seen to reach the mutant is believed to hang, for that takes long enough.
+        Where only those run that were seen to reach the mutant a hang is believed: it takes long enough.
         """
         if run.test not in baseline.seconds or (run.outcome == "timeout" and not self._all_tests):
             return True

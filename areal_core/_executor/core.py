@@ -210,7 +210,7 @@ class Core:
             self._serving.answer(request, ending())
 
     def abandon_episodes(self) -> None:
-        """Let all that was told to end be over; for the very end, when nobody is left to say so."""
+        """Let all that runs be over; for the very end, after `end`, when nobody is left to say so."""
         for rollout in list(self.scheduler.running.values()):
             for episode in rollout.members():
                 if not episode.is_over:
