@@ -141,6 +141,17 @@ def test_unfairness_is_looked_for_every_hundred_and_told_every_thousand(fair: in
     assert seen == told
 
 
+def test_four_fifths_are_fair() -> None:
+    tally = Tally()
+    for _ in range(32):
+        tally.wasted(1.0, 1.0)
+    deliver(tally, 57)
+    deliver(tally, 1, trained(masked=1))
+    deliver(tally, 10, trained(9.0, masked=1))
+    assert tally.report().t10 == 0.8
+    assert tally.warning() is None
+
+
 # -- what it counts --------------------------------------------------------------------------------
 
 
