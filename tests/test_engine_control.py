@@ -490,6 +490,26 @@ def test_weights_that_came_another_way_are_not_replaced_by_older_ones(
 
 
 @pytest.mark.any_loop
+def test_an_update_includes_a_server_that_is_about_to_come_back(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        for server in servers:
+            server.load(weights_of(2), 2)
+        engine.set_version(2)
+        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError):
+            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        servers[0].faults(["latency=500,path=/pause_generation", "latency=500,path=/continue_generation"])
+        servers[0].stats(latency=1)  # it has version 2 still, and is told to do as the others do
+        runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        assert not out(engine)
+        assert servers[0].versions()[-1] == 3
+        servers[0].faults([])
+        check_usable(runner, engine, *servers, latest=3)
+
+
+@pytest.mark.any_loop
 @pytest.mark.parametrize("extra", [{}, {"stream": False}], ids=["per chunk", "of the reply"])
 def test_labels_older_than_a_version_set_by_hand_are_told_and_not_called_exact(
     runner: AsyncTaskRunner[Any],

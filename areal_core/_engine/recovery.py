@@ -76,7 +76,8 @@ class Recovery:
             same_gate = opening.closings == closings and opening.is_paused == is_paused
             return same_gate and self._policy.moment() == moment and not self._is_changing
 
-        self._router.put_in(server, still_right)
+        if self._router.put_in(server, still_right):
+            server.awaits_weights = False  # not before: an update that begins until then is to include it
 
     @property
     def _is_changing(self) -> bool:
@@ -89,7 +90,7 @@ class Recovery:
             version = await ask_weights(server)
             is_believed = self._at_first and version is None and not server.weights_unknown
             if version == expected:
-                server.weights_unknown = server.awaits_weights = False
+                server.weights_unknown = False
             elif not is_believed:
                 server.awaits_weights = True
                 raise StaysOutError(
