@@ -24,6 +24,7 @@ from areal_core._executor.report import Tally
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Lane, Plan, Rollout, State
 from areal_core._executor.rules import Rules
+from areal_core._executor.versions import Versions
 from areal_core.staleness_manager import StalenessManager
 from core_stage import SCRIPTED, Ending, Play, Script, Stage, VirtualClock, VirtualTimer, accept_good
 
@@ -128,12 +129,13 @@ class World:
         books = BothBooks(RolloutLedger(), RolloutLedger())
         self.core = Core(rules, self.stage, self, books, Tally(), self.told)
         ids = Ids(is_submitted=lambda rollout: True)
-        self.handover = _OneThread(cast(Desk, self), rules, self.read_version, ids, None)
+        self.versions = Versions(cast(Desk, self), self.read_version)
+        self.handover = _OneThread(cast(Desk, self), rules, self.versions, ids, None)
         self.handover.world = self
         self._ids = itertools.count()
         self._ops: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
         self._is_working = False
-        self.post(self.core.version_seen, version)
+        self.post(self.core.set_version, version)
 
     # -- the loop, as the desk runs it -------------------------------------------------------------
 
@@ -350,11 +352,10 @@ class Caller:
                 self.request = request.again(is_starved=not is_fed)
                 world.post(world.core.ask, self.request)
                 return True
-        version = request.version if request.is_eval else world.read_version()
-        if version <= request.version:
+        if request.is_eval or world.versions.is_still_of(request):
             self.outcomes = world.handover.hand_out(request)
         else:
-            world.post(world.core.version_seen, version)
+            world.versions.look()
             self.request = request.anew()
             world.post(world.core.ask_again, request, self.request)
         return True

@@ -208,7 +208,7 @@ class FarWorld(World):
         self.dispatcher = self.stage.dispatcher
         books = BothBooks(RolloutLedger(), RolloutLedger())
         self.core = Core(rules, self.stage, self, books, Tally(), self.told)
-        self.post(self.core.version_seen, version)
+        self.post(self.core.set_version, version)
 
     def work(self) -> None:
         """Do what a desk with a dispatcher does in one piece of work."""

@@ -123,6 +123,33 @@ def test_the_cut_sees_a_version_that_rises_during_it() -> None:
     assert statuses(first) == ["stale", "stale"]
 
 
+def test_the_cut_sees_a_trainer_that_goes_back_during_it() -> None:
+    world = a_world(version=3, on_stale="drop")
+    first = world.submit_all([script(1.0)] * 2, Lane.BATCH)
+    world.clock.pass_over(1.0)
+    world.rises_at_reads.extend([-2, 0])
+    batch = world.prepare_batch(lambda: script(1.0))
+    assert [outcome.origin for outcome in batch] == [1, 1]
+    assert statuses(first) == ["stale", "stale"]
+
+
+@pytest.mark.parametrize("told", [(-1, 1), ()], ids=["has come as far again", "did not tell"])
+def test_the_cut_sees_a_trainer_that_went_back_before_it_is_handed_out(told: tuple[int, ...]) -> None:
+    world = a_world(version=3, on_stale="drop")
+    first = world.submit_all([script(1.0)] * 2, Lane.BATCH)
+    world.clock.pass_over(1.0)
+    caller = batch_caller(world)
+    for by in told:
+        world.rise(by)
+    if not told:
+        world.rise(-1, is_told=False)
+    assert caller.look() and caller.outcomes is None
+    late = world.submit_all([script(1.0)] * 2, Lane.BATCH)
+    world.clock.pass_over(1.0)
+    assert [one.task_id for one in caller.take()] == [one.task_id for one in late]
+    assert statuses(first) == ["stale", "stale"]
+
+
 def test_the_cut_sees_a_version_that_rises_again_and_again_during_it() -> None:
     world = a_world(on_stale="mask")
     world.rises_at_reads.extend([1, 1, 1, 1])
@@ -239,17 +266,26 @@ def test_tokens_that_no_policy_made_are_not_too_old_beside_others_that_are() -> 
 @pytest.mark.parametrize("on_stale", ["mask", "drop", "requeue"])
 def test_when_the_version_falls_what_has_to_do_with_those_above_it_is_not_trained_on(on_stale: str) -> None:
     world = a_world(version=3, max_staleness=4, max_requeues=0, on_stale=on_stale)
-    early, mixed, finished, running = (world.submit(Script()) for _ in range(4))
+    early, mixed, finished, running, asking = (world.submit(Script()) for _ in range(5))
     world.end(early, versions=(3, 3, 3))
     world.rise(2)
     world.end(mixed, versions=(3, 4, 5))
     late = world.submit(Script())
     world.end(finished, versions=(3, 3, 3))
+    asking.episodes[0].record.newest_version = 4
     world.rise(-2)
+    world.rise(3)  # what was decided stays, and why
     assert statuses([early, mixed, finished]) == ["accepted", "stale", "accepted"]
     world.clock.step()
-    assert status_of(late) == "stale" and running.state is State.RUNNING
-    assert late.outcome is not None and "went back to 3" in str(late.outcome.reason)
+    world.clock.step()
+    assert running.state is State.RUNNING
+    for one, why in (
+        (mixed, "has tokens of version 5"),
+        (late, "started at version 5"),
+        (asking, "asked for tokens at version 4"),
+    ):
+        assert one.outcome is not None and one.outcome.status == "stale"
+        assert one.outcome.reason == f"{why}, behind which the trainer went back to 3"
 
 
 @pytest.mark.parametrize(("on_stale", "is_eval"), [("mask", True), ("drop", True), ("keep", False)])

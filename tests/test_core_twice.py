@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import FrozenInstanceError
 
 import pytest
@@ -111,17 +112,68 @@ def test_what_expires_after_what_brought_nothing_expires() -> None:
     assert [status_of(one) for one in (nothing, something)] == ["failed", "stale"]
 
 
-def test_what_comes_back_after_the_trainer_went_back_behind_it_is_not_delivered() -> None:
+@pytest.mark.parametrize(
+    ("versions", "status"),
+    [
+        ((1,), "stale"),
+        ((2, 3), "stale"),
+        ((4, 2, 5), "stale"),
+        ((1, 2, 4), "stale"),
+        ((0, 2, 1, 3), "stale"),
+        ((4, 3), "accepted"),
+        ((4, 3, 5), "accepted"),
+        ((4, 5), "accepted"),
+    ],
+)
+def test_what_comes_back_after_the_trainer_went_back_behind_it_is_not_delivered(
+    versions: tuple[int, ...], status: str
+) -> None:
+    """Nor where it has come as far again meanwhile."""
+    world = a_world(max_staleness=4)
+    for version in (4, 1, 3):
+        world.rise(version - world.version)  # that the trainer went back before is no matter
+    rollout = world.submit(Script())
+    request = world.ask()
+    world.end(rollout)
+    assert request.rollouts == [rollout]
+    for version in versions:
+        world.rise(version - world.version)
+    world.post(world.core.take_back, request)
+    assert status_of(rollout) == status
+    if status == "stale":
+        assert rollout.outcome is not None
+        assert rollout.outcome.reason == (
+            f"started at version 3, behind which the trainer went back to {min(versions)}"
+        )
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+def test_what_was_given_before_the_trainer_went_back_and_up_again_costs_no_budget(is_late: bool) -> None:
     world = a_world()
     world.rise(3)
     rollout = world.submit(Script())
     request = world.ask()
     world.end(rollout)
-    assert request.rollouts == [rollout]
-    world.version = 1
-    world.post(world.core.set_version, 1)
+    if not is_late:
+        world.post(world.core.delivered, request, [])
+    world.rise(-1)
+    world.rise(1)
+    if is_late:
+        world.post(world.core.delivered, request, [])
+    assert world.core.budget.consumed == 0
     world.post(world.core.take_back, request)
-    assert status_of(rollout) == "stale"
+    assert world.core.budget.consumed == 0
+
+
+def test_the_budget_knows_the_lowest_version_that_the_trainer_went_back_to_since() -> None:
+    budget = a_world().core.budget
+    versions = [0, *(9, 2, 5, 4, 8, 6, 7, 3, 10)]
+    for version in versions[1:]:
+        budget.set_version(version)
+    falls = [new if new < old else None for old, new in itertools.pairwise(versions)]
+    for since in range(len(versions)):
+        later = [version for version in falls[since:] if version is not None]
+        assert budget.fell_to(since) == min(later, default=None)
 
 
 def test_what_comes_back_with_tokens_of_a_version_that_is_not_known_yet_stays() -> None:

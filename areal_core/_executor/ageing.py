@@ -1,4 +1,4 @@
-"""Which rollouts are too old at the policy version of the moment, finished or not."""
+"""Which rollouts are too old at the policy version of the moment, finished or not, and why."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from areal_core._executor.rules import Rules
 class Ageing:
     """Judges training rollouts by the rules and the version; evaluation has no age.
 
-    Where the version *fell*, the trainer went back behind versions that there were: what has to do with those
-    is as good as too old.
+    Where the trainer went back, it *fell_to* a version (None: it did not), and those above that, which there
+    were, are no more: what has to do with them is as good as too old. It says why, or None where nothing is.
     """
 
     def __init__(self, rules: Rules, budget: Budget) -> None:
@@ -23,34 +23,36 @@ class Ageing:
         """Return how stale what is trained on may be; None: as it likes."""
         return None if rollout.plan.is_eval or self._rules.on_stale == "keep" else self._rules.max_staleness
 
-    def is_too_old(self, rollout: Rollout) -> bool:
-        """Return whether nothing of one that was accepted may be trained on."""
-        if rollout.plan.is_eval:
-            return False
-        return is_too_old(rollout.ages, rollout.start_version, self._rules.on_stale, self._least)
+    def why_too_old(self, rollout: Rollout) -> str | None:
+        """Say why nothing of one that was accepted may be trained on."""
+        on_stale = self._rules.on_stale
+        if rollout.plan.is_eval or not is_too_old(rollout.ages, rollout.start_version, on_stale, self._least):
+            return None
+        return self._too_old(rollout)
 
     def is_spent(self, attempt: Rollout) -> bool:
         """Return whether one without a result counts no more: it does as long as a trajectory would."""
         return self._rules.on_stale != "keep" and attempt.start_version < self._least
 
-    def has_expired(self, rollout: Rollout, fell: bool) -> bool:
-        """Return whether one that is finished, and takes up budget or memory, is not to be delivered."""
+    def why_expired(self, rollout: Rollout, fell_to: int | None) -> str | None:
+        """Say why one that is finished, and takes up budget or memory, is not to be delivered."""
         if not rollout.is_accepted and not rollout.is_charged:
-            return False
-        if fell and self._is_of_the_future(rollout):
-            return True
-        return self.is_too_old(rollout) if rollout.is_accepted else self.is_spent(rollout)
+            return None
+        why = self._why_no_more(rollout, fell_to)
+        if why is not None or rollout.is_accepted:
+            return why or self.why_too_old(rollout)
+        return self._too_old(rollout) if self.is_spent(rollout) else None
 
-    def is_doomed(self, rollout: Rollout, fell: bool) -> bool:
-        """Return whether nothing that one that runs may still bring is young enough."""
+    def why_doomed(self, rollout: Rollout, fell_to: int | None) -> str | None:
+        """Say why nothing that one that runs may still bring is young enough."""
         if rollout.is_ending or self.bound_of(rollout) is None:
-            return False
-        if fell and self._is_of_the_future(rollout):
-            return True
-        if rollout.start_version >= self._least:
-            return False
+            return None
+        why = self._why_no_more(rollout, fell_to)
+        if why is not None or rollout.start_version >= self._least:
+            return why
         newest = _newest_sent(rollout)
-        return self._rules.on_stale != "mask" or newest is None or newest < self._least
+        is_spared = self._rules.on_stale == "mask" and newest is not None and newest >= self._least
+        return None if is_spared else self._too_old(rollout)
 
     def may_run_again(self, rollout: Rollout) -> bool:
         """Return whether *rollout*, which is too old, is to be played once more."""
@@ -59,28 +61,29 @@ class Ageing:
         wanted = rollout.lane is Lane.ROW or self._rules.on_stale == "requeue"
         return wanted and rollout.requeues < self._rules.max_requeues
 
-    def why(self, rollout: Rollout) -> str:
-        """Say why one that is too old is."""
-        version = self._budget.version
-        if rollout.start_version > version:
-            return (
-                f"started at version {rollout.start_version}, behind which the trainer went back to {version}"
-            )
-        return (
-            f"started at version {rollout.start_version}; too much of it is older than version "
-            f"{self._least}, the oldest that version {version} may be trained on"
-        )
-
     @property
     def _least(self) -> int:
         """The oldest version that may be trained on."""
         return self._budget.version - self._rules.max_staleness
 
-    def _is_of_the_future(self, rollout: Rollout) -> bool:
-        if self.bound_of(rollout) is None:
-            return False
-        versions = rollout.start_version, rollout.ages.newest, _newest_sent(rollout)
-        return any(version is not None and version > self._budget.version for version in versions)
+    def _too_old(self, rollout: Rollout) -> str:
+        return (
+            f"started at version {rollout.start_version}; too much of it is older than version "
+            f"{self._least}, the oldest that version {self._budget.version} may be trained on"
+        )
+
+    def _why_no_more(self, rollout: Rollout, fell_to: int | None) -> str | None:
+        if fell_to is None or self.bound_of(rollout) is None:
+            return None
+        versions = {
+            "started at": rollout.start_version,
+            "has tokens of": rollout.ages.newest,
+            "asked for tokens at": _newest_sent(rollout),
+        }
+        for what, version in versions.items():
+            if version is not None and version > fell_to:
+                return f"{what} version {version}, behind which the trainer went back to {fell_to}"
+        return None
 
 
 def _newest_sent(rollout: Rollout) -> int | None:

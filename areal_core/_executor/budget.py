@@ -14,11 +14,25 @@ from areal_core._executor.rules import Rules
 class Budget:
     """The units and slots of one executor. It is told what happens; it decides nothing."""
 
-    __slots__ = ("_rules", "consumed", "eval_samples", "in_hand", "running", "samples", "version", "waiting")
+    __slots__ = (
+        "_falls",
+        "_rules",
+        "changes",
+        "consumed",
+        "eval_samples",
+        "in_hand",
+        "running",
+        "samples",
+        "version",
+        "waiting",
+    )
 
     def __init__(self, rules: Rules) -> None:
         self._rules = rules
         self.version = 0
+        self.changes = 0
+        """How often the version has changed. A trainer that went back may be at one that it was at before."""
+        self._falls: list[tuple[int, int]] = []  # which change, to what; those that none as deep followed
         self.running = 0
         """Units that run."""
         self.waiting = 0
@@ -65,9 +79,23 @@ class Budget:
             self.samples -= 1
 
     def set_version(self, version: int) -> None:
-        """Begin a version."""
+        """Begin a version, another than the last."""
+        self.changes += 1
+        if version < self.version:
+            while self._falls and self._falls[-1][1] >= version:
+                self._falls.pop()
+            self._falls.append((self.changes, version))
         self.version = version
         self.consumed = self.in_hand
+
+    def fell_to(self, since: int) -> int | None:
+        """Return the lowest version that the trainer went back to after so many changes; None: to none."""
+        lowest = None
+        for change, version in reversed(self._falls):
+            if change <= since:
+                break
+            lowest = version
+        return lowest
 
     def give_back(self, count: int) -> None:
         """Free units that were delivered at this version and not trained on. Raises ValueError."""

@@ -93,8 +93,7 @@ class Core:
 
     def take_back(self, request: Request) -> None:
         """Put back what *request* was given: its caller did not get it, or does not want it."""
-        fell = self.budget.version < request.version  # since it was given
-        self._expire(self._serving.take_back(request), fell)
+        self._expire(self._serving.take_back(request), self.budget.fell_to(request.changes))
         self._serving.recount()
 
     def delivered(self, request: Request, trained: Sequence[Trained]) -> None:
@@ -109,7 +108,7 @@ class Core:
         for rollout in rollouts:
             if rollout.is_submitted or rollout.is_abandoned:
                 continue
-            is_young = not self._ageing.has_expired(rollout, fell=True)
+            is_young = self._ageing.why_expired(rollout, self.budget.version) is None
             self._witness.recovered(rollout, is_young)
             if is_young:
                 self._take_finished(rollout)
@@ -163,19 +162,16 @@ class Core:
 
     def set_version(self, version: int) -> None:
         """Take note of a policy version: there is new budget, and some of what there was is too old."""
-        before = self.budget.version
-        if version == before:
+        if version == self.budget.version:
             return
+        before = self.budget.changes
         self.budget.set_version(version)
-        fell = version < before
-        self._expire(self.delivery.finished(), fell)
+        fell_to = self.budget.fell_to(before)
+        self._expire(self.delivery.finished(), fell_to)
         for rollout in list(self.scheduler.running.values()):
-            if self._ageing.is_doomed(rollout, fell):
-                self.scheduler.doom(rollout)
-
-    def version_seen(self, version: int) -> None:
-        """Do the same for a version that was read a moment ago, and may have risen since."""
-        self.set_version(max(version, self.budget.version))
+            why = self._ageing.why_doomed(rollout, fell_to)
+            if why is not None:
+                self.scheduler.doom(rollout, why)
 
     def pause(self) -> None:
         """Start nothing more."""
@@ -299,12 +295,13 @@ class Core:
         self._witness.member_failed(member)
 
     def _rollout_ended(self, rollout: Rollout) -> None:
-        if rollout.is_doomed and not rollout.is_cancelled:
-            self._too_old(rollout)
+        if rollout.doom is not None and not rollout.is_cancelled:
+            self._too_old(rollout, rollout.doom)
             return
         outcome, rollout.ages = ending.outcome_of(rollout, self._clock.time(), self._ageing.bound_of(rollout))
-        if outcome.status == "accepted" and self._ageing.is_too_old(rollout):
-            self._too_old(rollout)
+        why = self._ageing.why_too_old(rollout) if outcome.status == "accepted" else None
+        if why is not None:
+            self._too_old(rollout, why)
         else:
             if outcome.status == "accepted":
                 rollout.packed = ending.packed_of(rollout)
@@ -328,10 +325,9 @@ class Core:
 
     # -- what is too old ---------------------------------------------------------------------------
 
-    def _too_old(self, rollout: Rollout) -> None:
+    def _too_old(self, rollout: Rollout, why: str) -> None:
         """Run a rollout that has just ended again, or let it be stale."""
-        now = self._clock.time()
-        outcome = ending.make(rollout, now, "stale", reason=self._ageing.why(rollout))
+        outcome = ending.make(rollout, self._clock.time(), "stale", reason=why)
         rollout.forget_episodes()
         self.tally.wasted(outcome.seconds, rollout.busy_s)
         if self._may_run_again(rollout):
@@ -342,10 +338,11 @@ class Core:
         else:
             self._finish(rollout, outcome)
 
-    def _expire(self, finished: Iterable[Rollout], fell: bool) -> None:
+    def _expire(self, finished: Iterable[Rollout], fell_to: int | None) -> None:
         """Free what finished rollouts that are too old take up: those that wait to be collected."""
         for rollout in list(finished):
-            if not self._ageing.has_expired(rollout, fell):
+            why = self._ageing.why_expired(rollout, fell_to)
+            if why is None:
                 continue
             if not rollout.is_accepted:
                 self.delivery.free(rollout)
@@ -361,7 +358,7 @@ class Core:
                 self._run_again(rollout)
             else:
                 self.books.of(rollout).went_stale()
-                self._make_stale(rollout)
+                self._make_stale(rollout, why)
                 self.delivery.keep(rollout)
 
     def _may_run_again(self, rollout: Rollout) -> bool:
@@ -371,10 +368,7 @@ class Core:
         rollout.restart()
         self._enqueue(rollout, first=True)
 
-    def _make_stale(self, rollout: Rollout) -> None:
+    def _make_stale(self, rollout: Rollout, why: str) -> None:
         assert rollout.outcome is not None
-        reason = self._ageing.why(rollout)
-        rollout.outcome = replace(
-            rollout.outcome, status="stale", trajectory=None, origin=None, reason=reason
-        )
+        rollout.outcome = replace(rollout.outcome, status="stale", trajectory=None, origin=None, reason=why)
         self._patience.note(rollout.outcome)

@@ -98,12 +98,12 @@ class Delivery:
         request.is_in_hand = True
         self._budget.in_hand += len(request.charged)
         request.rollouts = chosen
-        request.version = self._budget.version
+        request.version, request.changes = self._budget.version, self._budget.changes
         return given
 
     def received(self, request: Request) -> None:
         """Take note that the caller of *request* has got what it was given."""
-        if self._leave_hand(request) and request.version != self._budget.version:
+        if self._leave_hand(request) and request.changes != self._budget.changes:
             self._budget.consumed -= len(request.charged)
 
     def take_back(self, request: Request) -> list[Rollout]:
@@ -179,7 +179,7 @@ class Delivery:
         return was_in_hand
 
     def _unspend(self, request: Request) -> None:
-        if self._leave_hand(request) or request.version == self._budget.version:
+        if self._leave_hand(request) or request.changes == self._budget.changes:
             self._budget.consumed -= len(request.charged)
         for one in request.charged:
             if not _costs_on_delivery(one):

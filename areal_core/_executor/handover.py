@@ -16,6 +16,7 @@ from areal_core._executor.report import Trained
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Rollout
 from areal_core._executor.rules import Rules
+from areal_core._executor.versions import Versions
 from areal_core._runner import exit_hook
 from areal_core.errors import DataExhaustedError
 
@@ -42,20 +43,20 @@ _LOOK_S = 1.0  # that a caller who does not want to wait gives the loop to look 
 class Handover:
     """Takes callers' requests to the desk. It runs in the callers' threads, where a Ctrl-C may come.
 
-    *read_version* asks the version provider. *ids* are those that callers chose.
+    *versions* asks the version provider. *ids* are those that callers chose.
     """
 
     def __init__(
         self,
         desk: Desk,
         rules: Rules,
-        read_version: Callable[[], int],
+        versions: Versions,
         ids: Ids,
         dump: TrajectoryDump | None,
     ) -> None:
         self._desk = desk
         self._rules = rules
-        self._read_version = read_version
+        self._versions = versions
         self._ids = ids
         self._dump = dump
 
@@ -92,11 +93,11 @@ class Handover:
                         request = again
                         desk.post(core.ask, request)
                         continue
-                # A version that rose while the batch was cut makes it a version older than it was tested for.
-                version = request.version if request.is_eval else self._read_version()
-                if version <= request.version:
+                # A version that changed while the batch was cut makes it older than it was tested for, or
+                # of versions that are no more.
+                if request.is_eval or self._versions.is_still_of(request):
                     break
-                desk.post(core.version_seen, version)
+                self._versions.look()
                 earlier, request = request, request.anew()
                 desk.post(core.ask_again, earlier, request)
             result = self._hand_out(request, shape)

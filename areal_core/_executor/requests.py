@@ -57,6 +57,8 @@ class Request:
     """What it was given: the oldest first, or in the order they ended, or in that of its claims."""
     version: int = 0
     """The policy version when it was."""
+    changes: int = 0
+    """How often that had changed by then."""
     hunger: int = 0
     """How many rollouts are to be submitted for batches before it can be answered; then ask again."""
     error: BaseException | None = None

@@ -158,8 +158,8 @@ class Rollout(Struct, eq=False):
     started_at: float = 0.0
     is_charged: bool = False
     """Whether it counts as a unit that runs, or waits."""
-    is_doomed: bool = False
-    """Whether all it can still bring is too old."""
+    doom: str | None = None
+    """Why all it can still bring is too old; None: not all of it is."""
     is_cancelled: bool = False
     failure: Episode | None = None
     """The one whose failure ended all of it."""
@@ -183,6 +183,11 @@ class Rollout(Struct, eq=False):
     def has_more_members(self) -> bool:
         """Whether members of it are still to be started."""
         return len(self.episodes) < self.plan.group_size and not self.is_ending
+
+    @property
+    def is_doomed(self) -> bool:
+        """Whether all it can still bring is too old."""
+        return self.doom is not None
 
     @property
     def is_ending(self) -> bool:
@@ -222,7 +227,7 @@ class Rollout(Struct, eq=False):
     def restart(self, *, requeued: bool = True) -> None:
         """Make it what it was before its start; *requeued* because it was too old."""
         self.state = State.PENDING
-        self.outcome = self.dumped_at = None
-        self.is_doomed = self.is_recovered = False
+        self.outcome = self.dumped_at = self.doom = None
+        self.is_recovered = False
         self.ages = UNKNOWN
         self.requeues += requeued

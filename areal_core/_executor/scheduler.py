@@ -114,9 +114,9 @@ class Scheduler:
             self._end_members(rollout)
             self._see_end(rollout)
 
-    def doom(self, rollout: Rollout) -> None:
+    def doom(self, rollout: Rollout, why: str) -> None:
         """End one that can bring nothing but what is too old. Its unit is free at once, its slots later."""
-        rollout.is_doomed = True
+        rollout.doom = why
         self.uncharge(rollout)
         self._end_members(rollout)
         self._see_end(rollout)

@@ -85,17 +85,13 @@ class Shift:
                 thread.loop, thread.thread.ident or 0, config.loop_block_warning, reporter.blocked
             )
         self._dump = _open_dump(config)
-        self.versions = Versions(self.desk, self.read_version)
-        self.handover = Handover(self.desk, rules, self.read_version, self.ids, self._dump)
+        self.versions = Versions(self.desk, self._read_version)
+        self.handover = Handover(self.desk, rules, self.versions, self.ids, self._dump)
         dropped = sum(ledger.finished for ledger in ledgers)
         if journaling is not None:
             self.desk.post(journaling.say_what_was_found)
         if dropped:
             self.say("warning", "uncollected_rollouts_discarded", count=dropped, by="initialize")
-
-    def read_version(self) -> int:
-        """Ask the version provider; in callers' threads only. Raises TypeError, ValueError."""
-        return checked(self._provider.get_version())
 
     def begin(self) -> None:
         """Take the provider's version from now on. Raises TypeError, ValueError."""
@@ -107,7 +103,7 @@ class Shift:
         if callable(subscribe):
             unsubscribe = subscribe(self.versions)
             desk.on_end = functools.partial(self._leave, unsubscribe)
-        desk.call(desk.core.version_seen, self.read_version())
+        self.versions.begin()
         self.showing.begin()
 
     def close(self, timeout_s: float | None) -> None:
@@ -160,6 +156,10 @@ class Shift:
     def raise_on_loop_thread(self, caller: str) -> None:
         """Raise RuntimeError where *caller* would wait for its own thread."""
         raise_on_loop_thread(self._life, caller)
+
+    def _read_version(self) -> int:
+        """Ask the version provider. Raises TypeError, ValueError."""
+        return checked(self._provider.get_version())
 
     def _leave(self, unsubscribe: Callable[[], object] | None) -> None:
         self.showing.end()

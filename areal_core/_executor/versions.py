@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 from areal_core._checks import check_integer
 from areal_core._executor.desk import Desk
+from areal_core._executor.requests import Request
 
 _MOST_READS = 100  # of a provider that never says the same twice
 
@@ -35,15 +36,20 @@ class Versions:
         self._numbers = itertools.count(1)
         self._last = 0
 
+    def begin(self) -> None:
+        """Read the version and have the core take it before this returns. Raises what *read* raises."""
+        self._desk.call(self._take, *self._numbered())
+
     def look(self) -> None:
         """Read the version and tell it; in callers' threads only. Raises what *read* raises."""
-        number, version = 0, self._read()
-        for _ in range(_MOST_READS):
-            number, before = next(self._numbers), version
-            version = self._read()
-            if version == before:  # so it was when the number was taken
-                break
-        self._desk.post(self._take, number, version)
+        self._desk.post(self._take, *self._numbered())
+
+    def is_still_of(self, request: Request) -> bool:
+        """Return whether the version is that at which *request* was answered, and was since then.
+
+        In callers' threads only. Raises what *read* raises.
+        """
+        return self._read() == request.version and self._desk.core.budget.changes == request.changes
 
     def __call__(self, version: int) -> None:
         """Tell *version*, which was set a moment ago. Never blocks."""
@@ -55,6 +61,15 @@ class Versions:
         It may be called later, when other threads have set others.
         """
         return functools.partial(self._tell, next(self._numbers))
+
+    def _numbered(self) -> tuple[int, int]:
+        number, version = 0, self._read()
+        for _ in range(_MOST_READS):
+            number, before = next(self._numbers), version
+            version = self._read()
+            if version == before:  # so it was when the number was taken
+                break
+        return number, version
 
     def _tell(self, number: int, version: int) -> None:
         self._desk.post(self._take, number, checked(version))

@@ -12,6 +12,7 @@ from areal_core._executor.prompts import Prompts
 from areal_core._executor.requests import Request, Want
 from areal_core._executor.rollout import Plan
 from areal_core._executor.rules import Rules
+from areal_core._executor.versions import Versions
 from areal_core._simulation.clock import VirtualClock, VirtualThread
 from areal_core._simulation.driver import VirtualDesk
 from areal_core._simulation.items import Items
@@ -75,7 +76,8 @@ class Trainer:
         self._on_update = on_update
         self._on_version = on_version
         self._until = scenario.warm_up_s + scenario.measured_s
-        self._handover = _VirtualHandover(desk, rules, policy.get_version, Ids(lambda _: True), None)
+        versions = Versions(desk, policy.get_version)
+        self._handover = _VirtualHandover(desk, rules, versions, Ids(lambda _: True), None)
         self._handover.pass_until = self._pass_until
         self._prompts = Prompts(itertools.count())
         self._items = Items(scenario)
