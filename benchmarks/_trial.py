@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from cosmic_ray.work_item import MutationSpec
 
@@ -47,8 +47,8 @@ class Tally:
 
     def add(self, other: Tally) -> None:
         """Count *other* too."""
-        for name in ("mutants", "asserted", "hung", "waiting", "annotations", "survivors"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for part in fields(self):
+            setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
 
 
 class Trial:
@@ -82,8 +82,9 @@ class Trial:
         """Run the mutants that have no outcome yet; return how all fared, and the seconds it took now.
 
         Survivors for which *again* is true are run again. With a *sample* only so many of them all, the same
-        ones each time. With a longest time for a test, survivors wait on. Raises RedError when the tests do
-        not pass as it is.
+        ones each time. With a longest time for a test survivors wait on, but for those that are not to be
+        run again: what nobody can observe no slow test does. Raises RedError when the tests do not pass as it
+        is.
         """
         began = time.monotonic()
         chosen = self._chosen(sample)
@@ -96,6 +97,10 @@ class Trial:
             try:
                 survived = Outcome.SURVIVED_HERE if self._longest_s is None else Outcome.WAITING
                 self._run(waiting, self._sandboxes, baseline, survived)
+                for place in waiting if self._longest_s is not None else ():
+                    if self._outcomes[place] is Outcome.WAITING and not again(self._describe(place)[1]):
+                        self._outcomes[place] = Outcome.SURVIVED
+                        self._left.remove(place)
             finally:
                 self._outcomes.save()
         if self._others and self._longest_s is None:

@@ -184,7 +184,10 @@ def _options() -> argparse.Namespace:
         "--all-tests", action="store_true", help="try also tests that were not seen to reach the change"
     )
     parser.add_argument(
-        "--quick", type=float, metavar="S", help="leave out tests that take longer; what survives waits on"
+        "--quick",
+        type=float,
+        metavar="S",
+        help="leave out tests that take longer; what survives without a reason waits on",
     )
     parser.add_argument("--fresh", action="store_true", help="forget all outcomes")
     parser.add_argument("--this-python-only", action="store_true", help=f"do without Python {OTHER_PYTHON}")
