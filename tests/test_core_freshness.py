@@ -1,4 +1,4 @@
-"""How old a trajectory is, what of it is trained on, and what a rollout came to."""
+"""How old a trajectory is, and what of it is trained on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from areal_core._executor.ending import _why_rejected, packed_of
 from areal_core._executor.freshness import UNKNOWN, Ages, ages_of, masked, with_mask
-from areal_core._executor.rollout import Verdict
-from core_audit import a_world
-from core_stage import Script, script
 
 pytestmark = pytest.mark.any_loop
 
@@ -87,44 +83,3 @@ def test_too_old_tokens_are_masked_in_a_copy(kind: type[Any]) -> None:
     assert result["loss_mask"].tolist() == [[1, 0, 1, 1]] and result["other"] == 1
     assert ages == Ages(3, 4, 2)
     assert mask.tolist() == [[1, 1, 1, 1]]
-
-
-# -- what a rollout came to ------------------------------------------------------------------------
-
-
-def test_one_that_was_cancelled_says_which_it_is() -> None:
-    world = a_world()
-    rollout = world.submit(Script())
-    world.core.cancel(rollout.task_id)
-    world.clock.pass_over(1.0)
-    assert rollout.outcome is not None
-    assert repr(rollout.outcome.error) == "CancelledError('rollout 0 was cancelled')"
-
-
-def test_a_group_of_one_has_no_members_that_failed_beside_it() -> None:
-    world = a_world()
-    rollout = world.submit(script(1.0, "raises"), keep_rest=True)
-    world.clock.pass_over(1.0)
-    assert rollout.outcome is not None and rollout.outcome.status == "failed"
-    assert (rollout.outcome.members_failed, rollout.outcome.member_error) == (0, None)
-
-
-def test_the_first_reason_that_was_given_is_told() -> None:
-    world = a_world()
-    group = world.submit(Script(), group_size=4)
-    assert _why_rejected(group) == "no reason given"
-    for member, verdict in zip(
-        group.episodes,
-        (None, Verdict(None), Verdict(None, reason="too long"), Verdict(None, reason="too short")),
-        strict=True,
-    ):
-        member.verdict = verdict
-    assert _why_rejected(group) == "too long"
-
-
-def test_a_trajectory_is_packed_if_its_player_packed_it() -> None:
-    world = a_world()
-    rollout = world.submit(Script())
-    assert packed_of(rollout) is None
-    rollout.episodes[0].verdict = Verdict({}, packed=b"packed")
-    assert packed_of(rollout) == b"packed"
