@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from areal_core._executor.ending import _why_rejected, packed_of
