@@ -157,6 +157,7 @@ class Audit:
         if outcome.is_eval or rules.on_stale == "keep":
             assert outcome.trajectory is original.trajectory
             return
+        assert (rollout.task_id, rollout.requeues) not in self.world.gone
         least = self.world.last_read - rules.max_staleness
         versions = trained_versions(outcome.trajectory, rollout.start_version)
         before = trained_versions(original.trajectory, rollout.start_version)

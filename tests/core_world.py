@@ -114,6 +114,8 @@ class World:
         """By how much it rises the next times that somebody reads it, just before he does."""
         self.last_read = version
         """What was read last."""
+        self.gone: set[tuple[int, int]] = set()
+        """Which rollouts started, after how many vain runs, at a version behind which the trainer went back."""
         self.is_busy = False
         """Whether the loop has no time for what is on the desk."""
         self.returned: deque[Request] = deque()
@@ -194,10 +196,16 @@ class World:
         return self.version
 
     def rise(self, by: int = 1, *, is_told: bool = True) -> None:
-        """Raise the version; unless *is_told*, the core learns of it when somebody reads it."""
+        """Raise the version, or lower it; unless *is_told*, the core learns of it when somebody reads it."""
         self.version += by
         if by and is_told:
-            self.post(self.core.set_version, self.version)
+            self.post(self._take, self.version)
+
+    def _take(self, version: int) -> None:
+        if version < self.core.budget.version:
+            started = [one for one in self.rollouts if one.state is not State.PENDING]
+            self.gone.update((one.task_id, one.requeues) for one in started if one.start_version > version)
+        self.core.set_version(version)
 
     # -- rollouts ----------------------------------------------------------------------------------
 

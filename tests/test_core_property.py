@@ -107,9 +107,9 @@ class CoreMachine(RuleBasedStateMachine):
         self._one_of(self._waiting(), which).look()
 
     @precondition(lambda self: self._waiting())
-    @rule(which=NUMBERS, rises=st.integers(1, 2))
-    def look_while_the_version_rises(self, which: int, rises: int) -> None:
-        self.world.rises_at_reads.append(rises)
+    @rule(which=NUMBERS, by=st.sampled_from([1, 2, -1, -3]))
+    def look_while_the_version_changes(self, which: int, by: int) -> None:
+        self.world.rises_at_reads.append(max(by, -self.world.version))
         self._one_of(self._waiting(), which).look()
         self.world.rises_at_reads.clear()
 
@@ -161,6 +161,11 @@ class CoreMachine(RuleBasedStateMachine):
     @rule(by=st.sampled_from([1, 1, 1, 2, 5]), is_told=st.booleans())
     def rise(self, by: int, is_told: bool) -> None:
         self.world.rise(by, is_told=is_told)
+
+    @rule(by=st.integers(1, 3), up=st.integers(0, 4))
+    def go_back(self, by: int, up: int) -> None:
+        self.world.rise(-min(by, self.world.version))
+        self.world.rise(up)
 
     @rule()
     def tell_version(self) -> None:
