@@ -115,7 +115,7 @@ class World:
         self.last_read = version
         """What was read last."""
         self.gone: set[tuple[int, int]] = set()
-        """Which rollouts started, after how many vain runs, at a version behind which the trainer went back."""
+        """Rollouts, with how often they ran in vain, whose start the trainer went back behind."""
         self.is_busy = False
         """Whether the loop has no time for what is on the desk."""
         self.returned: deque[Request] = deque()
