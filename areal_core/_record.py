@@ -133,7 +133,7 @@ class EpisodeRecord(Struct, eq=False):
     def segment_sent(self, version: int) -> None:
         """Note a request for tokens, sent at policy *version*."""
         self.segments += 1
-        self.newest_version = version
+        self.newest_version = version if self.newest_version is None else max(version, self.newest_version)
         if not self.requests:
             self.asked_at = time.monotonic()
         self.requests += 1

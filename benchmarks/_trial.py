@@ -97,8 +97,8 @@ class Trial:
             try:
                 survived = Outcome.SURVIVED_HERE if self._longest_s is None else Outcome.WAITING
                 self._run(waiting, self._sandboxes, baseline, survived)
-                for place in waiting if self._longest_s is not None else ():
-                    if self._outcomes[place] is Outcome.WAITING and not again(self._describe(place)[1]):
+                for place in self._left.copy():
+                    if not again(self._describe(place)[1]):
                         self._outcomes[place] = Outcome.SURVIVED
                         self._left.remove(place)
             finally:

@@ -110,8 +110,8 @@ class World:
         self.rules = rules
         self.version = version
         """What the version provider says; the core may not know it yet."""
-        self.rises_at_reads: deque[int] = deque()
-        """By how much it rises the next times that somebody reads it, just before he does."""
+        self.moves_at_reads: deque[int] = deque()
+        """By how much it rises (or falls) the next times that somebody reads it, just before he does."""
         self.last_read = version
         """What was read last."""
         self.gone: set[tuple[int, int]] = set()
@@ -190,8 +190,8 @@ class World:
         return self.version
 
     def read_version(self) -> int:
-        if self.rises_at_reads:
-            self.rise(self.rises_at_reads.popleft())
+        if self.moves_at_reads:
+            self.rise(self.moves_at_reads.popleft())
         self.last_read = self.version
         return self.version
 
@@ -360,10 +360,9 @@ class Caller:
                 self.request = request.again(is_starved=not is_fed)
                 world.post(world.core.ask, self.request)
                 return True
-        if request.is_eval or world.versions.is_still_of(request):
+        if request.is_eval or not world.versions.has_moved(request):
             self.outcomes = world.handover.hand_out(request)
         else:
-            world.versions.look()
             self.request = request.anew()
             world.post(world.core.ask_again, request, self.request)
         return True

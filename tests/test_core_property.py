@@ -109,9 +109,9 @@ class CoreMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._waiting())
     @rule(which=NUMBERS, by=st.sampled_from([1, 2, -1, -3]))
     def look_while_the_version_changes(self, which: int, by: int) -> None:
-        self.world.rises_at_reads.append(max(by, -self.world.version))
+        self.world.moves_at_reads.append(max(by, -self.world.version))
         self._one_of(self._waiting(), which).look()
-        self.world.rises_at_reads.clear()
+        self.world.moves_at_reads.clear()
 
     @precondition(lambda self: self._waiting())
     @rule(which=NUMBERS)

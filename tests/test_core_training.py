@@ -64,14 +64,14 @@ class Training:
         for _ in range(steps):
             self._do_something_else()
             if self._course.others and self._dice.random() < 0.3:
-                self.world.rises_at_reads.extend(self._dice.choice([[1], [1, 1], [2]]))
+                self.world.moves_at_reads.extend(self._dice.choice([[1], [1, 1], [2]]))
             batch = self.world.prepare_batch(
                 self._next_script,
                 dynamic=self._course.dynamic,
                 group_size=self._course.group_size,
                 keep_rest=self._course.keep_rest,
             )
-            assert not self.world.rises_at_reads
+            assert not self.world.moves_at_reads
             self._give_some_back(len(batch))
             self.world.clock.pass_over(self._dice.choice([0.0, 1.0]))
             self.world.rise()

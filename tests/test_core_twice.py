@@ -176,8 +176,14 @@ def test_the_budget_knows_the_lowest_version_that_the_trainer_went_back_to_since
         assert budget.fell_to(since) == min(later, default=None)
 
 
-def test_what_comes_back_with_tokens_of_a_version_that_is_not_known_yet_stays() -> None:
+@pytest.mark.parametrize("earlier", [(), (5, 0)])
+def test_what_comes_back_with_tokens_of_a_version_that_is_not_known_yet_stays(
+    earlier: tuple[int, ...],
+) -> None:
+    """Also where the trainer went back before."""
     world = a_world()
+    for version in earlier:
+        world.rise(version - world.version)
     rollout = world.submit(script(versions=(1,)))
     request = world.ask()
     world.end(rollout)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import noticed
+from areal_core._engine import proof, recovery, updating
 from areal_core._engine.backend import HttpCall
 from areal_core._engine.backends.sglang import SGLang
 from areal_core._engine.policy import Weights
@@ -67,6 +68,12 @@ def failed(error: ControlError) -> set[str]:
 def out(engine: RemoteInfEngine) -> set[str]:
     """Return the servers that are out of rotation."""
     return {server for server, why in engine.servers.items() if why is not None}
+
+
+def awaiting(engine: RemoteInfEngine) -> set[str]:
+    """Return the servers that the next update is to include though they are out."""
+    assert engine._state is not None
+    return {server.name for server in engine._state.router.servers if server.awaits_weights}
 
 
 def is_open(engine: RemoteInfEngine) -> bool:
@@ -507,6 +514,74 @@ def test_an_update_includes_a_server_that_is_about_to_come_back(
         assert servers[0].versions()[-1] == 3
         servers[0].faults([])
         check_usable(runner, engine, *servers, latest=3)
+
+
+@pytest.mark.any_loop
+def test_an_update_includes_servers_that_are_about_to_come_back_with_the_last_weights(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        runner.run(engine.update_weights_from_disk, weights_of(2), 2)
+        for server in servers:
+            path = "path=/update_weights_from_disk"
+            server.faults([f"status=500,next=2,{path}", f"latency=500,{path}"])
+        with pytest.raises(WeightUpdateError):
+            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        for server in servers:
+            server.stats(latency=1)  # after version 3, and 2 instead of that, it is given 2 again
+        runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        assert not out(engine)
+        for server in servers:
+            server.faults([])
+        check_usable(runner, engine, *servers, latest=3)
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_no_update_waits_long_for_a_server_that_is_not_there_any_more(
+    runner: AsyncTaskRunner[Any],
+    servers: list[ReusedServer],
+    weights_of: Callable[[int], str],
+    monkeypatch: pytest.MonkeyPatch,
+    is_seen: bool,
+) -> None:
+    for module in (recovery, updating):
+        monkeypatch.setattr(module, "PROBE_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(proof, "_TIMEOUT_S", 0.5)
+    with an_engine(*servers, control_timeout=3.0 if is_seen else 600.0) as engine:
+        runner.run(engine.update_weights_from_disk, weights_of(1), 1)
+        for server in servers:
+            server.load(weights_of(2), 2)
+        engine.set_version(2)
+        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError):
+            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        # It has version 2 still, and falls silent as it is about to be taken in, or to be told so.
+        silent = "*" if is_seen else "/*_generation"
+        servers[0].faults([f"silent,path={silent}"])
+        servers[0].stats(silent=1)
+        updating_all = runner.submit(engine.update_weights_from_disk, weights_of(3), 3)
+        assert runner.wait_for_task(updating_all, timeout=60.0).error is None
+        assert out(engine) == names(servers[0])
+        check_usable(runner, engine, *servers[1:], latest=3)
+        if is_seen:
+            noticed.wait_for(lambda: not awaiting(engine))  # the next update does not wait at all
+
+
+@pytest.mark.any_loop
+def test_a_server_that_came_back_by_itself_waits_for_no_update(
+    runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
+) -> None:
+    with an_engine(*servers) as engine:
+        for server in servers:
+            server.load(weights_of(2), 2)
+        engine.set_version(2)
+        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
+        with pytest.raises(WeightUpdateError):
+            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        assert awaiting(engine) == names(*servers)
+        noticed.wait_for(lambda: out(engine) == names(*servers[1:]))
+        assert awaiting(engine) == names(*servers[1:])
 
 
 @pytest.mark.any_loop

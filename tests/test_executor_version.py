@@ -266,6 +266,44 @@ def test_a_provider_that_never_says_the_same_twice_holds_nobody_up(make_executor
     Caller(executor.on_version_changed).result()
     executor.report()  # it comes after what was posted before
     assert executor.explain_capacity().version > before
+    executor.submit(1, Answering())
+    assert values_of(Caller(executor.wait, 1).result()) == [1]
+
+
+class Flapping(Engine):
+    """Two replicas, of which one is a version behind: each read gets the other."""
+
+    reads = 0
+
+    def get_version(self) -> int:
+        self.reads += 1
+        return 3 + self.reads % 2
+
+
+class Lagging(TellingEngine):
+    """Tells at once what it says only later, when it is asked."""
+
+    reads = 0
+
+    def get_version(self) -> int:
+        self.reads += 1
+        return 3
+
+
+@pytest.mark.any_loop
+@pytest.mark.parametrize("make", [Flapping, Lagging], ids=["flaps", "lags"])
+def test_a_provider_that_contradicts_itself_has_not_gone_back(
+    make_executor: MakeExecutor, make: type[Flapping | Lagging]
+) -> None:
+    engine = make()
+    executor = make_executor(engine, consumer_batch_size=2, max_head_offpolicyness=4)
+    if isinstance(engine, Lagging):
+        engine.set_version(4)
+    for _ in range(4):
+        executor.submit(1, Answering())
+        assert values_of(Caller(executor.wait, 1).result()) == [1]
+    assert executor.ledger.stale == 0
+    assert engine.reads < 20, "it goes on asking"
 
 
 class Gated(Engine):

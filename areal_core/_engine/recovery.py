@@ -51,11 +51,16 @@ class Recovery:
 
     async def bring_in(self, server: Server) -> None:
         """Put *server* into rotation. Raises InferenceError when it is not ready for it."""
-        await probe(server, PROBE_TIMEOUT_S)
-        await self._choose_variant(server)
-        await abort_leftovers(server)
-        while server.why_out is not None and not server.removed:
-            await self._put_in(server)
+        try:
+            await probe(server, PROBE_TIMEOUT_S)
+            await self._choose_variant(server)
+            await abort_leftovers(server)
+            while server.why_out is not None and not server.removed:
+                await self._put_in(server)
+        except ServerUnreachableError as error:
+            if not error.is_shortage:
+                server.awaits_weights = False  # no update is to wait for one that is not there
+            raise
 
     async def why_lost(self, server: Server) -> str | None:
         """Return why a server in rotation, which is well, is not to be used; None: it is."""
@@ -76,8 +81,7 @@ class Recovery:
             same_gate = opening.closings == closings and opening.is_paused == is_paused
             return same_gate and self._policy.moment() == moment and not self._is_changing
 
-        if self._router.put_in(server, still_right):
-            server.awaits_weights = False  # not before: an update that begins until then is to include it
+        self._router.put_in(server, still_right)
 
     @property
     def _is_changing(self) -> bool:
@@ -99,7 +103,6 @@ class Recovery:
                 )
             server.weights = expected
         elif weights is not None:
-            server.awaits_weights = False
             if server.weights_unknown or await ask_weights(server) != weights.version:
                 await self._load(server, weights)
             server.weights = weights.version

@@ -112,6 +112,7 @@ class Router:
                 server.why_out = why_out
                 return False
             self._deserted_since = None
+            server.awaits_weights = False  # not before: an update that begins until then is to include it
             if why_out is not None:
                 server.standing.clear()
             self._serve(*self._servers)

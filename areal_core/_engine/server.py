@@ -68,7 +68,7 @@ class Server:
         self.weights_unknown = False
         """Whether an update failed that may have changed them, and nobody can say or undo it."""
         self.awaits_weights = False
-        """Whether it is well, and only the next update can bring it into rotation."""
+        """Whether it is well, and out of rotation for its weights: an update is to include it."""
         self.may_be_paused = False
         """Whether it was told to pause, and has not said since that it goes on."""
         self.telling = Turn()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,10 +11,11 @@ from areal_core._engine.cut import Cut
 from areal_core._engine.events import Events, told
 from areal_core._engine.loading import cannot_update, load, pause_or_resume
 from areal_core._engine.policy import Policy, Weights
+from areal_core._engine.recovery import PROBE_TIMEOUT_S
 from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core.config import InferenceEngineConfig
-from areal_core.errors import WeightUpdateError
+from areal_core.errors import ServerUnreachableError, WeightUpdateError
 
 _CALL = "update_weights_from_disk"
 
@@ -69,7 +71,7 @@ class Updating:
 
     async def _give(self, server: Server, weights: Weights) -> None:
         if server.why_out is not None:
-            await pause_or_resume(server, False, self._config.control_timeout)
+            await _pause_one_that_is_out(server)
         async with server.loading:
             with Cut(server, when_removed=True):
                 await load(server, weights, self._config.control_timeout)
@@ -95,6 +97,16 @@ class Updating:
             if error is not None:
                 self._router.explain(server, str(error))
                 self._events.server_stays_out(server.name, str(error))
+
+
+async def _pause_one_that_is_out(server: Server) -> None:
+    """Have it pause, and do without it when it is not there any more: nobody has looked for some seconds."""
+    try:
+        async with asyncio.timeout(PROBE_TIMEOUT_S):  # also while another call to it hangs
+            await pause_or_resume(server, False, PROBE_TIMEOUT_S)
+    except TimeoutError:
+        message = f"{server.name} was told to pause, and was silent for {PROBE_TIMEOUT_S:g} s"
+        raise ServerUnreachableError(message, server=server.name, sent=True) from None
 
 
 def _is_the_same(server: Server, departures: int) -> bool:

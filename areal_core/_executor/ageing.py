@@ -11,8 +11,8 @@ from areal_core._executor.rules import Rules
 class Ageing:
     """Judges training rollouts by the rules and the version; evaluation has no age.
 
-    Where the trainer went back, it *fell_to* a version (None: it did not), and those above that, which there
-    were, are no more: what has to do with them is as good as too old. It says why, or None where nothing is.
+    *fell_to* is the version that the trainer went back to (None: it did not go back). The versions above it
+    are no more, and what they made is as good as too old. Methods say why something is; None: it is not.
     """
 
     def __init__(self, rules: Rules, budget: Budget) -> None:
@@ -28,7 +28,7 @@ class Ageing:
         on_stale = self._rules.on_stale
         if rollout.plan.is_eval or not is_too_old(rollout.ages, rollout.start_version, on_stale, self._least):
             return None
-        return self._too_old(rollout)
+        return self._say_too_old(rollout)
 
     def is_spent(self, attempt: Rollout) -> bool:
         """Return whether one without a result counts no more: it does as long as a trajectory would."""
@@ -41,7 +41,7 @@ class Ageing:
         why = self._why_no_more(rollout, fell_to)
         if why is not None or rollout.is_accepted:
             return why or self.why_too_old(rollout)
-        return self._too_old(rollout) if self.is_spent(rollout) else None
+        return self._say_too_old(rollout) if self.is_spent(rollout) else None
 
     def why_doomed(self, rollout: Rollout, fell_to: int | None) -> str | None:
         """Say why nothing that one that runs may still bring is young enough."""
@@ -52,7 +52,7 @@ class Ageing:
             return why
         newest = _newest_sent(rollout)
         is_spared = self._rules.on_stale == "mask" and newest is not None and newest >= self._least
-        return None if is_spared else self._too_old(rollout)
+        return None if is_spared else self._say_too_old(rollout)
 
     def may_run_again(self, rollout: Rollout) -> bool:
         """Return whether *rollout*, which is too old, is to be played once more."""
@@ -66,7 +66,7 @@ class Ageing:
         """The oldest version that may be trained on."""
         return self._budget.version - self._rules.max_staleness
 
-    def _too_old(self, rollout: Rollout) -> str:
+    def _say_too_old(self, rollout: Rollout) -> str:
         return (
             f"started at version {rollout.start_version}; too much of it is older than version "
             f"{self._least}, the oldest that version {self._budget.version} may be trained on"

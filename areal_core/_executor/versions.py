@@ -3,7 +3,7 @@
 A number is taken while the provider is at its version: between two reads that agree, or as the provider sets
 it. So in the order of their numbers the versions are in the order in which the provider had them, whoever
 comes first. The core takes none whose number is below that of the last it took: what it sees falls only where
-the trainer went back.
+the trainer went back. It never sees a version that was told after a later one.
 """
 
 from __future__ import annotations
@@ -37,19 +37,30 @@ class Versions:
         self._last = 0
 
     def begin(self) -> None:
-        """Read the version and have the core take it before this returns. Raises what *read* raises."""
-        self._desk.call(self._take, *self._numbered())
+        """Have the core take the version, before anything starts. Raises what *read* raises."""
+        number = next(self._numbers)  # first: what is told from now on comes after it
+        self._desk.call(self._take, number, self._read())
 
     def look(self) -> None:
         """Read the version and tell it; in callers' threads only. Raises what *read* raises."""
-        self._desk.post(self._take, *self._numbered())
+        number, version = 0, self._read()
+        for _ in range(_MOST_READS):
+            number, before = next(self._numbers), version
+            version = self._read()
+            if version == before:  # so it was when the number was taken
+                break
+        self._desk.post(self._take, number, version)
 
-    def is_still_of(self, request: Request) -> bool:
-        """Return whether the version is that at which *request* was answered, and was since then.
+    def has_moved(self, request: Request) -> bool:
+        """Return whether the version is not that any more at which *request* was answered.
 
-        In callers' threads only. Raises what *read* raises.
+        Where it is read it may only have risen, and then the core is told: a provider whose reads lag what it
+        tells has not gone back. In callers' threads only. Raises what *read* raises.
         """
-        return self._read() == request.version and self._desk.core.budget.changes == request.changes
+        version = self._read()
+        if version > request.version:
+            self._desk.post(self._raise_to, version)
+        return version > request.version or self._desk.core.budget.changes != request.changes
 
     def __call__(self, version: int) -> None:
         """Tell *version*, which was set a moment ago. Never blocks."""
@@ -62,17 +73,12 @@ class Versions:
         """
         return functools.partial(self._tell, next(self._numbers))
 
-    def _numbered(self) -> tuple[int, int]:
-        number, version = 0, self._read()
-        for _ in range(_MOST_READS):
-            number, before = next(self._numbers), version
-            version = self._read()
-            if version == before:  # so it was when the number was taken
-                break
-        return number, version
-
     def _tell(self, number: int, version: int) -> None:
         self._desk.post(self._take, number, checked(version))
+
+    def _raise_to(self, version: int) -> None:
+        core = self._desk.core
+        core.set_version(max(version, core.budget.version))
 
     def _take(self, number: int, version: int) -> None:
         if number > self._last:
