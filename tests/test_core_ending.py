@@ -48,3 +48,28 @@ def test_a_trajectory_is_packed_if_its_player_packed_it() -> None:
     assert packed_of(rollout) is None
     rollout.episodes[0].verdict = Verdict({}, packed=b"packed")
     assert packed_of(rollout) == b"packed"
+
+
+def test_what_its_player_packed_is_kept_for_the_journal() -> None:
+    world = a_world()
+    rollout = world.submit(Script())
+    episode = rollout.episodes[0]
+    world.stage.plays.pop(episode)
+    episode.verdict = Verdict({}, packed=b"packed")
+    world.post(world.core.episodes_ended, [episode])
+    assert rollout.is_accepted and rollout.packed == b"packed"
+
+
+def test_one_that_ended_too_old_says_why() -> None:
+    world = a_world(on_stale="mask", max_staleness=0)
+    rollout = world.submit(Script())
+    world.rise(is_told=False)
+    world.stage.send_segment(world.play(rollout))
+    world.post(world.core.set_version, 1)
+    assert not rollout.is_doomed, "it has asked for tokens that are young enough"
+    world.end(rollout, versions=(0,))  # and has got none
+    assert rollout.outcome is not None and rollout.outcome.status == "stale"
+    assert rollout.outcome.reason == (
+        "started at version 0; too much of it is older than version 1, the oldest that version 1 may be "
+        "trained on"
+    )

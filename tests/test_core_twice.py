@@ -112,6 +112,17 @@ def test_what_expires_after_what_brought_nothing_expires() -> None:
     assert [status_of(one) for one in (nothing, something)] == ["failed", "stale"]
 
 
+def test_attempts_at_versions_that_the_trainer_went_back_behind_count_no_more() -> None:
+    world = a_world(max_staleness=4)
+    world.rise(3)
+    attempt = world.submit(Script(), Lane.BATCH)
+    world.ask_for_batch(2, dynamic=True)
+    world.end(attempt, "raises")
+    assert attempt.is_charged
+    world.rise(-2)
+    assert not attempt.is_charged and status_of(attempt) == "failed"
+
+
 @pytest.mark.parametrize(
     ("versions", "status"),
     [
