@@ -99,7 +99,7 @@ class EpisodeRecord(Struct, eq=False):
     segments: int = 0
     """How many requests for tokens it has sent."""
     newest_version: int | None = None
-    """The policy version when it sent the last of them; None: it has sent none."""
+    """The newest policy version at which it sent one; None: it has sent none."""
     generate_s: float = 0.0
     """How long it had requests for tokens under way: several at once count once."""
     reward_s: float = 0.0

@@ -182,6 +182,22 @@ def test_a_standstill_is_said_at_once_and_given_up_after_a_while() -> None:
     assert len(world.told.stalls) == 1 and world.ledger.collected == 4
 
 
+def test_a_standstill_may_be_short() -> None:
+    world = a_world_at_its_limit(stall_timeout_s=0.5)
+    request = world.ask()
+    world.clock.pass_over(0.5)
+    assert isinstance(request.error, AdmissionStalledError)
+
+
+def test_who_is_at_a_standstill_is_told_also_behind_one_who_is_not() -> None:
+    world = a_world_at_its_limit()
+    world.ask(is_eval=True)
+    request = world.ask()
+    assert len(world.told.stalls) == 1
+    world.clock.pass_over(60.0)
+    assert isinstance(request.error, AdmissionStalledError)
+
+
 def test_a_new_version_ends_a_standstill() -> None:
     world = a_world_at_its_limit()
     caller = world.caller()
@@ -228,6 +244,18 @@ def test_a_row_that_waits_for_a_slot_is_at_no_standstill() -> None:
     world.submit_all([Script()] * 4, is_eval=True)
     world.row_caller([world.make(None, Lane.ROW)])
     assert not world.told.stalls
+
+
+def test_it_is_no_standstill_where_one_more_may_start() -> None:
+    world = a_world()
+    for rollout in world.submit_all([Script()] * 3):
+        world.end(rollout)
+    world.ask(count=4)
+    assert not world.told.stalls
+    world.end(world.submit(Script()))
+    assert not world.told.stalls
+    world.ask()
+    assert len(world.told.stalls) == 1
 
 
 @pytest.mark.parametrize("what", ["paused", "something runs", "evaluation", "nobody waits"])

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from areal_core._executor.freshness import UNKNOWN, Ages
-from areal_core._executor.rollout import Episode, Lane, Plan, Verdict
+from areal_core._executor.rollout import Episode, Lane, Plan, State, Verdict
 from core_audit import a_world
 from core_stage import Script
+from core_world import status_of
 
 pytestmark = pytest.mark.any_loop
 
@@ -43,6 +44,49 @@ def test_plans_and_verdicts_are_only_what_they_are(make: Any) -> None:
     assert one != other and len({one, other}) == 2
 
 
+def test_rollouts_are_numbered_as_they_start() -> None:
+    world = a_world()
+    assert [world.submit(Script()).start_order for _ in range(3)] == [0, 1, 2]
+
+
+def test_an_episode_is_known_by_its_item() -> None:
+    world = a_world()
+    rollout = world.make(Script())
+    rollout.data_id = "it"
+    world.post(world.core.submit, [rollout])
+    assert rollout.episodes[0].record.data_id == "it"
+
+
+@pytest.mark.parametrize("end", ["cancel", "set_version"])
+def test_a_group_none_of_which_runs_just_now_ends_at_once(end: str) -> None:
+    world = a_world(most_samples=1, max_staleness=0, on_stale="drop")
+    group = world.submit(Script(), group_size=2)
+    world.post(world.core.pause)
+    world.end(group)
+    assert group.state is State.RUNNING
+    world.post(getattr(world.core, end), group.task_id if end == "cancel" else 1)
+    assert status_of(group) == ("cancelled" if end == "cancel" else "stale")
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_a_member_that_fails_is_told_of_where_there_are_others(group_size: int) -> None:
+    world, told = a_world(), list[Episode]()
+    world.told.member_failed = told.append  # type: ignore[assignment, method-assign]
+    rollout = world.submit(Script(), group_size=group_size, keep_rest=True)
+    world.end(rollout, "raises")
+    assert told == list(rollout.episodes[:1] if group_size > 1 else ())
+
+
+def test_an_episode_that_was_lost_and_ends_later_is_over_already() -> None:
+    world = a_world()
+    rollout = world.submit(Script())
+    lost = rollout.episodes[0]
+    world.stage.plays.pop(lost)
+    world.post(world.core.rollouts_lost, [rollout], OSError())
+    world.post(world.core.episodes_ended, [lost])
+    assert (rollout.alive, world.core.budget.samples, rollout.state) == (1, 1, State.RUNNING)
+
+
 def test_what_an_earlier_run_left_is_older_than_all_else() -> None:
     left, new = (a_plan().rollout(number, {}, Lane.BATCH) for number in range(2))
     new.start_version, new.start_order = 0, 0
@@ -64,7 +108,7 @@ def test_the_times_of_its_episodes_are_added_up_when_they_are_forgotten() -> Non
         one.record.generate_s, one.record.reward_s, one.record.accept_s = 1.0, 0.25, 0.125
     group.forget_episodes()
     assert (group.busy_s, group.phases) == (3.0, (3.0, 0.75, 0.375))
-    assert (group.episodes, group.judge) == ((), None)
+    assert not group.members()
     assert judge.is_judge and Episode(group, 0, judge.record).seconds == 0.0
 
 

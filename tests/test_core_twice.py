@@ -118,9 +118,9 @@ def test_attempts_at_versions_that_the_trainer_went_back_behind_count_no_more() 
     attempt = world.submit(Script(), Lane.BATCH)
     world.ask_for_batch(2, dynamic=True)
     world.end(attempt, "raises")
-    assert attempt.is_charged
+    assert [attempt.is_charged, status_of(attempt)] == [True, "failed"]
     world.rise(-2)
-    assert not attempt.is_charged and status_of(attempt) == "failed"
+    assert [attempt.is_charged, status_of(attempt)] == [False, "failed"]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import FrozenInstanceError
 from typing import Any
 
 import pytest
@@ -43,11 +44,20 @@ def test_each_event_moves_its_counts_by_one_and_no_other(event: str) -> None:
 
 def test_a_recovered_version_counts_as_many_accepted_as_it_was_trained_on() -> None:
     manager = a_manager(batch=8)
-    manager.on_rollout_accepted()
+    for count in (manager.on_rollout_enqueued, manager.on_rollout_accepted, manager.on_rollout_rejected):
+        count()
     manager.on_version_recovered(3)
-    assert manager.get_stats().accepted == 24
+    assert manager.get_stats() == RolloutStat(enqueued=1, running=-2, accepted=24, rejected=1)
+    manager.on_version_recovered(0)
+    assert manager.get_stats() == RolloutStat(enqueued=1, running=-2, accepted=0, rejected=1)
     with pytest.raises(ValueError, match="version=-1"):
         manager.on_version_recovered(-1)
+
+
+def test_counts_that_were_taken_do_not_change() -> None:
+    stat: Any = a_manager().get_stats()
+    with pytest.raises(FrozenInstanceError):
+        stat.accepted = 1
 
 
 @given(

@@ -52,7 +52,7 @@ class Scheduler:
         """Return where *rollout* waits."""
         return self.evaluation if rollout.plan.is_eval else self.training
 
-    def enqueue(self, rollout: Rollout, *, first: bool = False) -> None:
+    def enqueue(self, rollout: Rollout, *, first: bool) -> None:
         """Let *rollout* wait for its start."""
         self.line_of(rollout).add(rollout, first=first)
 

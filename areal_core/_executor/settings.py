@@ -39,9 +39,8 @@ def of(
     else:
         batch, most = config.consumer_batch_size, config.max_concurrent_rollouts
         staleness = config.max_head_offpolicyness
-    if parts != 1:
-        batch = _share("consumer_batch_size", batch, parts)
-        most = None if most is None else _share("max_concurrent_rollouts", most, parts)
+    batch = _share("consumer_batch_size", batch, parts)
+    most = None if most is None else _share("max_concurrent_rollouts", most, parts)
     concurrency = most or (staleness + 1) * batch
     rules = Rules(
         batch=batch,
