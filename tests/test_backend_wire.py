@@ -9,7 +9,16 @@ import pytest
 from areal_core._engine.backend import ReplyError
 from areal_core._engine.backends import backend_named
 from areal_core._engine.backends._growing import Growing
-from areal_core._engine.wire.decoding import decode, encode, failure, integer_label, merge
+from areal_core._engine.wire.decoding import (
+    FinishType,
+    Logprob,
+    decode,
+    encode,
+    failure,
+    integer_label,
+    json_or_text,
+    merge,
+)
 
 
 class _Thing(msgspec.Struct):
@@ -47,6 +56,27 @@ def test_fields_that_are_not_known_are_passed_over() -> None:
     assert decode(_DECODER, b'{"new": {"a": [1]}, "count": 3}') == _Thing(3)
 
 
+@pytest.mark.parametrize(
+    ("kind", "value"), [(Logprob, -9998.5), (Logprob, 0.01), (FinishType, "x"), (FinishType, "x" * 100)]
+)
+def test_what_a_type_just_allows_is_read(kind: Any, value: object) -> None:
+    assert decode(msgspec.json.Decoder(kind), encode(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("body", "value"),
+    [
+        pytest.param(b'{"a": [1]}', {"a": [1]}, id="json"),
+        pytest.param(b"", "", id="nothing"),
+        pytest.param(b"fine\xff", "fine\ufffd", id="text"),
+        pytest.param(b'"\xff"', '"\ufffd"', id="not-utf8"),
+        pytest.param(b"[" * 100_000, "[" * 100_000, id="deep"),
+    ],
+)
+def test_an_answer_is_json_or_else_text(body: bytes, value: object) -> None:
+    assert json_or_text(body) == value
+
+
 def test_the_text_of_a_reply_error_is_short() -> None:
     long = msgspec.json.Decoder(msgspec.defstruct("S", [("x" * 9_000, int)]))
     with pytest.raises(ReplyError) as caught:
@@ -78,6 +108,8 @@ def test_extra_fields_go_over_those_before_them_and_mappings_into_mappings() -> 
         (4, 4),
         (0, 0),
         ("007", 7),
+        ("7".zfill(19), 7),
+        ("7".zfill(20), None),
         (str(2**63 - 1), 2**63 - 1),
         (2**63 - 1, 2**63 - 1),
         (2**63, None),
@@ -108,7 +140,10 @@ def test_only_a_plain_integer_is_a_label(label: object, version: int | None) -> 
         ({"message": "too long", "code": 400}, "too long", 400),
         ({"message": "full", "code": 503, "type": "x"}, "full", 503),
         ({"message": "m", "code": "context_length_exceeded"}, "m", None),
+        ({"message": "m", "code": 599}, "m", 599),
         ({"message": "m", "code": 200}, "m", None),
+        ({"message": "m", "code": 399}, "m", None),
+        ({"message": "m", "code": 600}, "m", None),
         ({"message": "m", "code": 10**30}, "m", None),
         ({"message": "m", "code": None}, "m", None),
         ({"message": "m"}, "m", None),

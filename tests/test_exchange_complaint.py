@@ -45,6 +45,7 @@ PROMPT = list(range(1000, 33_000))
         (b"<html>\r\n\t<h1>502</h1>\x00\x1b[31m\xff</html>", "<html> <h1>502</h1> [31m\ufffd</html>"),
         (b'{"error": {"message": "cut off', '{"error": {"message": "cut off'),
         (b'{"error": "\\ud800"}', '{"error": "\\ud800"}'),
+        (b'{"error": "\xff"}', '{"error": "\ufffd"}'),
         (b"[" * 100_000, "[" * 1200 + "..."),
     ],
 )
@@ -99,15 +100,25 @@ def test_words_are_cut_by_bytes_and_between_characters() -> None:
 
 def test_only_some_of_many_complaints_are_told() -> None:
     assert told({"detail": [{"msg": str(i)} for i in range(1000)]}) == "; ".join(map(str, range(10)))
-    deep: Any = "too deep"
-    for _ in range(500):
-        deep = {"error": deep}
-    assert told(deep) == "JSON with no message but error"
+
+
+@pytest.mark.parametrize("levels", [6, 7, 500])
+def test_a_complaint_is_told_that_lies_six_levels_deep_and_no_deeper(levels: int) -> None:
+    fields: Any = "deep"
+    lists: Any = "deep"
+    for _ in range(levels):
+        fields, lists = {"error": fields}, [lists]
+    assert told(fields) == ("deep" if levels == 6 else "JSON with no message but error")
+    assert told(lists) == ("deep" if levels == 6 else "")
 
 
 def test_a_body_that_is_too_large_is_not_told() -> None:
-    assert told(b"x" * (MOST_BYTES + 1)) == f"more than {MOST_BYTES} bytes, which were not read"
-    assert told(b"x" * MOST_BYTES).startswith("xxx")
+    assert told(b"x" * (4 * 2**20 + 1)) == "more than 4194304 bytes, which were not read"
+    assert told(b"x" * 4 * 2**20).startswith("xxx")
+
+
+def test_only_the_beginning_of_a_long_text_is_told() -> None:
+    assert told(b" " * (2**16 - 1) + b"xy") == "x"
 
 
 @pytest.mark.parametrize("piece", ["1,", "1 ", "1, ", "-1", "1.", "1e+", "9", " ", ",", "\t", '"', "[", "{"])
@@ -177,6 +188,7 @@ NOW = datetime(2026, 11, 3, 12, 0, tzinfo=UTC)
         ("Tue, 99 Nov 2026 12:00:00 GMT", None),
         ("Tue, 03 Nov 99999999999999999999 12:00:00 GMT", None),
         ("Tue, 03 Nov 2026 12:00:00 +99999999", None),
+        ("Tue, 03 Nov , 12:00:00 GMT", None),
         ("\x00", None),
     ],
 )

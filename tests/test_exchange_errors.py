@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import re
 import socket
 import ssl
@@ -620,6 +621,19 @@ def test_a_session_that_is_closed_under_a_generation_ends_it(use: RunWithSession
     use(work)
 
 
+def test_a_session_that_is_closed_while_it_connects_is_no_stale_connection(use: RunWithSession) -> None:
+    async def work(session: aiohttp.ClientSession) -> None:
+        async def connect(*args: Any, **options: Any) -> Any:
+            raise aiohttp.ClientConnectionError("Connector is closed")  # as aiohttp does
+
+        session.connector.connect = connect  # type: ignore[union-attr, method-assign]
+        error = await error_of("http://host:80", session)
+        assert type(error) is ServerUnreachableError
+        assert not error.sent
+
+    use(work)
+
+
 @pytest.mark.parametrize("key", ["", " ", "a\nb", "a\r\nX: y", "schlüssel", " a", "a\n", "\x7f"])
 def test_a_key_that_no_header_can_carry_is_refused_unseen(key: str) -> None:
     with pytest.raises(ValueError, match=r"^an API key is empty, or has") as caught:
@@ -630,6 +644,13 @@ def test_a_key_that_no_header_can_carry_is_refused_unseen(key: str) -> None:
 def test_a_key_is_text() -> None:
     with pytest.raises(TypeError, match="an API key is a bytes, not a str"):
         ApiKey(KEY.encode())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("key", ['sk"s3cret', "sk\\s3cret", "sk-s3cret\\", "sk/s3cret", 'sk/s"3cret'])
+def test_of_a_key_that_is_repeated_in_json_nothing_is_left(key: str) -> None:
+    in_json = json.dumps(key)
+    for written in (in_json, in_json.replace("/", r"\/")):
+        assert ApiKey(key).scrub(f"your key {written} is bad") == 'your key "[API key]" is bad'
 
 
 def test_who_holds_a_key_does_not_show_it() -> None:

@@ -35,5 +35,6 @@ class ApiKey:
 
 def _forms(key: str) -> re.Pattern[str]:
     """Return a pattern for *key* as it is, in JSON, and in a URL."""
-    forms = {key, json.dumps(key)[1:-1], key.replace("/", r"\/"), quote(key), quote(key, safe="")}
+    in_json = json.dumps(key)[1:-1]
+    forms = {key, in_json, in_json.replace("/", r"\/"), quote(key), quote(key, safe="")}
     return re.compile("|".join(map(re.escape, sorted(forms, key=len, reverse=True))), re.IGNORECASE)
