@@ -25,7 +25,7 @@ def test_numbers_of_more_bits_are_refused(number: int) -> None:
 
 
 def test_what_is_no_record_is_named() -> None:
-    with pytest.raises(TypeError, match="^a set with such fields is no record of the journal$"):
+    with pytest.raises(TypeError, match=r"^a set with such fields is no record of the journal$"):
         check_record({1})
 
 

@@ -177,7 +177,9 @@ def test_a_tensor_comes_back(shape: tuple[int, ...]) -> None:
     assert (found.array == given).all()
 
 
-@pytest.mark.parametrize("change", [("layout", "sparse"), ("is_quantized", True)], ids=lambda change: change[0])
+@pytest.mark.parametrize(
+    "change", [("layout", "sparse"), ("is_quantized", True)], ids=lambda change: change[0]
+)
 @pytest.mark.usefixtures("torch")
 def test_a_tensor_that_is_not_dense_is_refused(change: tuple[str, Any]) -> None:
     tensor = Tensor(np.zeros(1, np.int32))
