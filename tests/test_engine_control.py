@@ -477,18 +477,32 @@ def test_a_server_that_is_out_for_its_weights_does_not_keep_others_from_theirs(
         assert servers[2].label() == "2"
 
 
+def lose_all(
+    runner: AsyncTaskRunner[Any],
+    engine: RemoteInfEngine,
+    servers: list[ReusedServer],
+    weights_of: Callable[[int], str],
+    *faults: str,
+) -> None:
+    """Give all version 2 by hand, then fail to give them 3: only the first one surely has version 2 still.
+
+    That one has *faults*, too, from the beginning.
+    """
+    for server in servers:
+        server.load(weights_of(2), 2)
+    engine.set_version(2)
+    servers[0].faults(["status=500,next=1,path=/update_weights_from_disk", *faults])
+    with pytest.raises(WeightUpdateError):
+        runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+
+
 @pytest.mark.any_loop
 def test_weights_that_came_another_way_are_not_replaced_by_older_ones(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
         runner.run(engine.update_weights_from_disk, weights_of(1), 1)
-        for server in servers:
-            server.load(weights_of(2), 2)
-        engine.set_version(2)
-        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
-        with pytest.raises(WeightUpdateError):
-            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        lose_all(runner, engine, servers, weights_of)
         assert engine.get_version() == 2
         assert out(engine) == names(*servers)
         assert "1" not in set(map(ReusedServer.label, servers))
@@ -501,14 +515,9 @@ def test_an_update_includes_a_server_that_is_about_to_come_back(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
-        for server in servers:
-            server.load(weights_of(2), 2)
-        engine.set_version(2)
-        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
-        with pytest.raises(WeightUpdateError):
-            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
-        servers[0].faults(["latency=500,path=/pause_generation", "latency=500,path=/continue_generation"])
-        servers[0].stats(latency=1)  # it has version 2 still, and is told to do as the others do
+        slow = ("latency=500,path=/pause_generation", "latency=500,path=/continue_generation")
+        lose_all(runner, engine, servers, weights_of, *slow)
+        servers[0].stats(latency=2)  # paused for the update; and, with version 2 still, to do as the others
         runner.run(engine.update_weights_from_disk, weights_of(3), 3)
         assert not out(engine)
         assert servers[0].versions()[-1] == 3
@@ -550,12 +559,7 @@ def test_no_update_waits_long_for_a_server_that_is_not_there_any_more(
     monkeypatch.setattr(proof, "_TIMEOUT_S", 0.5)
     with an_engine(*servers, control_timeout=3.0 if is_seen else 600.0) as engine:
         runner.run(engine.update_weights_from_disk, weights_of(1), 1)
-        for server in servers:
-            server.load(weights_of(2), 2)
-        engine.set_version(2)
-        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
-        with pytest.raises(WeightUpdateError):
-            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        lose_all(runner, engine, servers, weights_of)
         # It has version 2 still, and falls silent as it is about to be taken in, or to be told so.
         silent = "*" if is_seen else "/*_generation"
         servers[0].faults([f"silent,path={silent}"])
@@ -573,12 +577,7 @@ def test_a_server_that_came_back_by_itself_waits_for_no_update(
     runner: AsyncTaskRunner[Any], servers: list[ReusedServer], weights_of: Callable[[int], str]
 ) -> None:
     with an_engine(*servers) as engine:
-        for server in servers:
-            server.load(weights_of(2), 2)
-        engine.set_version(2)
-        servers[0].faults(["status=500,next=1,path=/update_weights_from_disk"])
-        with pytest.raises(WeightUpdateError):
-            runner.run(engine.update_weights_from_disk, weights_of(3), 3)
+        lose_all(runner, engine, servers, weights_of)
         assert awaiting(engine) == names(*servers)
         noticed.wait_for(lambda: out(engine) == names(*servers[1:]))
         assert awaiting(engine) == names(*servers[1:])

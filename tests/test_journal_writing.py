@@ -61,6 +61,15 @@ def end(journal: Journaling, rollout: Rollout, status: Any = "accepted") -> Roll
     return rollout
 
 
+def deliver_two(journal: Journaling) -> int:
+    """Deliver two items, one after the other; return the mark between them."""
+    first, second = (end(journal, a_rollout(number)) for number in range(2))
+    journal.delivered([first])
+    mark = journal.mark
+    journal.delivered([second])
+    return mark
+
+
 def lines_of(journal: Journaling) -> Lines:
     lines: Lines = []
     journal.log = lambda level, event, **fields: lines.append((level, event, fields))
@@ -99,10 +108,7 @@ def test_what_ended_is_found_as_it_was(
 
 def test_what_was_delivered_after_a_mark_belongs_to_the_next_commit(tmp_path: Path) -> None:
     with a_journal(tmp_path) as journal:
-        first, second = (end(journal, a_rollout(number)) for number in range(2))
-        journal.delivered([first])
-        mark = journal.mark
-        journal.delivered([second])
+        mark = deliver_two(journal)
         journal.commit(1, mark).wait(30.0)
         journal.commit(2, None).wait(30.0)
     assert found_in(tmp_path, 1) == (1, 1, 0)
@@ -111,10 +117,7 @@ def test_what_was_delivered_after_a_mark_belongs_to_the_next_commit(tmp_path: Pa
 
 def test_a_step_that_is_refused_changes_nothing(tmp_path: Path) -> None:
     with a_journal(tmp_path) as journal:
-        first, second = (end(journal, a_rollout(number)) for number in range(2))
-        journal.delivered([first])
-        mark = journal.mark
-        journal.delivered([second])
+        mark = deliver_two(journal)
         journal.commit(5, mark).wait(30.0)
         with pytest.raises(ValueError, match="4"):
             journal.commit(4, mark)

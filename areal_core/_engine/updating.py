@@ -100,7 +100,7 @@ class Updating:
 
 
 async def _pause_one_that_is_out(server: Server) -> None:
-    """Have it pause, and do without it when it is not there any more: nobody has looked for some seconds."""
+    """Have it pause, and give up soon: one that is out may have gone since the prober asked it last."""
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):  # also while another call to it hangs
             await pause_or_resume(server, False, PROBE_TIMEOUT_S)
