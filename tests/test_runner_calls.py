@@ -308,6 +308,7 @@ def test_a_call_that_has_ended_when_the_runner_does_has_its_own_end_and_nothing_
     runner, blockade = make_runner(), Blockade()
 
     async def end_just_before() -> str:
+        await asyncio.sleep(0)  # what ends in its first step is told of at once
         asyncio.get_running_loop().call_soon(blockade.enter)  # its caller is told after that
         if error is not None:
             raise error
@@ -321,6 +322,27 @@ def test_a_call_that_has_ended_when_the_runner_does_has_its_own_end_and_nothing_
     destroyer.result()
     assert outcome == (error or "value")
     assert log_lines == []
+
+
+def test_what_ends_in_its_first_step_is_told_of_before_the_loop_does_anything_else(
+    make_runner: MakeRunner,
+) -> None:
+    runner = make_runner()
+
+    def value_of_a_task() -> object:
+        return runner.wait_for_task(runner.submit(leave_it_blocked)).data
+
+    for ask in (value_of_a_task, lambda: runner.run(leave_it_blocked)):
+        blockade = Blockade()
+
+        async def leave_it_blocked(enter: Callable[[], None] = blockade.enter) -> str:
+            asyncio.get_running_loop().call_soon(enter)
+            return "value"
+
+        caller = Caller(ask)
+        blockade.wait_until_entered()
+        assert caller.result() == "value"
+        blockade.lift()
 
 
 def test_a_call_under_way_when_the_runner_dies_is_told_the_cause(make_runner: MakeRunner) -> None:

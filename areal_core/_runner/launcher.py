@@ -88,7 +88,11 @@ class Launcher:
                 except BaseException as error:  # by a task factory that somebody set on the loop
                     self._not_started(job, playing, error)
         # First steps run in the order of creation, so this comes after all of them.
-        self._thread.call_soon(self._see_unstarted, jobs)
+        self._thread.call_soon(self._see_first_steps, jobs)
+
+    def _see_first_steps(self, jobs: Sequence[Job]) -> None:
+        self._see_unstarted(jobs)
+        self.flush()  # a turn earlier, for those that these steps have ended
 
     def _not_started(self, job: Job, playing: Coroutine[Any, Any, None], error: BaseException) -> None:
         playing.close()
@@ -191,6 +195,8 @@ class Launcher:
 
     def flush(self) -> None:
         """Publish what has ended since the last time."""
+        if not self._ended:
+            return
         jobs, self._ended = self._ended, []
         self._sink.publish(jobs)
         if self._events is not None:

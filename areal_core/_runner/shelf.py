@@ -151,14 +151,18 @@ class Shelf:
         False: there are not, and no unclaimed task is outstanding, where *or_idle* asks for that too. Raises
         TimeoutError at *deadline* (monotonic seconds), and the ending; then nothing was moved.
         """
-        blocked = False
+        waiter, opened = None, False
         while True:
             with self._lock:
-                waiter = self._take_or_wait(count, blocked, holding, or_idle)
+                if waiter is not None:
+                    self._waiters.remove(waiter)
+                    if not opened:
+                        self._raise_if_too_few(waiter)
+                waiter = self._take_or_wait(count, waiter is not None, holding, or_idle)
             if waiter is None:
                 return bool(holding.jobs)
-            self._block(waiter, deadline)
-            blocked = True
+            opened = waiter.gate.wait(_left(deadline))
+            exit_hook.stay_if_over()
 
     def _take_or_wait(self, count: int, blocked: bool, holding: Holding, or_idle: bool) -> _Waiter | None:
         """Take, or take nothing where *or_idle* allows that; else return a waiter to block on."""
@@ -183,17 +187,12 @@ class Shelf:
             waiter.gate.open()  # what changed had no waiter yet to wake
         return waiter
 
-    def _block(self, waiter: _Waiter, deadline: float | None) -> None:
-        opened = waiter.gate.wait(_left(deadline))
-        exit_hook.stay_if_over()
-        with self._lock:
-            received = self._available()
-            self._waiters.remove(waiter)
-            outstanding = self._unclaimed()
-        if opened or received >= waiter.count:
+    def _raise_if_too_few(self, waiter: _Waiter) -> None:
+        received = self._available()
+        if received >= waiter.count:
             return
         if waiter.or_idle:
-            raise TimeoutError(f"Timed out waiting for the next of {outstanding} outstanding tasks.")
+            raise TimeoutError(f"Timed out waiting for the next of {self._unclaimed()} outstanding tasks.")
         raise TimeoutError(f"Timed out waiting for {waiter.count} results, only received {received}.")
 
     def _move(self, count: int, holding: Holding, changes: int) -> bool:
