@@ -47,18 +47,23 @@ class Launcher:
         self.abandoned: dict[asyncio.Task[None], str] = {}
         """Tasks that outlived their outcome and go on, and what to call them."""
 
-    def launch(self, jobs: Sequence[Job]) -> None:
+    def launch(self, jobs: Sequence[Job], publish_at_once: bool = False) -> None:
         """Start *jobs* in this order, each in its own context.
 
-        At once, where the Python can do that and nobody wants other tasks: it saves a loop turn for each, and
-        a task that ends at once is freed at once. On a loop that was stopped, and is about to be closed, none
-        can.
+        What ends in its first step is published a turn later, when what was posted to the loop meanwhile has
+        been heard; with *publish_at_once* before that, which spares whoever waits for it the turn.
+
+        The first steps are taken here and now where the Python can do that and nobody wants other tasks: it
+        saves a loop turn for each, and a task that ends at once is freed at once. On a loop that was stopped,
+        and is about to be closed, none can.
         """
         loop = self._thread.loop
         if sys.version_info >= (3, 12) and loop.is_running() and loop.get_task_factory() is None:
             self._start_eagerly(jobs, loop)
+            if publish_at_once:
+                self.flush()
         else:
-            self._start_soon(jobs, _maker(loop))
+            self._start_soon(jobs, _maker(loop), publish_at_once)
 
     def _start_eagerly(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> None:
         make: Any = asyncio.Task  # as it is from 3.12 on
@@ -79,7 +84,7 @@ class Launcher:
                 self._end_unstarted(job)
         self._see_unstarted(unstarted)
 
-    def _start_soon(self, jobs: Sequence[Job], make: _Maker) -> None:
+    def _start_soon(self, jobs: Sequence[Job], make: _Maker, publish_at_once: bool) -> None:
         for job in jobs:
             if job.decision is None:
                 playing = self._play(job)
@@ -88,11 +93,9 @@ class Launcher:
                 except BaseException as error:  # by a task factory that somebody set on the loop
                     self._not_started(job, playing, error)
         # First steps run in the order of creation, so this comes after all of them.
-        self._thread.call_soon(self._see_first_steps, jobs)
-
-    def _see_first_steps(self, jobs: Sequence[Job]) -> None:
-        self._see_unstarted(jobs)
-        self.flush()  # a turn earlier, for those that these steps have ended
+        self._thread.call_soon(self._see_unstarted, jobs)
+        if publish_at_once:
+            self._thread.call_soon(self.flush)
 
     def _not_started(self, job: Job, playing: Coroutine[Any, Any, None], error: BaseException) -> None:
         playing.close()

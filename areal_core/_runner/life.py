@@ -107,7 +107,7 @@ class Life:
     def call(self, call: Call) -> None:
         """Run a coroutine outside the ledger. Raises the ending; one that comes later arrives."""
         self._calls.add(call)
-        self._post(_launch, self._call_launcher, [call])
+        self._post(self._call_launcher.launch, [call], True)
 
     def host(self, guest: Guest) -> Launcher:
         """Return what starts the jobs of *guest*, on the loop thread only. Raises the ending."""
@@ -134,7 +134,7 @@ class Life:
 
     def _start_pending(self) -> None:
         if not self._task_launcher.skipped:  # else it is asked for again when they are pending too
-            _launch(self._task_launcher, self.ledger.take_pending())
+            self._task_launcher.launch(self.ledger.take_pending(), True)
 
     def _request_cancel(self) -> None:
         self.thread.post(self._cancel_decided)
@@ -269,11 +269,6 @@ def _name_of(task: asyncio.Task[Any]) -> str:
         return task.get_name()
     except BaseException:  # a task class may have none, or refuse
         return type(task).__qualname__
-
-
-def _launch(launcher: Launcher, jobs: Sequence[Job]) -> None:
-    launcher.launch(jobs)
-    launcher.flush()  # from Python 3.12 on some may have ended at once
 
 
 def _cancel_task(job: Job) -> None:
