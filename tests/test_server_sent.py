@@ -40,9 +40,11 @@ def read_in_pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
         (b"data: a: b\n\n", [b"a: b"]),
         (b"data\n\n", [b""]),
         (b"data:\ndata\n\n", [b"\n"]),
+        (b"data: a\r\n\n", [b"a"]),
         (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
         (b"\xef\xbb\xbf\xef\xbb\xbfdata: a\n\n", []),
         (b"data: a\n\n\xef\xbb\xbfdata: b\n\n", [b"a"]),
+        (b"\n\xef\xbb\xbfdata: a\n\n", []),
         (b": ping\n\ndata: a\n: ping\n\n", [b"a"]),
         (b"event: x\nid: 7\nretry: 10\ndata: a\n\n", [b"a"]),
         (b"event: x\n\n", []),
@@ -62,6 +64,12 @@ def read_in_pieces(stream: bytes, cuts: list[int]) -> list[bytes]:
 def test_streams_are_read_as_the_standard_says(stream: bytes, events: list[bytes]) -> None:
     assert read(stream) == events
     assert read_in_pieces(stream, list(range(len(stream)))) == events
+
+
+def test_a_line_feed_after_a_return_ends_no_line_of_its_own() -> None:
+    parser = EventParser(1000)
+    assert parser.feed(b"data: a\r") == []
+    assert parser.feed(b"\ndata: b\n\n") == [b"a\nb"]
 
 
 def as_the_standard_says(stream: bytes) -> list[bytes]:
