@@ -57,6 +57,21 @@ _WIRE = (
 _AGENTS = ("tests/test_agent_*.py",)
 _ENGINE = ("tests/test_engine_*.py",)
 _EXECUTOR = ("tests/test_executor_*.py", "tests/test_explain*.py")
+_DISTRIBUTED = ("tests/test_dispatcher*.py", "tests/test_distributed*.py", "tests/test_outbox.py")
+_SIMULATION = ("tests/test_core_simulation.py", "tests/test_simulation*.py")
+_OBSERVING = (
+    "tests/test_asking.py",
+    "tests/test_dispatcher_traces.py",
+    "tests/test_lately.py",
+    "tests/test_loop_lateness.py",
+    "tests/test_metrics.py",
+    "tests/test_progress.py",
+    "tests/test_server_stats.py",
+    "tests/test_snapshot.py",
+    "tests/test_status_file.py",
+    "tests/test_top.py",
+    "tests/test_tracing.py",
+)
 
 # Which tests are to kill the mutants of which modules.
 TESTS: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -121,17 +136,33 @@ REST: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("areal_core/embedded/*.py", ("tests/test_embedded*.py", "tests/test_pytest_plugin.py")),
     ("areal_core/embedded/_*/*.py", ("tests/test_embedded*.py",)),
     ("areal_core/workflows/*.py", ("tests/test_workflows.py",)),
+    ("areal_core/_distributed/*.py", _DISTRIBUTED),
+    ("areal_core/_observe/*.py", _OBSERVING),
+    ("areal_core/_simulation/*.py", _SIMULATION),
+    ("areal_core/top/*.py", ("tests/test_top.py",)),
+    ("areal_core/__init__.py", ("tests/test_facade.py", "tests/test_first_import.py")),
     ("areal_core/_checks.py", ("tests/test_types.py", "tests/test_config.py")),
     ("areal_core/_context.py", _CLIENTS + _AGENTS),
+    ("areal_core/_descriptors.py", _CLIENTS),
+    ("areal_core/_field_docs.py", ("tests/test_field_docs.py",)),
     ("areal_core/_frames.py", ("tests/test_frames.py", "tests/test_loop_watch.py")),
+    ("areal_core/_hiding.py", ("tests/test_hiding.py", "tests/test_security.py")),
     ("areal_core/_interruption.py", ("tests/test_interruption.py",)),
+    ("areal_core/_json.py", _OBSERVING),
     ("areal_core/_lazy.py", ("tests/test_facade.py",)),
     ("areal_core/_record.py", _EXECUTOR),
     ("areal_core/_unique.py", _ENGINE),
+    ("areal_core/agents.py", _AGENTS),
     ("areal_core/config.py", ("tests/test_config.py",)),
+    ("areal_core/distributed.py", _DISTRIBUTED),
+    ("areal_core/errors.py", (*_EXECUTOR, *_DISTRIBUTED)),
     ("areal_core/explain.py", ("tests/test_explain*.py",)),
+    ("areal_core/logs.py", ("tests/test_logs.py",)),
+    ("areal_core/metrics.py", _OBSERVING),
     ("areal_core/offload.py", ("tests/test_offload.py",)),
     ("areal_core/remote_inf_engine.py", _ENGINE),
+    ("areal_core/simulation.py", _SIMULATION),
+    ("areal_core/trajectory.py", ("tests/test_trajectory_*.py",)),
     ("areal_core/types.py", ("tests/test_types.py",)),
     ("areal_core/workflow_executor.py", _EXECUTOR),
 )

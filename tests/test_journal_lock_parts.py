@@ -15,6 +15,7 @@ import pytest
 from areal_core._journal import lock
 from areal_core._journal.lock import DirectoryLock
 from areal_core.errors import JournalError
+from journal_parts import Clock, opened
 
 
 @pytest.fixture
@@ -30,28 +31,6 @@ def elsewhere(path: Path, content: str = "") -> Iterator[None]:
         file.write(content)
         file.flush()
         yield
-
-
-def opened(path: Path) -> int:
-    """Return how often this process has *path* open."""
-    links = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
-    return links.count(path)
-
-
-class Clock:
-    """Stands for the module ``time``: only sleeping makes it go on."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.naps: list[float] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        assert len(self.naps) < 9, "it goes on for ever"
-        self.naps.append(seconds)
-        self.now += seconds
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import time
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ _MARK = int.from_bytes(b"arl\0", "big")
 """Added to the format it is the ``application_id``: so a flipped bit makes the format no other."""
 
 _WAL_LIMIT = 64 * 2**20  # bytes that the write-ahead log may keep after a large transaction
+
+_PATIENCE_S = 5.0  # as long as SQLite waits for any other lock
+_NAP_S = 0.01
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS log (row INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB);
@@ -89,7 +93,6 @@ def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
     """
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
-        connection.text_factory = lambda text: text.decode(errors="replace")
         _check_whose(path, connection)  # before anything in it is changed
         for pragma in (f"page_size={PAGE}", "secure_delete=ON", f"journal_mode={mode}", "synchronous=FULL"):
             connection.execute(f"PRAGMA {pragma}")
@@ -109,6 +112,23 @@ def check_whose(path: Path) -> None:
         _check_whose(path, connection)
     finally:
         connection.close()
+
+
+def count_frames(connection: sqlite3.Connection, path: Path) -> int:
+    """Return how many frames of the write-ahead log SQLite takes, having put into the file what it could.
+
+    Raises JournalError when another process was at that all the time.
+    """
+    deadline = time.monotonic() + _PATIENCE_S
+    # -1: another is at it; SQLite itself does not wait for that.
+    while (frames := connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]) < 0:
+        if time.monotonic() >= deadline:
+            raise JournalError(
+                f"another process kept a checkpoint of {path} for {_PATIENCE_S:g} s; "
+                "end what reads or copies it, and try again"
+            )
+        time.sleep(_NAP_S)
+    return int(frames)
 
 
 @contextmanager
@@ -155,6 +175,8 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 
 def _check_whose(path: Path, connection: sqlite3.Connection) -> None:
+    # A name that is no UTF-8 is somebody else's, too, and no damage.
+    connection.text_factory = lambda text: text.decode(errors="replace")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     mark = connection.execute("PRAGMA application_id").fetchone()[0]
     tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}

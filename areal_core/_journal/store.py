@@ -31,6 +31,7 @@ from areal_core._journal.salvage import beside, finish, keep, salvage
 from areal_core._journal.schema import (
     check_whose,
     connect,
+    count_frames,
     create,
     insert,
     is_damage,
@@ -299,7 +300,7 @@ class Store:
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
         if (found, mode) != ("ok", "wal"):
             raise sqlite3.DatabaseError(f"{found}; {mode}")
-        known = connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        known = count_frames(connection, self._path)
         if known < frames:
             raise sqlite3.DatabaseError(f"SQLite takes {known} of {frames} frames of the write-ahead log")
         # Nothing is in the log that is not in the file; where damage hit it now, half of it might count.

@@ -40,6 +40,8 @@ NOBODY_THERE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.
 """Numbers of errors that say that nobody listens at an address."""
 
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+# The same to c-ares, which aiohttp asks where aiodns is installed: its ENODATA, ENOTFOUND, and EBADNAME.
+_NO_SUCH_NAME_TO_ARES = (1, 4, 8)
 
 _CHUNK_BYTES = 2**18  # read more at once, and aiohttp unpacks more at once
 
@@ -309,7 +311,7 @@ class _Request:
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
             failure = self.unreachable(f"cannot be reached: {self._why(error)}", sent=False)
             if isinstance(error, aiohttp.ClientConnectorDNSError):
-                failure.unresolved = error.errno not in _NO_SUCH_NAME
+                failure.unresolved = not _is_no_such_name(error.os_error)
             else:
                 failure.errno = _errno_of(error)
             return failure
@@ -341,6 +343,14 @@ class _Request:
         text = getattr(cause, "strerror", None) or getattr(cause, "message", None) or str(cause)
         first = str(text).split("\n")[0].split(": b'")[0].split(': b"')[0].rstrip(":")
         return complaint.shortened(self._exchange._key.scrub(first[:300])) or type(error).__name__
+
+
+def _is_no_such_name(error: OSError) -> bool:
+    """Return whether *error*, of who resolves names, says that there is none; else it could not tell."""
+    if error.errno is not None:
+        return error.errno in _NO_SUCH_NAME
+    cause = error.__cause__  # in which aiohttp leaves the error of aiodns, with its number
+    return cause is not None and bool(cause.args) and cause.args[0] in _NO_SUCH_NAME_TO_ARES
 
 
 def _errno_of(error: Exception) -> int | None:
