@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import struct
 import sys
 import types
@@ -55,6 +56,29 @@ def test_the_greatest_and_the_smallest_numbers_come_back(number: int, others: li
 def test_a_number_that_is_too_large_is_told_with_its_place(number: int, others: list[Any]) -> None:
     with pytest.raises(PackingError, match=rf"^value\[0\] is or has an int of {number.bit_length()} bits"):
         pack([number, *others])
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"a": [np.void(b"x")]}, r"^value\['a'\]\[0\] is or has an array of dtype \|V1, which"),
+        ({"a": {2**64: 1}}, r"^value\['a'\] is or has an int of 65 bits"),
+    ],
+    ids=["number", "key"],
+)
+def test_what_numpy_alone_knows_and_a_key_are_told_with_their_place(value: Any, words: str) -> None:
+    with pytest.raises(PackingError, match=words):
+        pack(value)
+
+
+def test_where_the_stack_is_nearly_full_a_structure_may_be_too_deep_for_it() -> None:
+    deep, before = nested(60, lambda one: [one]), sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 50)
+    try:
+        with pytest.raises(PackingError, match=r"^the structure is nested too deeply$"):
+            pack(deep)
+    finally:
+        sys.setrecursionlimit(before)
 
 
 @pytest.mark.parametrize(
@@ -139,6 +163,7 @@ class Tensor:
         return self
 
     def reshape(self, *shape: Any) -> Tensor:
+        assert min(np.ravel(shape), default=0) >= -1, "of negative numbers torch takes -1 alone"
         return Tensor(self.array.reshape(*shape))
 
     def view(self, dtype: Any) -> Tensor:
