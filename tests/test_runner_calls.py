@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import queue
 import threading
 import traceback
 from collections.abc import Callable
@@ -328,21 +329,19 @@ def test_what_ends_in_its_first_step_is_told_of_before_the_loop_does_anything_el
     make_runner: MakeRunner,
 ) -> None:
     runner = make_runner()
+    told: queue.SimpleQueue[object] = queue.SimpleQueue()
 
     def value_of_a_task() -> object:
-        return runner.wait_for_task(runner.submit(leave_it_blocked)).data
+        return runner.wait_for_task(runner.submit(keep_it_from_going_on)).data
 
-    for ask in (value_of_a_task, lambda: runner.run(leave_it_blocked)):
-        blockade = Blockade()
+    async def keep_it_from_going_on() -> str:
+        asyncio.get_running_loop().call_soon(lambda: told.get(timeout=LONG_S / 2))
+        return "value"
 
-        async def leave_it_blocked(enter: Callable[[], None] = blockade.enter) -> str:
-            asyncio.get_running_loop().call_soon(enter)
-            return "value"
-
-        caller = Caller(ask)
-        blockade.wait_until_entered()
-        assert caller.result() == "value"
-        blockade.lift()
+    for ask in (value_of_a_task, lambda: runner.run(keep_it_from_going_on)):
+        told.put(ask())
+    assert runner.run(give, "next") == "next"
+    assert told.empty()
 
 
 def test_a_call_under_way_when_the_runner_dies_is_told_the_cause(make_runner: MakeRunner) -> None:
