@@ -296,15 +296,23 @@ def test_only_where_nobody_could_say_is_a_name_unresolved(number: int, unresolve
 
 
 @pytest.mark.parametrize(
-    ("numbers", "unresolved"),
-    [((1,), False), ((4,), False), ((8,), False), ((11,), True), ((12,), True), ((), True), (None, True)],
+    ("words", "unresolved"),
+    [
+        ((1, "no data"), False),
+        ((4, "not found"), False),
+        ((8, "misformatted"), False),
+        ((11, "refused"), True),
+        ((12, "timeout"), True),
+        ((), True),
+        (None, True),
+    ],
 )
 def test_where_aiodns_is_asked_its_own_numbers_say_whether_there_is_a_name(
-    numbers: tuple[int, ...] | None, unresolved: bool
+    words: tuple[object, ...] | None, unresolved: bool
 ) -> None:
     answer = OSError(None, "no such luck")  # so aiohttp's AsyncResolver, which leaves the number in the cause
-    if numbers is not None:
-        answer.__cause__ = Exception(*numbers)
+    if words is not None:
+        answer.__cause__ = Exception(*words)
     error = failure_of(aiohttp.ClientConnectorDNSError(KEY, answer))
     assert isinstance(error, ServerUnreachableError)
     assert error.unresolved is unresolved
