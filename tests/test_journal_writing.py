@@ -16,6 +16,7 @@ from areal_core._executor.ending import make
 from areal_core._executor.journaling import Journaling, steps_in
 from areal_core._executor.resumed import Resumed
 from areal_core._executor.rollout import Lane, Plan, Rollout
+from areal_core._journal import crash_points
 from areal_core._journal.packing import pack
 from areal_core._journal.records import Queued
 from areal_core.errors import JournalError
@@ -123,6 +124,20 @@ def test_a_step_that_is_refused_changes_nothing(tmp_path: Path) -> None:
             journal.commit(4, mark)
         journal.commit(6, None).wait(30.0)
     assert found_in(tmp_path, 6) == (2, 0, 0)
+
+
+def test_a_kill_may_come_between_the_batch_and_the_note_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with a_journal(tmp_path) as journal:
+        passed: list[tuple[str, int]] = []
+        rollouts = [end(journal, a_rollout(0)), end(journal, a_rollout(1), "rejected")]
+        journal.writer.flush(30.0)
+        monkeypatch.setattr(crash_points, "hook", lambda name: passed.append((name, journal.mark)))
+        journal.delivered(rollouts[1:])
+        assert passed == []
+        journal.delivered(rollouts)
+        assert passed[0] == ("after_delivery", 0)
 
 
 def test_what_came_back_is_in_no_checkpoint(tmp_path: Path) -> None:
