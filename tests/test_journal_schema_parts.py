@@ -153,12 +153,12 @@ def test_a_database_with_a_name_that_is_no_text_is_something_elses(
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        (["PRAGMA user_version=0", "PRAGMA application_id=0"], "version 0, mark 0 and ['done',"),
-        (["PRAGMA user_version=2", "PRAGMA application_id=0"], "version 2, mark 0 and ['done',"),
-        (["PRAGMA user_version=2"], f"version 2, mark {MARK} and ['done',"),
-        (["PRAGMA application_id=1"], "version 1, mark 1 and ['done',"),
-        (["PRAGMA application_id=-1"], "version 1, mark -1 and ['done',"),
-        (["DROP TABLE done"], f"version 1, mark {MARK} and ['done_copy',"),
+        (["PRAGMA user_version=0", "PRAGMA application_id=0"], "version 0, mark 0 and [('done',"),
+        (["PRAGMA user_version=2", "PRAGMA application_id=0"], "version 2, mark 0 and [('done',"),
+        (["PRAGMA user_version=2"], f"version 2, mark {MARK} and [('done',"),
+        (["PRAGMA application_id=1"], "version 1, mark 1 and [('done',"),
+        (["PRAGMA application_id=-1"], "version 1, mark -1 and [('done',"),
+        (["DROP TABLE done"], f"version 1, mark {MARK} and [('done_copy',"),
     ],
 )
 def test_a_file_that_says_of_itself_what_none_says_is_damaged(

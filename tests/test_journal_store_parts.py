@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +26,7 @@ from areal_core._journal.rows import Kind
 from areal_core._journal.salvage import beside
 from areal_core._journal.schema import connect
 from areal_core._journal.store import Store
+from areal_core._journal.wal import Wal
 from areal_core.errors import JournalError
 from journal_parts import Clock, changed, opened
 
@@ -335,11 +337,86 @@ def test_where_there_can_be_no_log_it_says_so(directory: Path, monkeypatch: pyte
         Store(directory).open()
 
 
-def test_a_log_of_which_sqlite_takes_less_than_there_is_is_damaged(killed: Path) -> None:
+def test_a_log_of_which_sqlite_takes_less_than_there_is_is_damaged(killed: Path, path: Path) -> None:
+    log = Wal(beside(path, "-wal").read_bytes())
+    beside(path, "-wal").unlink()
     store = Store(killed)
-    with pytest.raises(sqlite3.DatabaseError, match=r"^SQLite takes \d+ of 999 frames of the"):
-        store._connect(999)
+    with pytest.raises(sqlite3.DatabaseError, match=rf"^SQLite takes 0 of {log.frames} frames of the"):
+        store._connect(log)
     store._let_go()
+
+
+@pytest.mark.parametrize("stays", [True, False])
+def test_a_log_that_another_process_has_put_into_the_file_meanwhile_is_no_damage(
+    killed: Path, path: Path, monkeypatch: pytest.MonkeyPatch, stays: bool
+) -> None:
+    """It is empty then, or, where that process was the last to close the file, gone."""
+    outside = sqlite3.connect(path)
+
+    def checkpoint_and(content: bytes) -> Wal:
+        outside.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        if not stays:
+            outside.close()
+        return Wal(content)
+
+    monkeypatch.setattr(store_module, "Wal", checkpoint_and)
+    with Store(killed) as store:
+        found = store.read(2)
+        assert (found.damaged, found.kept_beside, list(found.done)) == (0, (), [])
+        assert store.steps() == [1, 2]
+    outside.close()
+
+
+def test_a_log_that_is_deleted_while_it_is_opened_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, real = tmp_path / "journal.sqlite-wal", Path.read_bytes
+    log.touch()
+
+    def delete_first(found: Path) -> bytes:
+        found.unlink()
+        return real(found)
+
+    monkeypatch.setattr(Path, "read_bytes", delete_first)
+    assert store_module._content(log) == b""
+
+
+SCHEMA = [
+    (b"CREATE TABLE log (row INTEGER PRIMARY", b"CREATE TABLE log (row INTEGER RRIMARY"),
+    (b"CREATE TABLE log (row", b"CREATE TABLE log (roo"),
+    (
+        b"CREATE TABLE done (row INTEGER PRIMARY KEY, epoch",
+        b"CREATE TABLE done (row INTEGER PRIMARY KEY, Epoch",
+    ),
+    (b"CREATE TABLE log_copy", b"CREATE TABLE \xffog_copy"),
+    (b"CREATE TABLE done_copy", b"\xc3REATE TABLE done_copy"),
+]
+
+
+@pytest.mark.parametrize(("was", "now"), SCHEMA, ids=[now.decode(errors="replace") for _, now in SCHEMA])
+def test_damage_to_how_a_table_was_made_costs_nothing_that_is_in_it(
+    store: Store, path: Path, was: bytes, now: bytes
+) -> None:
+    store.append([Queued("0:a", 0, b"d"), Queued("0:b", 0, b"d"), Ended("0:b", "accepted", b"r")])
+    store.close()
+    content = path.read_bytes()
+    assert content.count(was) == 1
+    path.write_bytes(content.replace(was, now))
+    store.open()
+    found = store.read()
+    assert ([one.key for one in found.pending], [one.key for one in found.finished]) == (["0:a"], ["0:b"])
+    assert found.kept_beside == (beside(path, ".damaged-1"),)
+
+
+def test_a_file_that_says_it_is_not_for_writing_to_is_damaged(store: Store, path: Path) -> None:
+    store.append([Queued("0:a", 0, b"d")])
+    store.close()
+    content = bytearray(path.read_bytes())
+    content[18] = 0x82
+    path.write_bytes(content)
+    store.open()
+    assert [one.key for one in store.read().pending] == ["0:a"]
+    store.append([Committed(1)])
 
 
 @pytest.fixture
@@ -383,7 +460,7 @@ def test_a_checkpoint_of_somebody_elses_is_waited_for(
     def end_it(_: float) -> None:
         checkpoint_from_outside.communicate()
 
-    monkeypatch.setattr(time, "sleep", end_it)
+    monkeypatch.setattr(schema, "time", SimpleNamespace(monotonic=time.monotonic, sleep=end_it))
     store.open()
     found = store.read(1)
     assert (found.damaged, found.kept_beside, checkpoint_from_outside.returncode) == (0, (), 0)
@@ -396,7 +473,7 @@ def test_a_checkpoint_that_does_not_end_is_told_and_is_no_damage(
     clock = Clock()
     monkeypatch.setattr(schema, "time", clock)
     monkeypatch.setattr(schema, "_PATIENCE_S", 0.05)
-    with pytest.raises(JournalError, match=r"kept a checkpoint of .*journal.sqlite for 0.05 s; end what"):
+    with pytest.raises(JournalError, match=r"was in a checkpoint of .*journal.sqlite for 0.05 s; end what"):
         store.open()
     assert clock.naps == pytest.approx([0.01] * 5)
     assert not list(path.parent.glob("*damaged*"))

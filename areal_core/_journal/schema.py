@@ -25,16 +25,16 @@ _MARK = int.from_bytes(b"arl\0", "big")
 
 _WAL_LIMIT = 64 * 2**20  # bytes that the write-ahead log may keep after a large transaction
 
-_PATIENCE_S = 5.0  # as long as SQLite waits for any other lock
+_PATIENCE_S = 5.0  # with others who have a lock of the file
 _NAP_S = 0.01
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS log (row INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB);
-CREATE TABLE IF NOT EXISTS log_copy (row INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB);
-CREATE TABLE IF NOT EXISTS done (row INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, head BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS done_copy (row INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, head BLOB NOT NULL);
-"""
-_NAMES = frozenset({"log", "log_copy", "done", "done_copy"})
+_LOG = "(row INTEGER PRIMARY KEY, head BLOB NOT NULL, body BLOB)"
+_DONE = "(row INTEGER PRIMARY KEY, epoch INTEGER NOT NULL, head BLOB NOT NULL)"
+_TABLES = {
+    name: f"CREATE TABLE {name} {columns}"
+    for name, columns in (("log", _LOG), ("log_copy", _LOG), ("done", _DONE), ("done_copy", _DONE))
+}
+"""How each is made, and so it stands in the file, word for word."""
 # Of `done`, of the commits, which list what was delivered, and of what takes a delivery back there are two,
 # in pages of their own: no other row that is lost has what was trained given out again, or the rest left out.
 _TWICE = frozenset({Kind.COMMITTED, Kind.RETURNED, Kind.REOPENED})
@@ -91,7 +91,7 @@ def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
 
     Raises JournalError for a file of somebody else's, or of a later version; sqlite3.Error for a damaged one.
     """
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
     try:
         _check_whose(path, connection)  # before anything in it is changed
         for pragma in (f"page_size={PAGE}", "secure_delete=ON", f"journal_mode={mode}", "synchronous=FULL"):
@@ -124,8 +124,8 @@ def count_frames(connection: sqlite3.Connection, path: Path) -> int:
     while (frames := connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]) < 0:
         if time.monotonic() >= deadline:
             raise JournalError(
-                f"another process kept a checkpoint of {path} for {_PATIENCE_S:g} s; "
-                "end what reads or copies it, and try again"
+                f"another process was in a checkpoint of {path} for {_PATIENCE_S:g} s; "
+                "end what writes its log into it, such as a backup, and try again"
             )
         time.sleep(_NAP_S)
     return int(frames)
@@ -168,7 +168,7 @@ def delete(connection: sqlite3.Connection, rows: Iterable[int]) -> None:
 
 def _make_tables(connection: sqlite3.Connection) -> None:
     if not connection.execute("PRAGMA user_version").fetchone()[0]:
-        for statement in _TABLES.strip().split("\n"):
+        for statement in _TABLES.values():
             connection.execute(statement)
         connection.execute(f"PRAGMA application_id={_MARK + _FORMAT}")
         connection.execute(f"PRAGMA user_version={_FORMAT}")
@@ -179,8 +179,8 @@ def _check_whose(path: Path, connection: sqlite3.Connection) -> None:
     connection.text_factory = lambda text: text.decode(errors="replace")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     mark = connection.execute("PRAGMA application_id").fetchone()[0]
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if tables and tables.isdisjoint(_NAMES):
+    tables = _tables(connection)
+    if tables and _TABLES.keys().isdisjoint(tables):
         raise JournalError(
             f"{path} is a database of something else, with {min(tables)!r}; give another directory"
         )
@@ -190,8 +190,21 @@ def _check_whose(path: Path, connection: sqlite3.Connection) -> None:
             f"reads {_FORMAT}; use that version, or another directory"
         )
     is_new = not tables and version == mark == 0
-    # The first files had no mark.
+    # The first files had no mark. A table that says otherwise how it was made has its columns by other names,
+    # or by another meaning, and all that is in it would seem to be nothing.
     if not is_new and (
-        not tables.issuperset(_NAMES) or version != _FORMAT or mark not in (0, _MARK + _FORMAT)
+        not _TABLES.items() <= tables.items() or version != _FORMAT or mark not in (0, _MARK + _FORMAT)
     ):
-        raise sqlite3.DatabaseError(f"the file says version {version}, mark {mark} and {sorted(tables)}")
+        raise sqlite3.DatabaseError(
+            f"the file says version {version}, mark {mark} and {sorted(tables.items())}"
+        )
+
+
+def _tables(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the names of the tables, and how each was made. Raises sqlite3.DatabaseError."""
+    # Damage may have made either something else than a text.
+    query = "SELECT CAST(name AS TEXT), CAST(sql AS TEXT) FROM sqlite_master WHERE type = 'table'"
+    try:
+        return {str(name): str(sql) for name, sql in connection.execute(query)}
+    except UnicodeDecodeError as error:  # of what SQLite says, which quotes what is damaged
+        raise sqlite3.DatabaseError(f"the file does not tell its tables: {error}") from error

@@ -43,6 +43,9 @@ from areal_core.errors import JournalError
 
 _NAME = "journal.sqlite"
 
+# Of the file's header: which version may write it, and which read it. The second has a write-ahead log.
+_KIND, _WAL_KIND = slice(18, 20), b"\2\2"
+
 
 class User(Protocol):
     """Who was given a store."""
@@ -265,12 +268,12 @@ class Store:
         self.torn = None
         try:
             self._look_at(log)
-            self._connect(log.frames)
+            self._connect(log)
         except sqlite3.Error as error:
             if not is_damage(error):
                 raise
             salvage(self._path, log, self._let_go)
-            self._connect(0)
+            self._connect(Wal(b""))
         self._file = _identity(self._path)
         # In either there may be a row that the other has lost.
         last = "SELECT max(row) FROM (SELECT row FROM log UNION ALL SELECT row FROM log_copy)"
@@ -293,22 +296,31 @@ class Store:
         keep(beside(self._path, ".torn-wal"), log.content)
         self.torn = beside(self._path, ".torn-wal")
 
-    def _connect(self, frames: int) -> None:
-        """Open the file and look at all of it. Raises sqlite3.Error."""
+    def _connect(self, log: Wal) -> None:
+        """Open the file, beside which *log* was found, and look at all of it. Raises sqlite3.Error."""
         connection = self._connection = connect(self._path)
         found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         mode = connection.execute("PRAGMA journal_mode").fetchone()[0]
         if (found, mode) != ("ok", "wal"):
             raise sqlite3.DatabaseError(f"{found}; {mode}")
         known = count_frames(connection, self._path)
-        if known < frames:
-            raise sqlite3.DatabaseError(f"SQLite takes {known} of {frames} frames of the write-ahead log")
+        # Another process may have put all of it into the file since, and emptied it.
+        if known < log.frames and log.pages(self._path.read_bytes()):
+            raise sqlite3.DatabaseError(f"SQLite takes {known} of {log.frames} frames of the write-ahead log")
         # Nothing is in the log that is not in the file; where damage hit it now, half of it might count.
         # Nobody who reads it from outside is waited for: then it stays until the next time.
         patience_ms = connection.execute("PRAGMA busy_timeout").fetchone()[0]
         connection.execute("PRAGMA busy_timeout=0")
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
         connection.execute(f"PRAGMA busy_timeout={patience_ms}")
+        self._check_kind()
+
+    def _check_kind(self) -> None:
+        """Raise sqlite3.DatabaseError if the file says of itself that it is not for writing to."""
+        with self._path.open("rb") as file:
+            kind = file.read(_KIND.stop)[_KIND]
+        if kind != _WAL_KIND:
+            raise sqlite3.DatabaseError(f"the file says that it is of kind {kind.hex()}")
 
     def _let_go(self) -> None:
         connection, self._connection = self._connection, None
@@ -350,7 +362,10 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _content(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+    try:
+        return path.read_bytes() if path.is_file() else b""
+    except FileNotFoundError:  # another process, which closed the file last, has just deleted it
+        return b""
 
 
 _open_ones: weakref.WeakSet[Store] = weakref.WeakSet()
