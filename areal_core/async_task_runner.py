@@ -243,7 +243,8 @@ class AsyncTaskRunner(Lifecycle, Generic[T]):
     def run(self, async_fn: Callable[..., Awaitable[R]], /, *args: Any, **kwargs: Any) -> R:
         """Run one coroutine on the loop, and return its value or raise its exception.
 
-        It counts against nothing, has no deadline, and works while paused. A Ctrl-C cancels it.
+        It counts against nothing, has no deadline, and works while paused. A Ctrl-C cancels it. What it left
+        to the loop, as by ``call_soon``, may not have been done when this returns.
         Raises RunnerStoppedError when the runner ends first; RuntimeError on the loop thread, where
         ``arun`` does the same without waiting for itself.
         """

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 
 
 def opened(path: Path) -> int:
     """Return how often this process has *path* open."""
-    links = [entry.readlink() for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
-    return links.count(path)
+    found = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was closed meanwhile
+            found += entry.readlink() == path
+    return found
 
 
 class Clock:

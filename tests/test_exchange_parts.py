@@ -263,13 +263,14 @@ def test_a_body_that_is_not_taken_is_given_up_without_a_reply(use: RunWithSessio
 
 @pytest.mark.parametrize(("ago_s", "stale"), [(0.5, True), (1.5, False)])
 def test_a_server_that_was_silent_for_a_second_was_not_ending_an_idle_connection(
-    ago_s: float, stale: bool
+    ago_s: float, stale: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> InferenceError:
         request = _Request(exchange_with("host:80"), POST)
         assert request._body is not None
         request._body.reused = True
-        request._body.left_at = asyncio.get_running_loop().time() - ago_s
+        monkeypatch.setattr(asyncio.get_running_loop(), "time", lambda: 100.0)
+        request._body.left_at = 100.0 - ago_s
         return request.failure(aiohttp.ServerDisconnectedError())
 
     error = asyncio.run(main())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import re
 import runpy
 import shutil
 import sqlite3
@@ -103,7 +104,9 @@ def test_before_it_is_open_there_is_nothing_of_it_and_closing_does_nothing(direc
     store = Store(directory)
     store.close()
     assert (store.torn, store.last_step, directory.exists()) == (None, None, False)
-    with pytest.raises(JournalError, match=f"^the journal in {directory} is closed, or another process's$"):
+    with pytest.raises(
+        JournalError, match=f"^the journal in {re.escape(str(directory))} is closed, or another process's$"
+    ):
         store.steps()
 
 
@@ -131,7 +134,7 @@ def test_what_its_user_has_closed_is_its_own_once_it_is_open_again(store: Store,
 
 def test_a_directory_that_is_a_file_cannot_be_used(directory: Path) -> None:
     directory.write_text("mine")
-    with pytest.raises(JournalError, match=f"^the journal in {directory} cannot be used: "):
+    with pytest.raises(JournalError, match=f"^the journal in {re.escape(str(directory))} cannot be used: "):
         Store(directory).open()
 
 
@@ -140,7 +143,7 @@ def test_a_file_that_cannot_be_opened_is_no_damage_and_frees_the_directory(
 ) -> None:
     path.mkdir(parents=True)
     store = Store(directory)
-    words = f"^the journal in {directory} cannot be used: unable to open database file"
+    words = f"^the journal in {re.escape(str(directory))} cannot be used: unable to open database file"
     with pytest.raises(JournalError, match=words):
         store.open()
     path.rmdir()
@@ -160,7 +163,9 @@ def test_a_file_that_cannot_be_salvaged_is_not_left_open(directory: Path, path: 
 
 
 def test_what_fails_to_close_is_told_and_frees_the_directory(stuck: Store, directory: Path) -> None:
-    with pytest.raises(JournalError, match=f"^the journal in {directory} could not be closed: disk I/O"):
+    with pytest.raises(
+        JournalError, match=f"^the journal in {re.escape(str(directory))} could not be closed: disk I/O"
+    ):
         stuck.close()
     with Store(directory) as another:
         assert another.steps() == []
@@ -228,7 +233,9 @@ def test_an_error_of_sqlite_says_what_could_not_be_done(
 ) -> None:
     store.append([])
     changed(path, "DROP TABLE log")
-    with pytest.raises(JournalError, match=f"^the journal in {directory} {words}: no such table: log"):
+    with pytest.raises(
+        JournalError, match=f"^the journal in {re.escape(str(directory))} {words}: no such table: log"
+    ):
         act(store)
 
 
@@ -238,7 +245,9 @@ def test_memory_that_is_short_is_told_as_an_error_of_the_journal(store: Store) -
 
 
 def test_who_cannot_resume_a_step_is_told_in_which_directory(store: Store, directory: Path) -> None:
-    with pytest.raises(JournalError, match=f"^the journal in {directory} cannot resume step 3"):
+    with pytest.raises(
+        JournalError, match=f"^the journal in {re.escape(str(directory))} cannot resume step 3"
+    ):
         store.read(3)
 
 
@@ -281,7 +290,9 @@ def test_a_directory_that_has_become_a_file_is_noticed_by_the_next_commit(
     aside = directory.with_name("aside")
     directory.rename(aside)
     directory.write_text("mine")
-    with pytest.raises(JournalError, match=f"^{path} was deleted or replaced while it was in use"):
+    with pytest.raises(
+        JournalError, match=f"^{re.escape(str(path))} was deleted or replaced while it was in use"
+    ):
         store.append([Committed(1)])
     directory.unlink()
     aside.rename(directory)

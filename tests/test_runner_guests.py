@@ -59,6 +59,8 @@ class Lodger(Guest):
         self._thread.post(self.launcher.cancel, job)
 
     def publish(self, jobs: Sequence[Job]) -> None:
+        if not jobs:
+            self.noted.append("nothing")
         for job in jobs:
             if job in self._jobs:
                 self._jobs.remove(job)
@@ -234,6 +236,15 @@ def test_what_ends_in_the_turn_in_which_the_loop_stops_is_published_before(make_
     blockade.lift()
     ender.result()
     assert guest.noted == ["1 completed", "2 completed", STOPPED, "over"]
+
+
+@pytest.mark.any_loop
+def test_where_nothing_has_ended_it_is_not_told_so(make_runner: MakeRunner) -> None:
+    """An executor takes what it is told of as the moment to start what waits."""
+    runner = make_runner()
+    guest = Lodger(runner)
+    runner.destroy()
+    assert guest.noted == [STOPPED, "over"]
 
 
 @pytest.mark.any_loop

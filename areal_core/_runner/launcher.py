@@ -25,6 +25,9 @@ class Launcher:
     Everything here happens on the loop thread, ``abandoned`` excepted. A job ends in one of three ways:
     its coroutine ends; it was cancelled before its first step, so that it never ran; or its grace ends
     before it does, and it is abandoned. *events* is None where somebody else tells of the outcomes.
+
+    What ends in its first step is published a turn later, when what was posted to the loop meanwhile has been
+    heard; with *publish_at_once* before that, which spares whoever waits for it the turn.
     """
 
     def __init__(
@@ -34,12 +37,15 @@ class Launcher:
         events: Events | None,
         cancel_grace_s: float,
         tracing: bool = False,
+        *,
+        publish_at_once: bool = False,
     ) -> None:
         self._thread = thread
         self._sink = sink
         self._events = events
         self._cancel_grace_s = cancel_grace_s
         self._tracing = tracing
+        self._publish_at_once = publish_at_once
         self._on_deadline = self._expire  # made once, like the thread's: every timer holds it
         self._ended: list[Job] = []
         self.skipped: list[Job] = []
@@ -47,23 +53,20 @@ class Launcher:
         self.abandoned: dict[asyncio.Task[None], str] = {}
         """Tasks that outlived their outcome and go on, and what to call them."""
 
-    def launch(self, jobs: Sequence[Job], publish_at_once: bool = False) -> None:
+    def launch(self, jobs: Sequence[Job]) -> None:
         """Start *jobs* in this order, each in its own context.
 
-        What ends in its first step is published a turn later, when what was posted to the loop meanwhile has
-        been heard; with *publish_at_once* before that, which spares whoever waits for it the turn.
-
-        The first steps are taken here and now where the Python can do that and nobody wants other tasks: it
-        saves a loop turn for each, and a task that ends at once is freed at once. On a loop that was stopped,
-        and is about to be closed, none can.
+        At once, where the Python can do that and nobody wants other tasks: it saves a loop turn for each, and
+        a task that ends at once is freed at once. On a loop that was stopped, and is about to be closed, none
+        can.
         """
         loop = self._thread.loop
         if sys.version_info >= (3, 12) and loop.is_running() and loop.get_task_factory() is None:
             self._start_eagerly(jobs, loop)
-            if publish_at_once:
+            if self._publish_at_once:
                 self.flush()
         else:
-            self._start_soon(jobs, _maker(loop), publish_at_once)
+            self._start_soon(jobs, _maker(loop))
 
     def _start_eagerly(self, jobs: Sequence[Job], loop: asyncio.AbstractEventLoop) -> None:
         make: Any = asyncio.Task  # as it is from 3.12 on
@@ -84,7 +87,7 @@ class Launcher:
                 self._end_unstarted(job)
         self._see_unstarted(unstarted)
 
-    def _start_soon(self, jobs: Sequence[Job], make: _Maker, publish_at_once: bool) -> None:
+    def _start_soon(self, jobs: Sequence[Job], make: _Maker) -> None:
         for job in jobs:
             if job.decision is None:
                 playing = self._play(job)
@@ -94,7 +97,7 @@ class Launcher:
                     self._not_started(job, playing, error)
         # First steps run in the order of creation, so this comes after all of them.
         self._thread.call_soon(self._see_unstarted, jobs)
-        if publish_at_once:
+        if self._publish_at_once:
             self._thread.call_soon(self.flush)
 
     def _not_started(self, job: Job, playing: Coroutine[Any, Any, None], error: BaseException) -> None:

@@ -59,9 +59,16 @@ class Life:
         self.ledger = Ledger(settings.max_queue_size, self._request_start, self._request_cancel)
         self._calls = Calls(self._events.task_ended_badly)
         self._task_launcher = Launcher(
-            self.thread, self.ledger, self._events, settings.cancel_grace_s, settings.tracing
+            self.thread,
+            self.ledger,
+            self._events,
+            settings.cancel_grace_s,
+            settings.tracing,
+            publish_at_once=True,
         )
-        self._call_launcher = Launcher(self.thread, self._calls, None, settings.cancel_grace_s)
+        self._call_launcher = Launcher(
+            self.thread, self._calls, None, settings.cancel_grace_s, publish_at_once=True
+        )
         self._guests: list[tuple[Guest, Launcher]] = []
         # Ours, because the loop's own cannot be waited for with a limit.
         self._executor = LatePool("areal-core")
@@ -107,7 +114,7 @@ class Life:
     def call(self, call: Call) -> None:
         """Run a coroutine outside the ledger. Raises the ending; one that comes later arrives."""
         self._calls.add(call)
-        self._post(self._call_launcher.launch, [call], True)
+        self._post(self._call_launcher.launch, [call])
 
     def host(self, guest: Guest) -> Launcher:
         """Return what starts the jobs of *guest*, on the loop thread only. Raises the ending."""
@@ -134,7 +141,7 @@ class Life:
 
     def _start_pending(self) -> None:
         if not self._task_launcher.skipped:  # else it is asked for again when they are pending too
-            self._task_launcher.launch(self.ledger.take_pending(), True)
+            self._task_launcher.launch(self.ledger.take_pending())
 
     def _request_cancel(self) -> None:
         self.thread.post(self._cancel_decided)
