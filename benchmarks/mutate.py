@@ -171,6 +171,9 @@ REST: tuple[tuple[str, tuple[str, ...]], ...] = (
 def main() -> int:
     """Run what was asked for and return the exit status."""
     options = _options()
+    if forgotten := _in_no_table():
+        print(f"FAILED: {', '.join(forgotten)}: name the tests of these in TESTS or REST")
+        return 1
     if options.fresh:
         OUTCOMES.unlink(missing_ok=True)
     STORE.mkdir(parents=True, exist_ok=True)
@@ -235,6 +238,12 @@ def _modules(
             if file not in seen and _wanted(file, wanted) and (pattern, tests) in table:
                 yield file, tests
             seen.add(file)
+
+
+def _in_no_table() -> list[str]:
+    """Return the modules that no table has tests for: they would be left out without a word."""
+    known = {file for table in (TESTS, REST) for file, _ in _modules(table, None)}
+    return sorted({str(path.relative_to(ROOT)) for path in ROOT.glob("areal_core/**/*.py")} - known)
 
 
 def _share(files: Iterable[str], count: int) -> dict[str, int]:

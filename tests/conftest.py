@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import signal
+import sqlite3
 import sys
 import threading
 import traceback
@@ -301,6 +302,16 @@ def use(loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[RunWi
 def directory(tmp_path: Path) -> Path:
     """Name the directory of a journal, which is not there yet."""
     return tmp_path / "journal"
+
+
+@pytest.fixture
+def connection() -> Iterator[sqlite3.Connection]:
+    """Open a journal's tables in memory."""
+    from areal_core._journal.schema import connect
+
+    opened = connect(Path(":memory:"))
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

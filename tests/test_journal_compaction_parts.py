@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -13,17 +11,10 @@ from areal_core._journal.keys import Keys
 from areal_core._journal.reading import read_log, read_settled
 from areal_core._journal.records import Committed, Delivered, Ended, Queued, Record, Reopened, Returned
 from areal_core._journal.rows import head_of, settled_of
-from areal_core._journal.schema import connect, insert, insert_settled
+from areal_core._journal.schema import insert, insert_settled
 
 A: list[Record] = [Queued("0:a", 0, b"d"), Ended("0:a", "accepted", b"r")]
 B: list[Record] = [Queued("0:b", 0, b"d"), Ended("0:b", "accepted", b"r")]
-
-
-@pytest.fixture
-def connection() -> Iterator[sqlite3.Connection]:
-    opened = connect(Path(":memory:"))
-    yield opened
-    opened.close()
 
 
 def write(connection: sqlite3.Connection, *records: Record) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,17 +11,10 @@ from areal_core._journal.keys import Keys
 from areal_core._journal.reading import Reading, read_log
 from areal_core._journal.records import Committed, Ended, Queued, Record
 from areal_core._journal.rows import Kind, head_of
-from areal_core._journal.schema import connect, insert
+from areal_core._journal.schema import insert
 from areal_core.errors import JournalError
 
 HERE = Path("journal")
-
-
-@pytest.fixture
-def connection() -> Iterator[sqlite3.Connection]:
-    opened = connect(Path(":memory:"))
-    yield opened
-    opened.close()
 
 
 def write(connection: sqlite3.Connection, *records: Record) -> None:

@@ -22,7 +22,7 @@ from areal_core._engine.router import Router
 from areal_core._engine.server import Server
 from areal_core._engine.slow_servers import SlowServers
 from areal_core._engine.waking import Bell
-from areal_core._engine.wire.exchange import NOBODY_THERE
+from areal_core._engine.wire.connection_errors import NOBODY_THERE
 from areal_core.config import InferenceEngineConfig
 from areal_core.errors import InferenceError, ServerUnreachableError
 

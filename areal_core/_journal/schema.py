@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from areal_core._journal.rows import Head, Kind, Settled, seal
 from areal_core._journal.wal import PAGE
@@ -35,6 +35,7 @@ _TABLES = {
     for name, columns in (("log", _LOG), ("log_copy", _LOG), ("done", _DONE), ("done_copy", _DONE))
 }
 """How each is made, and so it stands in the file, word for word."""
+
 # Of `done`, of the commits, which list what was delivered, and of what takes a delivery back there are two,
 # in pages of their own: no other row that is lost has what was trained given out again, or the rest left out.
 _TWICE = frozenset({Kind.COMMITTED, Kind.RETURNED, Kind.REOPENED})
@@ -91,7 +92,7 @@ def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
 
     Raises JournalError for a file of somebody else's, or of a later version; sqlite3.Error for a damaged one.
     """
-    connection = sqlite3.connect(path, timeout=_PATIENCE_S, isolation_level=None, check_same_thread=False)
+    connection = _open(path, isolation_level=None, check_same_thread=False)
     try:
         _check_whose(path, connection)  # before anything in it is changed
         for pragma in (f"page_size={PAGE}", "secure_delete=ON", f"journal_mode={mode}", "synchronous=FULL"):
@@ -107,7 +108,7 @@ def connect(path: Path, *, mode: str = "WAL") -> sqlite3.Connection:
 
 def check_whose(path: Path) -> None:
     """Raise like `connect`, by what is in the file without its write-ahead log, which SQLite is not shown."""
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?immutable=1", uri=True)
+    connection = _open(f"{path.absolute().as_uri()}?immutable=1", uri=True)
     try:
         _check_whose(path, connection)
     finally:
@@ -166,6 +167,13 @@ def delete(connection: sqlite3.Connection, rows: Iterable[int]) -> None:
         connection.executemany(f"DELETE FROM {table} WHERE row = ?", numbers)
 
 
+def _open(database: Path | str, **options: Any) -> sqlite3.Connection:
+    connection: sqlite3.Connection = sqlite3.connect(database, timeout=_PATIENCE_S, **options)
+    # The name of a table that is no UTF-8 is somebody else's, and no damage.
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    return connection
+
+
 def _make_tables(connection: sqlite3.Connection) -> None:
     if not connection.execute("PRAGMA user_version").fetchone()[0]:
         for statement in _TABLES.values():
@@ -175,8 +183,6 @@ def _make_tables(connection: sqlite3.Connection) -> None:
 
 
 def _check_whose(path: Path, connection: sqlite3.Connection) -> None:
-    # A name that is no UTF-8 is somebody else's, too, and no damage.
-    connection.text_factory = lambda text: text.decode(errors="replace")
     version = connection.execute("PRAGMA user_version").fetchone()[0]
     mark = connection.execute("PRAGMA application_id").fetchone()[0]
     tables = _tables(connection)

@@ -63,8 +63,6 @@ class Launcher:
         loop = self._thread.loop
         if sys.version_info >= (3, 12) and loop.is_running() and loop.get_task_factory() is None:
             self._start_eagerly(jobs, loop)
-            if self._publish_at_once:
-                self.flush()
         else:
             self._start_soon(jobs, _maker(loop))
 
@@ -85,7 +83,7 @@ class Launcher:
                         unstarted.append(job)
             elif not job.finish_time:
                 self._end_unstarted(job)
-        self._see_unstarted(unstarted)
+        self._see_first_steps(unstarted)
 
     def _start_soon(self, jobs: Sequence[Job], make: _Maker) -> None:
         for job in jobs:
@@ -96,9 +94,7 @@ class Launcher:
                 except BaseException as error:  # by a task factory that somebody set on the loop
                     self._not_started(job, playing, error)
         # First steps run in the order of creation, so this comes after all of them.
-        self._thread.call_soon(self._see_unstarted, jobs)
-        if self._publish_at_once:
-            self._thread.call_soon(self.flush)
+        self._thread.call_soon(self._see_first_steps, jobs)
 
     def _not_started(self, job: Job, playing: Coroutine[Any, Any, None], error: BaseException) -> None:
         playing.close()
@@ -155,21 +151,23 @@ class Launcher:
             self._thread.call_soon(self.flush)
         self._ended.append(job)
 
-    def _see_unstarted(self, jobs: Sequence[Job]) -> None:
-        """Of a burst, end what was cancelled before its first step."""
+    def _see_first_steps(self, jobs: Sequence[Job]) -> None:
+        """Of a burst, end what was cancelled before its first step; publish, if that is to be at once."""
         for job in jobs:
             task = job.task
             if job.create_time or (task is not None and not task.done()):
                 continue
             if job.decision is not None or (task is not None and task.cancelled()):
                 self._end_unstarted(job)
+        if self._publish_at_once:
+            self.flush()
 
     def _end_unstarted(self, job: Job) -> None:
         job.error = asyncio.CancelledError(f"{job.noun} {job.task_id} was cancelled before it started")
         self._end(job)
 
     def _skip(self, job: Job) -> None:
-        if job.decision is None:  # else see _see_unstarted
+        if job.decision is None:  # else see _see_first_steps
             if not self.skipped:
                 self._thread.call_soon(self._put_back)  # after the first steps of all that is launched by now
             self.skipped.append(job)

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import socket
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Self
 
 import aiohttp
-from aiohttp.http_exceptions import BadHttpMessage, ContentLengthError, TransferEncodingError
 from yarl import URL
 
 from areal_core._engine.backend import HttpCall, ReplyError
-from areal_core._engine.wire import complaint
+from areal_core._engine.wire import complaint, connection_errors
 from areal_core._engine.wire.address import Address
 from areal_core._engine.wire.api_key import ApiKey
 from areal_core._engine.wire.body import Body, mark_used
@@ -35,13 +32,6 @@ from areal_core.errors import (
     ServerStatusError,
     ServerUnreachableError,
 )
-
-NOBODY_THERE = (errno.ECONNREFUSED, errno.ECONNRESET, errno.EHOSTUNREACH, errno.ENETUNREACH)
-"""Numbers of errors that say that nobody listens at an address."""
-
-_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
-# The same to c-ares, which aiohttp asks where aiodns is installed: its ENODATA, ENOTFOUND, and EBADNAME.
-_NO_SUCH_NAME_TO_ARES = (1, 4, 8)
 
 _CHUNK_BYTES = 2**18  # read more at once, and aiohttp unpacks more at once
 
@@ -311,11 +301,11 @@ class _Request:
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ClientHttpProxyError):
             failure = self.unreachable(f"cannot be reached: {self._why(error)}", sent=False)
             if isinstance(error, aiohttp.ClientConnectorDNSError):
-                failure.unresolved = not _is_no_such_name(error.os_error)
+                failure.unresolved = not connection_errors.is_no_such_name(error.os_error)
             else:
-                failure.errno = _errno_of(error)
+                failure.errno = connection_errors.errno_of(error)
             return failure
-        if _is_garbage(error):
+        if connection_errors.is_garbage(error):
             return self.malformed(self._why(error))
         if isinstance(error, TimeoutError):
             return self.unreachable("was silent for too long")
@@ -343,30 +333,6 @@ class _Request:
         text = getattr(cause, "strerror", None) or getattr(cause, "message", None) or str(cause)
         first = str(text).split("\n")[0].split(": b'")[0].split(': b"')[0].rstrip(":")
         return complaint.shortened(self._exchange._key.scrub(first[:300])) or type(error).__name__
-
-
-def _is_no_such_name(error: OSError) -> bool:
-    """Return whether *error*, of who resolves names, says that there is none; else it could not tell."""
-    if error.errno is not None:
-        return error.errno in _NO_SUCH_NAME
-    cause = error.__cause__  # in which aiohttp leaves the error of aiodns, with its number
-    return cause is not None and bool(cause.args) and cause.args[0] in _NO_SUCH_NAME_TO_ARES
-
-
-def _errno_of(error: Exception) -> int | None:
-    """Return the number of *error*, which kept us from connecting; None: it has none."""
-    number: int | None = getattr(error, "errno", None)
-    if number is None and type(getattr(error, "os_error", None)) is OSError:
-        # What aiohappyeyeballs makes of a host whose addresses fail for different reasons: none leads to it.
-        return errno.EHOSTUNREACH
-    return number
-
-
-def _is_garbage(error: Exception) -> bool:
-    """Return whether the server did not speak HTTP, rather than break off."""
-    cause = error.__cause__ if isinstance(error, aiohttp.ClientPayloadError) else error
-    cut_off = isinstance(cause, ContentLengthError | TransferEncodingError)
-    return isinstance(cause, aiohttp.ClientResponseError | BadHttpMessage) and not cut_off
 
 
 def _origin(location: str) -> str:
